@@ -1,0 +1,276 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config is a validated configuration; see parseConfig. What each field means
+// and its default stand in settings, which -help prints.
+type Config struct {
+	Secrets       [][]byte // at least one; the first seals
+	SecretSources []string // where they came from, for the log
+	KDFs          []kdf    // at least one; the first seals
+
+	Addr  string
+	Reuse bool
+
+	HandshakeTimeout time.Duration
+	HandshakeMax     int // bytes
+	Retry            int // attempts in all
+	Timeout          time.Duration
+	Buffer           int // bytes
+
+	PIDFile   string // empty: none
+	Drain     time.Duration
+	LogFormat string // "text" or "json"
+	LogLevel  slog.Level
+	Pprof     string // empty: off
+
+	// Action is what to do instead of serving, and Arg its argument.
+	Action action
+	Arg    string
+
+	secret, secretFile string
+}
+
+// action is one of the flags that do something other than serve.
+type action string
+
+const (
+	actionServe   action = ""
+	actionSeal    action = "seal"
+	actionOpen    action = "open"
+	actionCheck   action = "check"
+	actionVersion action = "version"
+)
+
+// shortSecret is the length in bytes under which a secret gets a warning: who
+// holds one sealed line can try secrets at millions a second.
+const shortSecret = 16
+
+// setting is one flag.
+type setting struct {
+	group string
+	name  string
+	arg   string // placeholder of its value in -help; empty for none
+	value flag.Value
+	usage string
+}
+
+// The groups of -help, in their order.
+const (
+	groupSecrets   = "Secrets"
+	groupListening = "Listening"
+	groupRequest   = "The client's request"
+	groupBackend   = "The backend"
+	groupTunnel    = "The tunnel"
+	groupProcess   = "The process"
+	groupActions   = "Actions, instead of serving"
+)
+
+// settings lists every flag, grouped as -help shows them. The current values
+// in cfg are the defaults.
+func settings(cfg *Config) []setting {
+	act := func(a action) flag.Value { return &actionValue{cfg, a} }
+	return []setting{
+		{groupSecrets, "secret", "PASSPHRASE", (*stringValue)(&cfg.secret),
+			"seals and opens addresses. The process list shows it, so prefer -secret-file,\n" +
+				"GATEWAY_SECRET, or systemd's LoadCredential=secret:FILE, which is read like\n" +
+				"-secret-file. Every source that is given counts, in this order; at least one\n" +
+				"is required"},
+		{groupSecrets, "secret-file", "FILE", (*stringValue)(&cfg.secretFile),
+			"one secret a line: all open, the first seals; blank lines and lines that\n" +
+				"start with # are skipped"},
+		{groupSecrets, "kdf", "LIST", (*kdfsValue)(&cfg.KDFs),
+			"key derivations to try, in order; the first seals. md5: OpenSSL before 1.1.0,\n" +
+				"CryptoJS. sha256: OpenSSL since. pbkdf2: openssl enc -pbkdf2; it costs\n" +
+				"milliseconds of CPU for each bad line, so it is tried only when named here"},
+
+		{groupListening, "addr", "ADDRESS", &addrValue{&cfg.Addr, false},
+			"host:port to listen on. :port is every IPv4 and IPv6 address, 0.0.0.0:port\n" +
+				"every IPv4 address; port 0 is a free one, which the log names"},
+		{groupListening, "reuse", "0|1", (*switchValue)(&cfg.Reuse),
+			"1 sets SO_REUSEPORT, for several processes on one address"},
+
+		{groupRequest, "handshake-timeout", "TIME", &durationValue{&cfg.HandshakeTimeout, false},
+			"for the whole request, however it dribbles"},
+		{groupRequest, "handshake-max", "BYTES", &intValue{&cfg.HandshakeMax, 1, 1 << 20},
+			"largest sealed line"},
+
+		{groupBackend, "retry", "ATTEMPTS", &intValue{&cfg.Retry, 1, 1000},
+			"to connect, in all; only a time-out is tried again"},
+		{groupBackend, "timeout", "TIME", &durationValue{&cfg.Timeout, false},
+			"for each attempt, its name lookup included"},
+
+		{groupTunnel, "buffer", "BYTES", &intValue{&cfg.Buffer, 1, 16 << 20},
+			"of the copy buffer. It has no effect on long runs of data on Linux, which\n" +
+				"are spliced inside the kernel; a read that fills it is what starts one"},
+
+		{groupProcess, "pidfile", "FILE", (*stringValue)(&cfg.PIDFile),
+			"holds the process id while the gateway runs, with a line for each gateway\n" +
+				"that names the file; empty: none"},
+		{groupProcess, "drain", "TIME", &durationValue{&cfg.Drain, true},
+			"that tunnels get to finish after SIGTERM or SIGINT; a second signal ends them\n" +
+				"at once"},
+		{groupProcess, "log-format", "text|json", &choiceValue{&cfg.LogFormat, []string{"text", "json"}},
+			"of the log on standard error"},
+		{groupProcess, "log-level", "debug|info|warn|error", (*levelValue)(&cfg.LogLevel),
+			"the least that is logged"},
+		{groupProcess, "pprof", "ADDRESS", &addrValue{&cfg.Pprof, true},
+			"host:port of net/http/pprof; keep it private; empty: off"},
+
+		{groupActions, "seal", "ADDRESS", act(actionSeal),
+			"print the sealed line for host:port"},
+		{groupActions, "open", "LINE", act(actionOpen),
+			"print the address in a sealed line; exit 1 if it does not open"},
+		{groupActions, "check", "", act(actionCheck),
+			"validate the configuration; exit 0 or 2"},
+		{groupActions, "version", "", act(actionVersion),
+			"print version, Go version and commit"},
+	}
+}
+
+func defaultConfig() *Config {
+	return &Config{
+		KDFs:             []kdf{kdfMD5, kdfSHA256},
+		Addr:             "0.0.0.0:0",
+		HandshakeTimeout: 10 * time.Second,
+		HandshakeMax:     1024,
+		Retry:            1,
+		Timeout:          3 * time.Second,
+		Buffer:           16384,
+		PIDFile:          "gateway.pid",
+		Drain:            30 * time.Second,
+		LogFormat:        "text",
+		LogLevel:         slog.LevelInfo,
+	}
+}
+
+// parseConfig reads the command line and the environment, where a flag wins
+// over its twin, and validates them. Its errors name the flag, variable or
+// file at fault, and never hold a secret. flag.ErrHelp asks for the help.
+func parseConfig(args []string) (*Config, error) {
+	cfg := defaultConfig()
+	fs := flag.NewFlagSet("gateway", flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // errors are the caller's to print
+	all := settings(cfg)
+	for _, s := range all {
+		fs.Var(s.value, s.name, s.usage)
+	}
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, errors.New("flags are written -name=value; there is an argument without a flag")
+	}
+	if err := readEnvironment(fs, all); err != nil {
+		return nil, err
+	}
+	if cfg.Action == actionVersion {
+		return cfg, nil // needs no secret
+	}
+	return cfg, cfg.loadSecrets()
+}
+
+// readEnvironment sets what the command line has not.
+func readEnvironment(fs *flag.FlagSet, all []setting) error {
+	given := make(map[string]bool)
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	for _, s := range all {
+		text, ok := os.LookupEnv(envName(s.name))
+		if !ok || given[s.name] || s.group == groupActions {
+			continue
+		}
+		if err := s.value.Set(text); err != nil {
+			return fmt.Errorf("invalid value %q for %s: %w", text, envName(s.name), err)
+		}
+	}
+	return nil
+}
+
+// envName returns the environment twin of a flag.
+func envName(flagName string) string {
+	return "GATEWAY_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+}
+
+// loadSecrets gathers the secrets of all sources.
+func (cfg *Config) loadSecrets() error {
+	if cfg.secret != "" {
+		cfg.addSecrets("-secret", []byte(cfg.secret))
+	}
+	if cfg.secretFile != "" {
+		secrets, err := readSecrets(cfg.secretFile)
+		if err != nil {
+			return fmt.Errorf("-secret-file: %w", err)
+		}
+		cfg.addSecrets("-secret-file", secrets...)
+	}
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		secrets, err := readSecrets(filepath.Join(dir, "secret"))
+		if err == nil {
+			cfg.addSecrets("$CREDENTIALS_DIRECTORY/secret", secrets...)
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("$CREDENTIALS_DIRECTORY: %w", err)
+		}
+	}
+	if len(cfg.Secrets) == 0 {
+		return errors.New("a secret is required: set -secret-file, GATEWAY_SECRET, -secret, or a systemd credential named secret")
+	}
+	return nil
+}
+
+func (cfg *Config) addSecrets(source string, secrets ...[]byte) {
+	cfg.SecretSources = append(cfg.SecretSources, source)
+	for _, s := range secrets {
+		if !slices.ContainsFunc(cfg.Secrets, func(have []byte) bool { return string(have) == string(s) }) {
+			cfg.Secrets = append(cfg.Secrets, s)
+		}
+	}
+}
+
+// readSecrets reads a file of secrets, at least one.
+func readSecrets(name string) ([][]byte, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	var secrets [][]byte
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+		if strings.TrimSpace(line) == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		secrets = append(secrets, []byte(line))
+	}
+	if len(secrets) == 0 {
+		return nil, fmt.Errorf("%s holds no secret: want one a line", name)
+	}
+	return secrets, nil
+}
+
+// warnings lists what is allowed but unwise.
+func (cfg *Config) warnings() []string {
+	var list []string
+	for i, s := range cfg.Secrets {
+		if len(s) < shortSecret {
+			list = append(list, fmt.Sprintf("secret %d of %d is short: under %d bytes it can be guessed by whoever holds a sealed line (openssl rand -base64 24 makes a good one)",
+				i+1, len(cfg.Secrets), shortSecret))
+		}
+	}
+	if host, _, _ := net.SplitHostPort(cfg.Pprof); cfg.Pprof != "" {
+		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsPrivate()) {
+			list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")
+		}
+	}
+	return list
+}

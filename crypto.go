@@ -1,0 +1,272 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/md5"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"runtime"
+	"sync"
+
+	"gateway/internal/address"
+)
+
+// A sealed line is what `openssl enc -aes-256-cbc -a -A -salt -k SECRET` makes
+// of an address:
+//
+//	base64( "Salted__" salt[8] AES-256-CBC( PKCS#7( host:port ) ) )
+//
+// Key and IV come from the secret and the salt. OpenSSL before 1.1.0 (and
+// CryptoJS) derived them with MD5, later versions derive them with SHA-256, and
+// nothing in the line says which. So every secret is tried with every
+// derivation, and the strict grammar of an address tells the right one.
+//
+// CBC has no authentication of its own. Whoever can tell "bad padding" from
+// "bad address" can decrypt a captured line byte by byte and forge new ones
+// (Vaudenay 2002). That is why open has one outcome for every failure, does
+// the same work for each, and why nobody but the log learns the reason.
+const (
+	saltMagic = "Salted__"
+	saltSize  = 8
+	keySize   = 32 // AES-256
+	headSize  = len(saltMagic) + saltSize
+
+	pbkdf2Rounds = 10000 // openssl enc -pbkdf2's default
+)
+
+// openError is why a line did not open. It is for the log only: the client
+// gets the same 401 for each.
+type openError string
+
+func (e openError) Error() string { return string(e) }
+
+const (
+	errBadBase64  openError = "bad_base64"  // not canonical base64
+	errBadFormat  openError = "bad_format"  // no salt, or not whole AES blocks
+	errBadPadding openError = "bad_padding" // no secret and derivation fits
+	errBadAddress openError = "bad_address" // something was decrypted, but no address
+	errKDFBusy    openError = "kdf_busy"    // the client's time ran out while it waited for -kdf=pbkdf2
+)
+
+// keyIV is what a derivation makes: the AES key, then the IV.
+type keyIV [keySize + aes.BlockSize]byte
+
+// kdf is a key derivation under the name it has in the -kdf flag.
+type kdf string
+
+const (
+	kdfMD5    kdf = "md5"
+	kdfSHA256 kdf = "sha256"
+	kdfPBKDF2 kdf = "pbkdf2"
+)
+
+// derive makes the key and IV for a secret and a salt. MD5 and SHA-256 cost
+// well under a microsecond; PBKDF2 costs milliseconds.
+func (k kdf) derive(secret, salt []byte) keyIV {
+	var out keyIV
+	switch k {
+	case kdfMD5:
+		bytesToKey(out[:], secret, salt, func(dst, msg []byte) []byte {
+			h := md5.Sum(msg)
+			return append(dst, h[:]...)
+		})
+	case kdfSHA256:
+		bytesToKey(out[:], secret, salt, func(dst, msg []byte) []byte {
+			h := sha256.Sum256(msg)
+			return append(dst, h[:]...)
+		})
+	case kdfPBKDF2:
+		dk, err := pbkdf2.Key(sha256.New, string(secret), salt, pbkdf2Rounds, len(out))
+		if err != nil {
+			panic(err) // only for lengths that FIPS mode forbids; ours are constant
+		}
+		copy(out[:], dk)
+	default:
+		panic("unknown kdf " + string(k)) // the configuration lets none through
+	}
+	return out
+}
+
+// bytesToKey is OpenSSL's EVP_BytesToKey with one round:
+//
+//	D1 = hash(secret salt), Di = hash(Di-1 secret salt), out = D1 D2 …
+func bytesToKey(out, secret, salt []byte, hash func(dst, msg []byte) []byte) {
+	d := make([]byte, 0, sha256.Size)
+	msg := make([]byte, 0, 128)
+	for n := 0; n < len(out); n += copy(out[n:], d) {
+		msg = append(append(append(msg[:0], d...), secret...), salt...)
+		d = hash(d[:0], msg)
+	}
+}
+
+// keyring seals and opens addresses. It is safe for concurrent use.
+type keyring struct {
+	secrets [][]byte // all of them open, the first seals
+	kdfs    []kdf    // tried in this order, the first seals
+	slow    slowKeys // guards PBKDF2
+}
+
+// newKeyring returns a keyring for at least one secret and one derivation.
+func newKeyring(secrets [][]byte, kdfs []kdf) *keyring {
+	return &keyring{
+		secrets: secrets,
+		kdfs:    kdfs,
+		slow: slowKeys{
+			// Half of the processors, so that a flood of bad lines leaves the
+			// other half to the tunnels.
+			sem:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+			worked: make(map[slowKey]keyIV),
+		},
+	}
+}
+
+// seal returns the sealed line for an address, without a newline, made with a
+// fresh salt.
+func (k *keyring) seal(addr address.Address) string {
+	plain := []byte(addr.String())
+	pad := aes.BlockSize - len(plain)%aes.BlockSize
+	plain = append(plain, bytes.Repeat([]byte{byte(pad)}, pad)...)
+
+	raw := make([]byte, headSize+len(plain))
+	copy(raw, saltMagic)
+	salt := raw[len(saltMagic):headSize]
+	rand.Read(salt) // never fails (crypto/rand.Read)
+
+	ki := k.kdfs[0].derive(k.secrets[0], salt)
+	newCBC(&ki, cipher.NewCBCEncrypter).CryptBlocks(raw[headSize:], plain)
+	return base64.StdEncoding.EncodeToString(raw)
+}
+
+// strictBase64 refuses unused bits that are not zero, so that one sealed line
+// has one spelling. It still skips '\r' and '\n', which open refuses itself.
+var strictBase64 = base64.StdEncoding.Strict()
+
+// open returns the address that a sealed line holds. The line comes without
+// its newline. ctx bounds only the wait for a turn at PBKDF2. Every error is
+// an openError.
+func (k *keyring) open(ctx context.Context, line []byte) (address.Address, error) {
+	if bytes.ContainsAny(line, "\r\n") {
+		return address.Address{}, errBadBase64
+	}
+	raw := make([]byte, strictBase64.DecodedLen(len(line)))
+	n, err := strictBase64.Decode(raw, line)
+	if err != nil {
+		return address.Address{}, errBadBase64
+	}
+	raw = raw[:n]
+	if len(raw) < headSize+aes.BlockSize || len(raw)%aes.BlockSize != 0 ||
+		!bytes.HasPrefix(raw, []byte(saltMagic)) {
+		return address.Address{}, errBadFormat
+	}
+	salt, sealed := raw[len(saltMagic):headSize], raw[headSize:]
+
+	reason := errBadPadding
+	plain := make([]byte, len(sealed))
+	for _, kdf := range k.kdfs {
+		for i := range k.secrets {
+			ki, err := k.key(ctx, kdf, i, salt)
+			if err != nil {
+				return address.Address{}, err
+			}
+			newCBC(&ki, cipher.NewCBCDecrypter).CryptBlocks(plain, sealed)
+			n, padded := unpad(plain)
+			// The grammar is asked whether or not the padding was right, so
+			// that a wrong padding is not the quicker failure.
+			addr, err := address.Parse(string(plain[:n]))
+			switch {
+			case padded && err == nil:
+				if kdf == kdfPBKDF2 {
+					k.slow.remember(i, salt, ki)
+				}
+				return addr, nil
+			case padded:
+				reason = errBadAddress
+			}
+		}
+	}
+	return address.Address{}, reason
+}
+
+// key derives the key for one attempt at a line.
+func (k *keyring) key(ctx context.Context, kdf kdf, secret int, salt []byte) (keyIV, error) {
+	if kdf != kdfPBKDF2 {
+		return kdf.derive(k.secrets[secret], salt), nil
+	}
+	return k.slow.key(ctx, k.secrets[secret], secret, salt)
+}
+
+func newCBC(ki *keyIV, mode func(cipher.Block, []byte) cipher.BlockMode) cipher.BlockMode {
+	block, err := aes.NewCipher(ki[:keySize])
+	if err != nil {
+		panic(err) // only for a wrong key size
+	}
+	return mode(block, ki[keySize:])
+}
+
+// unpad checks PKCS#7 padding in constant time (RFC 5652 section 6.3). It
+// returns the length of the text before the padding, or all of it and false.
+func unpad(plain []byte) (n int, ok bool) {
+	tail := plain[len(plain)-aes.BlockSize:]
+	pad := int(tail[aes.BlockSize-1])
+	good := subtle.ConstantTimeLessOrEq(1, pad) & subtle.ConstantTimeLessOrEq(pad, aes.BlockSize)
+	for i, b := range tail {
+		inPad := subtle.ConstantTimeLessOrEq(aes.BlockSize-i, pad)
+		good &= subtle.ConstantTimeSelect(inPad, subtle.ConstantTimeByteEq(b, byte(pad)), 1)
+	}
+	return len(plain) - subtle.ConstantTimeSelect(good, pad, 0), good == 1
+}
+
+// slowKeys keeps PBKDF2 from becoming a way to buy milliseconds of CPU with a
+// cheap line: few derivations run at once, and keys that once opened an
+// address are kept, so that a line in use costs its derivation only once.
+type slowKeys struct {
+	sem chan struct{} // holds a token for each derivation that runs
+
+	mu     sync.Mutex
+	worked map[slowKey]keyIV
+}
+
+// slowKey names a derived key without keeping the secret in it.
+type slowKey struct {
+	secret int
+	salt   [saltSize]byte
+}
+
+// maxSlowKeys bounds the cache: about 100 KiB.
+const maxSlowKeys = 1024
+
+func (s *slowKeys) key(ctx context.Context, secret []byte, index int, salt []byte) (keyIV, error) {
+	s.mu.Lock()
+	ki, ok := s.worked[slowKey{index, [saltSize]byte(salt)}]
+	s.mu.Unlock()
+	if ok {
+		return ki, nil
+	}
+	select {
+	case s.sem <- struct{}{}:
+		defer func() { <-s.sem }()
+		return kdfPBKDF2.derive(secret, salt), nil
+	case <-ctx.Done():
+		return keyIV{}, errKDFBusy
+	}
+}
+
+// remember keeps a key that opened an address. A full cache gives up an
+// arbitrary entry: which one matters little, and no order has to be kept.
+func (s *slowKeys) remember(index int, salt []byte, ki keyIV) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.worked) >= maxSlowKeys {
+		for k := range s.worked {
+			delete(s.worked, k)
+			break
+		}
+	}
+	s.worked[slowKey{index, [saltSize]byte(salt)}] = ki
+}

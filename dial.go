@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"gateway/internal/address"
+)
+
+// dialer turns an opened address into a connected backend. Its methods are
+// safe for concurrent use.
+type dialer struct {
+	// attempts is how often a dial is tried in all, at least once. Only a
+	// time-out is tried again: who refuses now will refuse at once again.
+	attempts int
+	// timeout bounds one attempt, the name lookup and all addresses of the
+	// name included.
+	timeout time.Duration
+	// resolver looks up names; nil is the system's.
+	resolver *net.Resolver
+}
+
+// dialError is why a backend could not be reached.
+type dialError struct {
+	status status
+	reason string // one word for the log
+	err    error
+}
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// errClientGone is the cause with which a dial is cancelled once nobody waits
+// for it.
+var errClientGone = errors.New("the client broke the connection while its backend was dialed")
+
+// dial connects to addr. The caller closes the connection. Every error is a
+// *dialError. Cancelling ctx ends the dial at once.
+func (d *dialer) dial(ctx context.Context, addr address.Address) (*net.TCPConn, error) {
+	var err error
+	for range d.attempts {
+		var conn *net.TCPConn
+		conn, err = d.attempt(ctx, addr)
+		if err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil {
+			return nil, &dialError{"", "client_gone", context.Cause(ctx)}
+		}
+		if !isTimeout(err) {
+			break
+		}
+	}
+	return nil, classify(err)
+}
+
+// attempt dials each address of addr in turn, all within one timeout.
+func (d *dialer) attempt(ctx context.Context, addr address.Address) (*net.TCPConn, error) {
+	deadline := time.Now().Add(d.timeout)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+
+	ips := []netip.Addr{addr.IP}
+	if !addr.IP.IsValid() {
+		var err error
+		// A nil *net.Resolver is the system's.
+		if ips, err = d.resolver.LookupNetIP(ctx, "ip", addr.Host); err != nil {
+			return nil, err
+		}
+	}
+	var firstErr error
+	for i, ip := range ips {
+		// An equal share of what is left for each address, so that one that
+		// swallows packets leaves time for the next.
+		now := time.Now()
+		share := deadline.Sub(now) / time.Duration(len(ips)-i)
+		nd := net.Dialer{Deadline: now.Add(share)}
+		conn, err := nd.DialContext(ctx, "tcp", netip.AddrPortFrom(ip.Unmap(), addr.Port).String())
+		if err == nil {
+			return conn.(*net.TCPConn), nil
+		}
+		// A time-out tells more than a refusal: trying again may help.
+		if firstErr == nil || isTimeout(err) && !isTimeout(firstErr) {
+			firstErr = err
+		}
+	}
+	if firstErr == nil {
+		firstErr = fmt.Errorf("%s has no address", addr.Host)
+	}
+	return nil, firstErr
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
+}
+
+// classify gives a failed dial its status and its word in the log.
+func classify(err error) *dialError {
+	if isTimeout(err) {
+		return &dialError{statusGatewayTimeout, "timeout", err}
+	}
+	reason := "connect_failed"
+	var dnsErr *net.DNSError
+	switch {
+	case errors.As(err, &dnsErr) && dnsErr.IsNotFound:
+		reason = "unknown_host"
+	case errors.As(err, &dnsErr):
+		reason = "lookup_failed"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		reason = "refused"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		reason = "unreachable"
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		reason = "no_descriptors"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		reason = "no_local_port"
+	}
+	return &dialError{statusBadGateway, reason, err}
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The kinds of flag values; each is a flag.Value. Set's errors say what would
+// have been right; package flag names the flag and the wrong value.
+
+type stringValue string
+
+func (v *stringValue) String() string     { return string(*v) }
+func (v *stringValue) Set(s string) error { *v = stringValue(s); return nil }
+
+// intValue is a whole number from min to max.
+type intValue struct {
+	p        *int
+	min, max int
+}
+
+func (v *intValue) String() string {
+	if v.p == nil {
+		return "" // package flag asks zero values
+	}
+	return strconv.Itoa(*v.p)
+}
+
+func (v *intValue) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < v.min || n > v.max {
+		return fmt.Errorf("want a whole number from %d to %d", v.min, v.max)
+	}
+	*v.p = n
+	return nil
+}
+
+// switchValue is 0 or 1; Go's other spellings of bools work too.
+type switchValue bool
+
+func (v *switchValue) String() string {
+	if *v {
+		return "1"
+	}
+	return "0"
+}
+
+func (v *switchValue) Set(s string) error {
+	b, err := strconv.ParseBool(s)
+	if err != nil {
+		return errors.New("want 0 or 1")
+	}
+	*v = switchValue(b)
+	return nil
+}
+
+func (v *switchValue) IsBoolFlag() bool { return true }
+
+// durationValue is seconds ("3", "1.5") or a Go duration ("1500ms", "1m30s").
+type durationValue struct {
+	p      *time.Duration
+	zeroOK bool
+}
+
+func (v *durationValue) String() string {
+	if v.p == nil {
+		return ""
+	}
+	return v.p.String()
+}
+
+func (v *durationValue) Set(s string) error {
+	text := s
+	if strings.Trim(s, "0123456789.") == "" {
+		text += "s"
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 || d == 0 && !v.zeroOK {
+		if v.zeroOK {
+			return errors.New("want seconds (3) or a duration (1500ms, 2m), or 0")
+		}
+		return errors.New("want seconds (3) or a duration (1500ms, 2m), more than 0")
+	}
+	*v.p = d
+	return nil
+}
+
+// addrValue is an address to listen on. Whether it can be bound shows later;
+// this tells what is mistyped.
+type addrValue struct {
+	p       *string
+	emptyOK bool
+}
+
+func (v *addrValue) String() string {
+	if v.p == nil {
+		return ""
+	}
+	return *v.p
+}
+
+func (v *addrValue) Set(s string) error {
+	if s != "" || !v.emptyOK {
+		_, port, err := net.SplitHostPort(s)
+		if err == nil {
+			_, err = strconv.ParseUint(port, 10, 16)
+		}
+		if err != nil {
+			return errors.New("want host:port or :port, with a port from 0 to 65535")
+		}
+	}
+	*v.p = s
+	return nil
+}
+
+// choiceValue is one of a few words.
+type choiceValue struct {
+	p       *string
+	choices []string
+}
+
+func (v *choiceValue) String() string {
+	if v.p == nil {
+		return ""
+	}
+	return *v.p
+}
+
+func (v *choiceValue) Set(s string) error {
+	if !slices.Contains(v.choices, s) {
+		return fmt.Errorf("want %s", strings.Join(v.choices, " or "))
+	}
+	*v.p = s
+	return nil
+}
+
+type levelValue slog.Level
+
+func (v *levelValue) String() string { return strings.ToLower(slog.Level(*v).String()) }
+
+func (v *levelValue) Set(s string) error {
+	for _, l := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+		if strings.EqualFold(s, l.String()) {
+			*v = levelValue(l)
+			return nil
+		}
+	}
+	return errors.New("want debug, info, warn or error")
+}
+
+// kdfsValue is a list of key derivations, each at most once.
+type kdfsValue []kdf
+
+func (v *kdfsValue) String() string {
+	names := make([]string, len(*v))
+	for i, k := range *v {
+		names[i] = string(k)
+	}
+	return strings.Join(names, ",")
+}
+
+func (v *kdfsValue) Set(s string) error {
+	var list []kdf
+	for name := range strings.SplitSeq(s, ",") {
+		k := kdf(name)
+		if k != kdfMD5 && k != kdfSHA256 && k != kdfPBKDF2 || slices.Contains(list, k) {
+			return errors.New("want md5, sha256 and pbkdf2, each at most once, separated by commas")
+		}
+		list = append(list, k)
+	}
+	*v = list
+	return nil
+}
+
+// actionValue sets the one action of the command line.
+type actionValue struct {
+	cfg    *Config
+	action action
+}
+
+func (v *actionValue) String() string { return "" }
+
+func (v *actionValue) Set(s string) error {
+	if v.IsBoolFlag() {
+		on, err := strconv.ParseBool(s)
+		if err != nil {
+			return errors.New("want no value")
+		}
+		if !on {
+			return nil
+		}
+	}
+	if v.cfg.Action != actionServe && v.cfg.Action != v.action {
+		return fmt.Errorf("-%s is given too: one action at a time", v.cfg.Action)
+	}
+	v.cfg.Action, v.cfg.Arg = v.action, s
+	return nil
+}
+
+func (v *actionValue) IsBoolFlag() bool {
+	return v.action == actionCheck || v.action == actionVersion
+}
+
+// printHelp writes what -help says.
+func printHelp(w io.Writer) {
+	fmt.Fprint(w, `gateway lets TCP clients through to the backends whose sealed addresses they
+bring, and keeps the backends' own addresses out of sight.
+
+  gateway -secret-file=secret -addr=:8000
+  gateway -secret-file=secret -seal=10.0.0.7:4000
+`)
+	group := ""
+	for _, s := range settings(defaultConfig()) {
+		if s.group != group {
+			group = s.group
+			fmt.Fprintf(w, "\n%s\n", group)
+		}
+		head := "-" + s.name
+		if s.arg != "" {
+			head += "=" + s.arg
+		}
+		if def := s.value.String(); def != "" {
+			head += "  (default " + def + ")"
+		}
+		fmt.Fprintf(w, "  %s\n      %s\n", head, strings.ReplaceAll(s.usage, "\n", "\n      "))
+	}
+	fmt.Fprint(w, `
+Environment
+  Each setting above, but no action, can also be given as GATEWAY_NAME with
+  dashes as underscores: GATEWAY_SECRET_FILE=secret. A flag wins.
+
+Exit codes
+  0 clean, also when the end of -drain cut tunnels; 1 failed while running;
+  2 wrong usage
+`)
+}

@@ -1,0 +1,5 @@
+// Package sockopt asks the operating system for what package net does not
+// offer: sharing a port, seeing a peer's reset without reading, and counting
+// the bytes a peer has not acknowledged. Where a system lacks one of them, the
+// function says so or does the nearest thing.
+package sockopt

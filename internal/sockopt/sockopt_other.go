@@ -1,0 +1,16 @@
+//go:build !unix
+
+package sockopt
+
+import (
+	"errors"
+	"syscall"
+)
+
+// ReusePort reports that the system has no SO_REUSEPORT.
+func ReusePort(network, address string, c syscall.RawConn) error {
+	return errors.New("SO_REUSEPORT is not supported by this operating system")
+}
+
+// AwaitReset returns false: resets show only in reads and writes here.
+func AwaitReset(c syscall.RawConn) bool { return false }

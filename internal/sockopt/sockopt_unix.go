@@ -1,0 +1,46 @@
+//go:build unix
+
+package sockopt
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ReusePort is a net.ListenConfig.Control function that sets SO_REUSEPORT, so
+// that several processes of one user can listen on one port. Linux and
+// DragonFly spread connections over them; other systems may prefer the last.
+func ReusePort(network, address string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// AwaitReset returns true once the peer has reset the connection, or the
+// kernel has given it up. A peer that only finished sending does not count,
+// and nothing is read from the socket. It returns false when the connection's
+// read deadline passes or it is closed; set the deadline to call it back.
+//
+// poll(2) reports POLLHUP when both directions are shut or the connection is
+// gone, and POLLERR while an error waits. With our own side open, that is a
+// reset.
+func AwaitReset(c syscall.RawConn) bool {
+	var reset bool
+	err := c.Read(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd)}} // POLLHUP and POLLERR need no asking
+		for {
+			n, err := unix.Poll(fds, 0)
+			if err == unix.EINTR {
+				continue
+			}
+			reset = n > 0 && fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+			return reset || err != nil
+		}
+	})
+	return err == nil && reset
+}

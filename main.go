@@ -1,0 +1,194 @@
+// Command gateway is one address in front of every game server. A client
+// connects and sends one line, the address of its backend, sealed by the
+// operator; the gateway opens it, connects, and pumps bytes both ways.
+//
+// Follow a connection from Gateway.serveConn in gateway.go.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"gateway/internal/address"
+	"gateway/internal/sockopt"
+)
+
+// Set by the Makefile.
+var (
+	version = "dev"
+	commit  = ""
+)
+
+const (
+	exitOK      = 0
+	exitFailure = 1 // failed while running
+	exitUsage   = 2 // wrong flags, environment or files that they name
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run is the program: it does what args and the environment say and returns
+// the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	cfg, err := parseConfig(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		printHelp(stdout)
+		return exitOK
+	case err != nil:
+		return fail(stderr, exitUsage, fmt.Errorf("%w (gateway -help lists all flags)", err))
+	}
+	switch cfg.Action {
+	case actionVersion:
+		fmt.Fprintln(stdout, versionLine())
+		return exitOK
+	case actionSeal:
+		addr, err := address.Parse(cfg.Arg)
+		if err != nil {
+			return fail(stderr, exitUsage, fmt.Errorf("invalid value %q for -seal: %w", cfg.Arg, err))
+		}
+		fmt.Fprintln(stdout, newKeyring(cfg.Secrets, cfg.KDFs).seal(addr))
+		return exitOK
+	case actionOpen:
+		line := strings.TrimSuffix(strings.TrimSuffix(cfg.Arg, "\n"), "\r")
+		addr, err := newKeyring(cfg.Secrets, cfg.KDFs).open(context.Background(), []byte(line))
+		if err != nil {
+			return fail(stderr, exitFailure, fmt.Errorf("-open: the line does not open (%w): is it whole, and sealed with this secret and one of -kdf?", err))
+		}
+		fmt.Fprintln(stdout, addr)
+		return exitOK
+	}
+
+	log := newLogger(cfg, stderr)
+	for _, w := range cfg.warnings() {
+		log.Warn(w)
+	}
+	if cfg.Action == actionCheck {
+		fmt.Fprintln(stdout, "the configuration is valid")
+		return exitOK
+	}
+	if err := serve(cfg, log); err != nil {
+		return fail(stderr, exitFailure, err)
+	}
+	return exitOK
+}
+
+// fail prints an error on a line of its own.
+func fail(stderr io.Writer, code int, err error) int {
+	fmt.Fprintln(stderr, "gateway:", strings.ReplaceAll(err.Error(), "\n", " "))
+	return code
+}
+
+func newLogger(cfg *Config, w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// serve runs a gateway until a signal ends it.
+func serve(cfg *Config, log *slog.Logger) error {
+	// Before anything that a signal would have to clean up.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	// Who reads the log may die; the gateway need not follow.
+	signal.Ignore(syscall.SIGPIPE)
+
+	stopPprof, err := startPprof(cfg.Pprof, log)
+	if err != nil {
+		return err
+	}
+	defer stopPprof()
+	ln, err := listen(cfg)
+	if err != nil {
+		return err
+	}
+	g := NewGateway(cfg, log)
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(ln) }()
+	defer func() { g.Close(); <-served }()
+
+	if cfg.PIDFile != "" {
+		p, err := createPIDFile(cfg.PIDFile)
+		if err != nil {
+			return fmt.Errorf("-pidfile: %w", err)
+		}
+		defer func() {
+			if err := p.remove(); err != nil {
+				log.Warn("cannot clean up the pid file", "err", err)
+			}
+		}()
+	}
+	log.Info("listening", "addr", ln.Addr().String(), "pid", os.Getpid(), "version", version,
+		"secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
+
+	sig := <-signals
+	log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
+	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain)
+	defer cancel()
+	go func() {
+		select {
+		case sig := <-signals:
+			log.Info("ending at once", "signal", sig.String())
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	g.Shutdown(ctx)
+	g.Close()
+	log.Info("stopped", "cut", g.cut.Load())
+	return nil
+}
+
+// listen opens the listening socket of -addr.
+func listen(cfg *Config) (net.Listener, error) {
+	var lc net.ListenConfig
+	// Since Go 1.24 listeners speak MPTCP unless told not to, and then some
+	// socket options fail (golang/go#74643).
+	lc.SetMultipathTCP(false)
+	if cfg.Reuse {
+		lc.Control = sockopt.ReusePort
+	}
+	// "tcp" would make 0.0.0.0 listen on IPv6 too.
+	network := "tcp"
+	host, _, _ := net.SplitHostPort(cfg.Addr)
+	if ip := net.ParseIP(host); ip != nil && ip.To4() != nil {
+		network = "tcp4"
+	}
+	ln, err := lc.Listen(context.Background(), network, cfg.Addr)
+	if errors.Is(err, syscall.EADDRINUSE) && !cfg.Reuse {
+		return nil, fmt.Errorf("-addr: %w (stop who uses it, or start all with -reuse=1)", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("-addr: %w", err)
+	}
+	return ln, nil
+}
+
+func versionLine() string {
+	rev := commit
+	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				rev = s.Value
+			}
+		}
+	}
+	if rev == "" {
+		rev = "unknown"
+	}
+	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, rev)
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"gateway/internal/filelock"
+)
+
+// pidFile is this process's line in the pid file.
+//
+// Several gateways may run in one folder (that is what -reuse=1 is for), and
+// each has a line, so that
+//
+//	kill `cat gateway.pid`
+//
+// ends them all. Beside the pid file lies a lock file. Its byte 0 is held
+// while the pid file is changed, and byte N by the living process N. Lines
+// whose byte nobody holds are left over from a crash or a reboot, and are
+// dropped whenever the file is changed: their number may by now be a stranger.
+type pidFile struct {
+	path string
+	lock *os.File
+}
+
+// pidLockWait bounds the wait for other gateways that change the file.
+const pidLockWait = 5 * time.Second
+
+// createPIDFile adds this process to the pid file at path. The caller removes
+// it with remove.
+func createPIDFile(path string) (*pidFile, error) {
+	lock, err := openPIDLock(path)
+	if err != nil {
+		return nil, err
+	}
+	p := &pidFile{path, lock}
+	if err := p.add(); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// openPIDLock opens the lock file and locks its byte 0.
+func openPIDLock(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		if err := lockByte(f, 0); err != nil {
+			f.Close()
+			return nil, err
+		}
+		// While we waited, the last gateway may have removed the file that we
+		// opened.
+		if isCurrent(f, path) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+// isCurrent reports whether f is still the lock file of the pid file at path.
+func isCurrent(f *os.File, path string) bool {
+	ours, err1 := f.Stat()
+	theirs, err2 := os.Stat(path + ".lock")
+	return err1 == nil && err2 == nil && os.SameFile(ours, theirs)
+}
+
+func lockByte(f *os.File, offset int64) error {
+	for deadline := time.Now().Add(pidLockWait); ; time.Sleep(5 * time.Millisecond) {
+		ok, err := filelock.TryLock(f, offset)
+		if ok {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("cannot lock %s: %w", f.Name(), err)
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s has been locked by another process for %v", f.Name(), pidLockWait)
+		}
+	}
+}
+
+// add appends this process's line. Byte 0 is locked before and free after.
+func (p *pidFile) add() error {
+	pid := os.Getpid()
+	if ok, err := filelock.TryLock(p.lock, int64(pid)); err != nil {
+		return fmt.Errorf("cannot lock %s: %w", p.lock.Name(), err)
+	} else if !ok {
+		return fmt.Errorf("another process with pid %d uses %s: give each container its own -pidfile", pid, p.path)
+	}
+	pids, err := p.living()
+	if err != nil {
+		return err
+	}
+	if err := p.write(append(pids, pid)); err != nil {
+		return err
+	}
+	return filelock.Unlock(p.lock, 0)
+}
+
+// remove takes this process's line out again; the last process removes the
+// file.
+func (p *pidFile) remove() error {
+	// Somebody may have deleted the lock file, and others made a new one.
+	if isCurrent(p.lock, p.path) {
+		if err := lockByte(p.lock, 0); err != nil {
+			return err
+		}
+	} else {
+		p.lock.Close()
+		lock, err := openPIDLock(p.path)
+		if err != nil {
+			return err
+		}
+		p.lock = lock
+	}
+	defer p.lock.Close() // drops all our locks
+
+	pids, err := p.living()
+	if err != nil {
+		return err
+	}
+	if len(pids) > 0 {
+		return p.write(pids)
+	}
+	if err := os.Remove(p.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	// Under the lock nobody can be about to use it; who waits for byte 0 finds
+	// that its file is not the current one. Windows keeps it while it is open.
+	os.Remove(p.lock.Name())
+	return nil
+}
+
+// living returns the pids in the file of other gateways that run.
+func (p *pidFile) living() ([]int, error) {
+	info, err := os.Stat(p.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file; -pidfile= writes none", p.path)
+	}
+	text, err := os.ReadFile(p.path)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, field := range strings.Fields(string(text)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil || pid <= 0 {
+			return nil, fmt.Errorf("%s exists and is not a pid file: remove it or name another", p.path)
+		}
+		if pid != os.Getpid() && p.isAlive(pid) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+func (p *pidFile) isAlive(pid int) bool {
+	ok, err := filelock.TryLock(p.lock, int64(pid))
+	if ok {
+		filelock.Unlock(p.lock, int64(pid))
+	}
+	return !ok && err == nil
+}
+
+// write replaces the file in one step, so that no reader sees half of it.
+func (p *pidFile) write(pids []int) error {
+	tmp, err := os.CreateTemp(filepath.Dir(p.path), "."+filepath.Base(p.path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // nothing, once renamed
+	for _, pid := range pids {
+		fmt.Fprintln(tmp, pid)
+	}
+	err = tmp.Chmod(0o644)
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), p.path)
+}

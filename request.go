@@ -1,0 +1,40 @@
+package main
+
+import "bytes"
+
+// requestError is why no request could be read. The client gets 400 for each;
+// the log gets the reason.
+type requestError string
+
+func (e requestError) Error() string { return string(e) }
+
+const (
+	errTooLong requestError = "too_long" // more than -handshake-max bytes in the line
+	errTooSlow requestError = "too_slow" // -handshake-timeout passed
+	errEOF     requestError = "eof"      // the client finished before the newline
+	errReset   requestError = "reset"    // the client broke the connection
+	errEmpty   requestError = "empty"    // any of these without a single byte
+)
+
+// parseLine looks for a sealed line at the start of b, all that the client has
+// sent so far. A line has at most limit bytes before its end, which is "\n" or
+// "\r\n".
+//
+// With ok, line is without its end and rest is what stands behind it; both
+// alias b. Without ok and error, more has to be read. The error is errTooLong,
+// and comes as early as it can be known.
+func parseLine(b []byte, limit int) (line, rest []byte, ok bool, err error) {
+	// The longest acceptable request is limit bytes, '\r' and '\n'.
+	if end := bytes.IndexByte(b[:min(len(b), limit+2)], '\n'); end >= 0 {
+		line, rest = b[:end], b[end+1:]
+		line = bytes.TrimSuffix(line, []byte("\r"))
+		if len(line) > limit {
+			return nil, nil, false, errTooLong
+		}
+		return line, rest, true, nil
+	}
+	if len(b) > limit+1 || len(b) == limit+1 && b[limit] != '\r' {
+		return nil, nil, false, errTooLong
+	}
+	return nil, nil, false, nil
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+)
+
+// ErrGatewayClosed is what Serve returns after Shutdown or Close.
+var ErrGatewayClosed = errors.New("gateway closed")
+
+// Serve accepts connections from ln, which it owns from here on, until
+// Shutdown or Close is called; then it returns ErrGatewayClosed. No failure to
+// accept ends it: it backs off and tries again.
+func (g *Gateway) Serve(ln net.Listener) error {
+	defer ln.Close()
+	if !g.startAccepting(ln) {
+		return ErrGatewayClosed
+	}
+	defer g.stopAccepting(ln)
+
+	var pace backoff
+	for {
+		conn, err := ln.Accept()
+		if err == nil {
+			pace.reset()
+			g.accepted(conn)
+			continue
+		}
+		if g.isStopping() {
+			g.acceptQueued(ln)
+			return ErrGatewayClosed
+		}
+		// Out of descriptors most of the time: connections that end free some.
+		delay := pace.next()
+		if pace.worthLogging() {
+			g.log.Warn("cannot accept, trying again", "err", err, "delay", delay.String())
+		}
+		select {
+		case <-time.After(delay):
+		case <-g.stopping:
+		}
+	}
+}
+
+// acceptQueued accepts what stands in the queue of a listener that is about to
+// close, since closing resets what waits there.
+func (g *Gateway) acceptQueued(ln net.Listener) {
+	l, ok := ln.(interface{ SetDeadline(time.Time) error })
+	if !ok {
+		return
+	}
+	// "At once" has to end even under a storm of connects. 65536 is more than
+	// a queue holds (net.core.somaxconn, 4096 by default).
+	for range 1 << 16 {
+		// A deadline in the past would fail without asking the kernel.
+		l.SetDeadline(time.Now().Add(time.Millisecond))
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		g.accepted(conn)
+	}
+}
+
+// accepted starts the life of a connection.
+func (g *Gateway) accepted(conn net.Conn) {
+	client, ok := conn.(*net.TCPConn)
+	if !ok {
+		conn.Close()
+		g.log.Error("cannot serve what is not TCP", "type", fmt.Sprintf("%T", conn))
+		return
+	}
+	g.serving.Add(1)
+	g.track(client)
+	go g.serveConn(client, time.Now())
+}
+
+// Shutdown stops listening at once and returns when all connections have ended
+// by themselves, or with ctx's error when ctx ends first; then Close cuts what
+// is left.
+func (g *Gateway) Shutdown(ctx context.Context) error {
+	g.stop()
+	idle := make(chan struct{})
+	go func() {
+		g.serving.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close stops listening, cuts all connections and returns when they are
+// accounted for. It always returns nil.
+func (g *Gateway) Close() error {
+	g.stop()
+	g.cancel()
+	g.mu.Lock()
+	for c := range g.clients {
+		c.Close()
+	}
+	g.mu.Unlock()
+	g.relay.close()
+	g.serving.Wait()
+	return nil
+}
+
+// stop ends the accept loops and waits for them, so that no connection begins
+// after it. A deadline wakes an accept loop and leaves the listener open for
+// what is queued; a listener without deadlines is closed.
+func (g *Gateway) stop() {
+	g.mu.Lock()
+	if !g.isStopping() {
+		close(g.stopping)
+	}
+	for ln := range g.listeners {
+		if l, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
+			l.SetDeadline(time.Unix(1, 0))
+		} else {
+			ln.Close()
+		}
+	}
+	g.mu.Unlock()
+	g.accepting.Wait()
+}
+
+func (g *Gateway) isStopping() bool {
+	select {
+	case <-g.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+func (g *Gateway) startAccepting(ln net.Listener) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.isStopping() {
+		return false
+	}
+	g.accepting.Add(1)
+	g.listeners[ln] = struct{}{}
+	return true
+}
+
+func (g *Gateway) stopAccepting(ln net.Listener) {
+	g.mu.Lock()
+	delete(g.listeners, ln)
+	g.mu.Unlock()
+	g.accepting.Done()
+}
+
+// track remembers a client that Close would have to cut.
+func (g *Gateway) track(c net.Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.clients[c] = struct{}{}
+}
+
+func (g *Gateway) untrack(c net.Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.clients, c)
+}
+
+// backoff paces a loop that fails: 5 ms, doubled up to 1 s. It speaks up once
+// in 10 s.
+type backoff struct {
+	delay  time.Duration
+	logged time.Time
+}
+
+func (b *backoff) reset() { b.delay = 0 }
+
+func (b *backoff) next() time.Duration {
+	b.delay = min(max(2*b.delay, 5*time.Millisecond), time.Second)
+	return b.delay
+}
+
+func (b *backoff) worthLogging() bool {
+	if time.Since(b.logged) < 10*time.Second {
+		return false
+	}
+	b.logged = time.Now()
+	return true
+}
