@@ -42,6 +42,7 @@ type relay struct {
 
 	bufferSize       int
 	halfCloseTimeout time.Duration
+	sweepInterval    time.Duration
 
 	mu      sync.Mutex
 	tunnels map[*tunnel]struct{}
@@ -60,6 +61,7 @@ func newRelay(bufferSize int, log *slog.Logger) *relay {
 		log:              log,
 		bufferSize:       bufferSize,
 		halfCloseTimeout: halfCloseTimeout,
+		sweepInterval:    sweepInterval,
 		tunnels:          make(map[*tunnel]struct{}),
 	}
 	r.buffers.New = func() any {
@@ -254,7 +256,7 @@ func (r *relay) add(t *tunnel) bool {
 		return false
 	}
 	if len(r.tunnels) == 0 {
-		time.AfterFunc(sweepInterval, r.sweep)
+		time.AfterFunc(r.sweepInterval, r.sweep)
 	}
 	r.tunnels[t] = struct{}{}
 	return true
@@ -276,7 +278,7 @@ func (r *relay) sweep() {
 		t.sweep(now)
 	}
 	if len(r.tunnels) > 0 {
-		time.AfterFunc(sweepInterval, r.sweep)
+		time.AfterFunc(r.sweepInterval, r.sweep)
 	}
 }
 

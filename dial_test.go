@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"gateway/internal/address"
+)
+
+// DNS response codes (RFC 1035 section 4.1.1).
+const (
+	noError    = 0
+	serverFail = 2
+	noSuchName = 3
+)
+
+// answer makes a DNS response to a query of one question: a code and, for
+// questions of type A, the IPv4 addresses.
+func answer(query []byte, code byte, addrs ...string) []byte {
+	question := query[12:]
+	for question[0] != 0 { // labels
+		question = question[1+question[0]:]
+	}
+	qtype := binary.BigEndian.Uint16(question[1:])
+	end := len(query) - len(question) + 5
+
+	msg := append([]byte(nil), query[:end]...)
+	msg[2], msg[3] = 0x84, code // a response, authoritative
+	binary.BigEndian.PutUint16(msg[8:], 0)
+	binary.BigEndian.PutUint16(msg[10:], 0)
+	if qtype != 1 {
+		addrs = nil
+	}
+	binary.BigEndian.PutUint16(msg[6:], uint16(len(addrs)))
+	for _, a := range addrs {
+		ip := netip.MustParseAddr(a).As4()
+		msg = append(msg, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4) // the name, A, IN, 60 s
+		msg = append(msg, ip[:]...)
+	}
+	return msg
+}
+
+// resolver returns a resolver that asks a DNS server of its own on 127.0.0.1;
+// respond makes its answers, nil for none.
+func resolver(t testing.TB, respond func(query []byte) []byte) *net.Resolver {
+	t.Helper()
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if msg := respond(buf[:n]); msg != nil {
+				server.WriteTo(msg, from)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		server.Close()
+		<-done
+	})
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "udp", server.LocalAddr().String())
+	}}
+}
+
+func mustParse(t testing.TB, s string) address.Address {
+	t.Helper()
+	a, err := address.Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func TestDialErrorsHaveTheirStatusAndReason(t *testing.T) {
+	op := func(err error) error {
+		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", err)}
+	}
+	for _, tt := range []struct {
+		err    error
+		status status
+		reason string
+	}{
+		{op(syscall.ECONNREFUSED), "502", "refused"},
+		{op(syscall.ENETUNREACH), "502", "unreachable"},
+		{op(syscall.EHOSTUNREACH), "502", "unreachable"},
+		{op(syscall.EMFILE), "502", "no_descriptors"},
+		{op(syscall.ENFILE), "502", "no_descriptors"},
+		{op(syscall.EADDRNOTAVAIL), "502", "no_local_port"},
+		{op(syscall.EACCES), "502", "connect_failed"},
+		{op(syscall.ETIMEDOUT), "504", "timeout"},
+		{os.ErrDeadlineExceeded, "504", "timeout"},
+		{context.DeadlineExceeded, "504", "timeout"},
+		{&net.DNSError{IsNotFound: true}, "502", "unknown_host"},
+		{&net.DNSError{}, "502", "lookup_failed"},
+		{&net.DNSError{IsTimeout: true}, "504", "timeout"},
+		{errors.New("anything"), "502", "connect_failed"},
+	} {
+		if got := classify(tt.err); got.status != tt.status || got.reason != tt.reason {
+			t.Errorf("%v: %s %s, want %s %s", tt.err, got.status, got.reason, tt.status, tt.reason)
+		}
+	}
+}
+
+func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.3:0")
+	if err != nil {
+		t.Skip("no 127.0.0.3 here: ", err)
+	}
+	defer ln.Close()
+	d := &dialer{attempts: 1, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+		return answer(q, noError, "127.0.0.2", "127.0.0.3")
+	})}
+	addr := mustParse(t, "game.test:1")
+	addr.Port = netip.MustParseAddrPort(ln.Addr().String()).Port()
+	conn, err := d.dial(context.Background(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := conn.RemoteAddr().String(); got != ln.Addr().String() {
+		t.Errorf("connected to %s", got)
+	}
+}
+
+func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
+	d := &dialer{attempts: 3, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+		return answer(q, serverFail)
+	})}
+	_, err := d.dial(context.Background(), mustParse(t, "game.test:1"))
+	if statusOf(err) != statusBadGateway {
+		t.Errorf("%s (%v), want 502", statusOf(err), err)
+	}
+}
+
+func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
+	const timeout, attempts = 150 * time.Millisecond, 3
+	d := &dialer{attempts: attempts, timeout: timeout, resolver: resolver(t, func([]byte) []byte { return nil })}
+	start := time.Now()
+	_, err := d.dial(context.Background(), mustParse(t, "game.test:1"))
+	if statusOf(err) != statusGatewayTimeout {
+		t.Errorf("%s (%v), want 504", statusOf(err), err)
+	}
+	if took := time.Since(start); took < attempts*timeout || took > attempts*timeout+2*time.Second {
+		t.Errorf("took %v, want %v", took, attempts*timeout)
+	}
+}
+
+func TestARefusalIsNotTriedAgain(t *testing.T) {
+	asked := 0
+	d := &dialer{attempts: 5, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+		if q[len(q)-1] == 1 {
+			asked++
+		}
+		return answer(q, noSuchName)
+	})}
+	d.dial(context.Background(), mustParse(t, "game.test:1"))
+	first := asked
+	asked = 0
+	d.attempts = 1
+	d.dial(context.Background(), mustParse(t, "game.test:1"))
+	if first != asked {
+		t.Errorf("%d queries with 5 attempts, %d with 1", first, asked)
+	}
+}

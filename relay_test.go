@@ -1,0 +1,391 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"gateway/internal/sockopt"
+)
+
+// onEveryPump runs a test against each way to move bytes.
+func onEveryPump(t *testing.T, test func(t *testing.T, g *testGateway)) {
+	for name, pump := range map[string]pumpFunc{"portable": copyPump, "default": defaultPump} {
+		t.Run(name, func(t *testing.T) {
+			test(t, startGateway(t, func(g *Gateway) {
+				g.relay.pump = pump
+				g.relay.sweepInterval = 10 * time.Millisecond
+			}))
+		})
+	}
+}
+
+// noise returns n bytes that differ everywhere.
+func noise(seed uint64, n int) []byte {
+	var key [32]byte
+	key[0] = byte(seed)
+	b := make([]byte, n)
+	rand.NewChaCha8(key).Read(b)
+	return b
+}
+
+// isReset tells a reset from a FIN.
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// delivered waits until the peer's kernel has all that was written to c.
+func delivered(t testing.TB, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the peer acknowledges everything", func() bool {
+		n, ok := sockopt.Unacked(raw)
+		if !ok {
+			t.Skip("this system cannot tell what is acknowledged")
+		}
+		return n == 0
+	})
+}
+
+func TestBytesOfEverySizeArriveWholeBothWays(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		backend := startEcho(t)
+		for _, n := range []int{0, 1, 3, 16383, 16384, 16385, 65536, 1<<20 + 1, 10 << 20} {
+			want := noise(uint64(n), n)
+			c := openTunnel(t, g.addr, backend)
+			go func() {
+				c.Write(want)
+				c.CloseWrite()
+			}()
+			got, err := io.ReadAll(c)
+			if err != nil || sha256.Sum256(got) != sha256.Sum256(want) {
+				t.Errorf("of %d bytes %d came back, not the same (%v)", n, len(got), err)
+			}
+		}
+	})
+}
+
+func TestAClientMayFinishFirstAndStillGetEverything(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		reply := string(noise(1, 3<<20))
+		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+			request, err := io.ReadAll(b) // ends with the client's FIN alone
+			if string(request) != "a question" || err != nil {
+				t.Errorf("backend read %q, %v", request, err)
+			}
+			io.WriteString(b, reply)
+		}))
+		send(t, c, "a question")
+		c.CloseWrite()
+		expectAll(t, c, reply)
+	})
+}
+
+func TestABackendMayFinishFirstAndStillGetEverything(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		upload := string(noise(2, 3<<20))
+		got := make(chan string, 1)
+		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+			io.WriteString(b, "I am done")
+			b.CloseWrite()
+			all, err := io.ReadAll(b)
+			if err != nil {
+				t.Errorf("backend: %v", err)
+			}
+			got <- string(all)
+		}))
+		expectAll(t, c, "I am done") // the FIN came through, this way only
+		send(t, c, upload)
+		c.CloseWrite()
+		if <-got != upload {
+			t.Error("the backend got something else than the client sent after its FIN")
+		}
+		if line := g.log.waitLine(t, "tunnel", 1); line["ended_by"] != "backend" || line["how"] != "fin" {
+			t.Errorf("account: %v", line)
+		}
+	})
+}
+
+func TestNothingIsLostWhenTheBackendClosesRightAfterItsLastByte(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		for i := range 20 {
+			payload := string(noise(uint64(i), 1+i*i*7919))
+			c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+				io.WriteString(b, payload)
+				b.Close()
+			}))
+			expectAll(t, c, payload)
+		}
+	})
+}
+
+func TestNothingIsLostWhenTheBackendResetsRightAfterItsLastByte(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		for i := range 20 {
+			payload := string(noise(uint64(i), 1+i*7919))
+			resets := make(chan struct{})
+			c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+				io.ReadFull(b, make([]byte, 1)) // the tunnel stands
+				io.WriteString(b, payload)
+				delivered(t, b) // or this kernel would drop it
+				b.SetLinger(0)
+				b.Close()
+				close(resets)
+			}))
+			send(t, c, "?")
+			<-resets // and only now the client reads
+			expectAll(t, c, payload)
+		}
+	})
+}
+
+func TestASlowReaderGetsEverythingFromABackendThatIsGone(t *testing.T) {
+	for _, end := range []string{"close", "reset"} {
+		t.Run(end, func(t *testing.T) {
+			onEveryPump(t, func(t *testing.T, g *testGateway) {
+				payload := noise(3, 1<<20)
+				gone := make(chan struct{})
+				c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+					b.Write(payload)
+					delivered(t, b)
+					if end == "reset" {
+						b.SetLinger(0)
+					}
+					b.Close()
+					close(gone)
+				}))
+				// A client that goes on sending must not bring a reset on
+				// itself, although its backend is not there any more.
+				stop := make(chan struct{})
+				sent := make(chan struct{})
+				go func() {
+					defer close(sent)
+					for {
+						select {
+						case <-stop:
+							return
+						case <-time.After(time.Millisecond):
+							if _, err := c.Write([]byte("are you there?")); err != nil {
+								return
+							}
+						}
+					}
+				}()
+				var got bytes.Buffer
+				buf := make([]byte, 64<<10)
+				for i := 0; ; i++ {
+					n, err := c.Read(buf)
+					got.Write(buf[:n])
+					if err == io.EOF {
+						break
+					}
+					if err != nil {
+						t.Fatalf("after %d of %d bytes: %v", got.Len(), len(payload), err)
+					}
+					if i == 2 {
+						<-gone // with most of it still to be read
+					}
+				}
+				close(stop)
+				<-sent
+				if !bytes.Equal(got.Bytes(), payload) {
+					t.Errorf("got %d of %d bytes, or others", got.Len(), len(payload))
+				}
+			})
+		})
+	}
+}
+
+func TestTheClientsResetReachesTheBackendAsAReset(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		ended := make(chan error, 1)
+		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+			_, err := io.Copy(io.Discard, b)
+			ended <- err
+		}))
+		send(t, c, "x")
+		c.SetLinger(0)
+		c.Close()
+		if err := <-ended; !isReset(err) {
+			t.Errorf("the backend's read ended with %v, want a reset", err)
+		}
+		if line := g.log.waitLine(t, "tunnel", 1); line["ended_by"] != "client" || line["how"] != "reset" {
+			t.Errorf("account: %v", line)
+		}
+	})
+}
+
+func TestTheClientsResetAfterTheBackendsFINReachesTheBackend(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		ended := make(chan error, 1)
+		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+			b.CloseWrite()
+			_, err := io.Copy(io.Discard, b)
+			ended <- err
+		}))
+		expectAll(t, c, "")
+		c.SetLinger(0)
+		c.Close()
+		if err := <-ended; !isReset(err) {
+			t.Errorf("the backend's read ended with %v, want a reset", err)
+		}
+	})
+}
+
+func TestTheBackendsResetBecomesAFIN(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+			io.ReadFull(b, make([]byte, 2))
+			b.SetLinger(0)
+		}))
+		send(t, c, "hi")
+		expectAll(t, c, "")
+		// A client that keeps its end open does not keep the tunnel.
+		if line := g.log.waitLine(t, "tunnel", 1); line["ended_by"] != "backend" || line["how"] != "reset" {
+			t.Errorf("account: %v", line)
+		}
+	})
+}
+
+func TestAStalledReaderStopsNeitherTheOtherDirectionNorOtherTunnels(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		pushes := make(chan struct{})
+		backend := startBackend(t, func(b *net.TCPConn) {
+			go func() {
+				defer close(pushes)
+				b.Write(make([]byte, 64<<20)) // more than the client will take
+			}()
+			io.Copy(io.Discard, b)
+			b.Close()
+			<-pushes
+		})
+		stalled := openTunnel(t, g.addr, backend)
+		// It reads nothing, yet everything that it sends gets through.
+		if n, err := stalled.Write(noise(4, 16<<20)); err != nil {
+			t.Errorf("wrote %d: %v", n, err)
+		}
+		other := openTunnel(t, g.addr, startEcho(t))
+		send(t, other, "hello")
+		expect(t, other, "hello")
+		stalled.SetLinger(0)
+		stalled.Close()
+	})
+}
+
+// SPLICE_F_MORE, or any other corking, makes a small message wait 200 ms for
+// more. 40 of them would take 8 s.
+func TestSmallMessagesArrivePromptlyEvenAfterLargeOnes(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		c := openTunnel(t, g.addr, startEcho(t))
+		large := string(noise(5, 300<<10))
+		start := time.Now()
+		for range 40 {
+			go io.WriteString(c, large)
+			expect(t, c, large)
+			send(t, c, "a small one")
+			expect(t, c, "a small one")
+		}
+		if d := time.Since(start); d > 6*time.Second {
+			t.Errorf("40 rounds took %v: are small messages corked?", d)
+		}
+	})
+}
+
+func TestAHalfClosedTunnelEndsByInactivityNotByAge(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		const bound = 300 * time.Millisecond
+		g.relay.mu.Lock()
+		g.relay.halfCloseTimeout = bound
+		g.relay.mu.Unlock()
+		silent := make(chan time.Time, 1)
+		seen := make(chan struct{})
+		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+			io.Copy(io.Discard, b) // until the client's FIN
+			for start := time.Now(); time.Since(start) < 3*bound; time.Sleep(bound / 10) {
+				b.Write([]byte("."))
+			}
+			silent <- time.Now()
+			<-seen // keep the connection
+		}))
+		c.CloseWrite()
+		got, _ := io.ReadAll(c)
+		end, last := time.Now(), <-silent
+		close(seen)
+		if end.Sub(last) < bound/2 {
+			t.Errorf("the tunnel ended %v after its last byte (%d bytes), want about %v", end.Sub(last), len(got), bound)
+		}
+		if line := g.log.waitLine(t, "tunnel", 1); line["ended_by"] != "gateway" || line["how"] != "timeout" {
+			t.Errorf("account: %v", line)
+		}
+	})
+}
+
+func TestAnIdleTunnelThatIsWholeIsLeftAlone(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		g.relay.mu.Lock()
+		g.relay.halfCloseTimeout = time.Millisecond
+		g.relay.mu.Unlock()
+		c := openTunnel(t, g.addr, startEcho(t))
+		other := openTunnel(t, g.addr, startEcho(t))
+		other.CloseWrite()
+		expectAll(t, other, "")
+		g.log.waitLine(t, "tunnel", 1) // the sweeper had its chances
+		send(t, c, "still here")
+		expect(t, c, "still here")
+	})
+}
+
+func TestCloseCutsTunnelsAndCountsThem(t *testing.T) {
+	onEveryPump(t, func(t *testing.T, g *testGateway) {
+		backend := startEcho(t)
+		var clients []net.Conn
+		for range 5 {
+			clients = append(clients, openTunnel(t, g.addr, backend))
+		}
+		g.Close()
+		for _, c := range clients {
+			if _, err := io.ReadAll(c); err != nil && !isReset(err) {
+				t.Error(err)
+			}
+		}
+		line := g.log.waitLine(t, "tunnel", 5)
+		if line["ended_by"] != "gateway" || line["how"] != "shutdown" || g.cut.Load() != 5 {
+			t.Errorf("%d cut, account: %v", g.cut.Load(), line)
+		}
+	})
+}
+
+func TestABugInOneTunnelEndsOnlyThatTunnel(t *testing.T) {
+	var buggy atomic.Bool
+	g := startGateway(t, func(g *Gateway) {
+		g.relay.pump = func(r *relay, dst, src *net.TCPConn, moved *atomic.Int64) (readErr, writeErr error) {
+			if buggy.Load() {
+				panic("a bug")
+			}
+			return defaultPump(r, dst, src, moved)
+		}
+	})
+	backend := startEcho(t)
+	good := openTunnel(t, g.addr, backend)
+	send(t, good, "hello")
+	expect(t, good, "hello") // both of its directions are under way
+	buggy.Store(true)
+	bad := openTunnel(t, g.addr, backend)
+	if _, err := io.ReadAll(bad); err != nil && !isReset(err) {
+		t.Error(err)
+	}
+	g.log.waitLine(t, "panic", 1)
+	g.log.waitLine(t, "tunnel", 1)
+	send(t, good, "still here")
+	expect(t, good, "still here")
+}
