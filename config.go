@@ -30,6 +30,13 @@ type Config struct {
 	Timeout          time.Duration
 	Buffer           int // bytes
 
+	Loops            int // 0: one per CPU; below: goroutines
+	Splice           bool
+	IdleTimeout      time.Duration // 0: never
+	HalfCloseTimeout time.Duration
+	Keepalive        time.Duration // 0: none
+	UserTimeout      time.Duration // 0: the kernel's
+
 	PIDFile   string // empty: none
 	Drain     time.Duration
 	LogFormat string // "text" or "json"
@@ -41,6 +48,7 @@ type Config struct {
 	Arg    string
 
 	secret, secretFile string
+	sources            map[string]string // setting → what set it: flag or variable
 }
 
 // action is one of the flags that do something other than serve.
@@ -115,6 +123,20 @@ func settings(cfg *Config) []setting {
 		{groupTunnel, "buffer", "BYTES", &intValue{&cfg.Buffer, 1, 16 << 20},
 			"of the copy buffer. It has no effect on long runs of data on Linux, which\n" +
 				"are spliced inside the kernel; a read that fills it is what starts one"},
+		{groupTunnel, "splice", "0|1", (*switchValue)(&cfg.Splice),
+			"0 copies everything through user space, on Linux too"},
+		{groupTunnel, "loops", "COUNT", &intValue{&cfg.Loops, -1, 1024},
+			"event loops, on Linux; 0 is one for each CPU the process may use, -1 serves\n" +
+				"with goroutines as other systems do"},
+		{groupTunnel, "idle-timeout", "TIME", &durationValue{&cfg.IdleTimeout, true},
+			"after which a tunnel ends through which no byte has moved; 0: never"},
+		{groupTunnel, "half-close-timeout", "TIME", &durationValue{&cfg.HalfCloseTimeout, false},
+			"the same for a tunnel of which one side has finished"},
+		{groupTunnel, "keepalive", "TIME", &durationValue{&cfg.Keepalive, true},
+			"of silence after which TCP asks both ends whether they are there; 0: never"},
+		{groupTunnel, "tcp-user-timeout", "TIME", &durationValue{&cfg.UserTimeout, true},
+			"after which a peer that acknowledges nothing is given up, or takes nothing\n" +
+				"(TCP_USER_TIMEOUT, Linux); 0: the kernel's, about 15 minutes"},
 
 		{groupProcess, "pidfile", "FILE", (*stringValue)(&cfg.PIDFile),
 			"holds the process id while the gateway runs, with a line for each gateway\n" +
@@ -149,6 +171,9 @@ func defaultConfig() *Config {
 		Retry:            1,
 		Timeout:          3 * time.Second,
 		Buffer:           16384,
+		Splice:           true,
+		HalfCloseTimeout: 60 * time.Second,
+		Keepalive:        30 * time.Second,
 		PIDFile:          "gateway.pid",
 		Drain:            30 * time.Second,
 		LogFormat:        "text",
@@ -168,32 +193,36 @@ func parseConfig(args []string) (*Config, error) {
 		fs.Var(s.value, s.name, s.usage)
 	}
 	if err := fs.Parse(args); err != nil {
+		if strings.HasPrefix(err.Error(), "bad flag syntax") { // repeats the value too
+			return nil, errors.New("flags are written -name=value; one has a wrong beginning")
+		}
 		return nil, err
 	}
 	if fs.NArg() > 0 {
 		return nil, errors.New("flags are written -name=value; there is an argument without a flag")
 	}
-	if err := readEnvironment(fs, all); err != nil {
-		return nil, err
-	}
 	if cfg.Action == actionVersion {
-		return cfg, nil // needs no secret
+		return cfg, nil // whatever else is wrong
+	}
+	if err := cfg.readEnvironment(fs, all); err != nil {
+		return nil, err
 	}
 	return cfg, cfg.loadSecrets()
 }
 
 // readEnvironment sets what the command line has not.
-func readEnvironment(fs *flag.FlagSet, all []setting) error {
-	given := make(map[string]bool)
-	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+func (cfg *Config) readEnvironment(fs *flag.FlagSet, all []setting) error {
+	cfg.sources = make(map[string]string)
+	fs.Visit(func(f *flag.Flag) { cfg.sources[f.Name] = "-" + f.Name })
 	for _, s := range all {
 		text, ok := os.LookupEnv(envName(s.name))
-		if !ok || given[s.name] || s.group == groupActions {
+		if !ok || cfg.sources[s.name] != "" || s.group == groupActions {
 			continue
 		}
 		if err := s.value.Set(text); err != nil {
 			return fmt.Errorf("invalid value %q for %s: %w", text, envName(s.name), err)
 		}
+		cfg.sources[s.name] = envName(s.name)
 	}
 	return nil
 }
@@ -205,15 +234,17 @@ func envName(flagName string) string {
 
 // loadSecrets gathers the secrets of all sources.
 func (cfg *Config) loadSecrets() error {
-	if cfg.secret != "" {
-		cfg.addSecrets("-secret", []byte(cfg.secret))
+	// A shell's echo and many secret stores leave a newline at the end, which
+	// nobody means and nobody sees.
+	if secret := strings.TrimRight(cfg.secret, "\r\n"); secret != "" {
+		cfg.addSecrets(cfg.sources["secret"], []byte(secret))
 	}
 	if cfg.secretFile != "" {
 		secrets, err := readSecrets(cfg.secretFile)
 		if err != nil {
-			return fmt.Errorf("-secret-file: %w", err)
+			return fmt.Errorf("%s: %w", cfg.sources["secret-file"], err)
 		}
-		cfg.addSecrets("-secret-file", secrets...)
+		cfg.addSecrets(cfg.sources["secret-file"], secrets...)
 	}
 	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
 		secrets, err := readSecrets(filepath.Join(dir, "secret"))
@@ -229,6 +260,7 @@ func (cfg *Config) loadSecrets() error {
 	return nil
 }
 
+// addSecrets adds those that are new.
 func (cfg *Config) addSecrets(source string, secrets ...[]byte) {
 	cfg.SecretSources = append(cfg.SecretSources, source)
 	for _, s := range secrets {
@@ -245,7 +277,7 @@ func readSecrets(name string) ([][]byte, error) {
 		return nil, err
 	}
 	var secrets [][]byte
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
 		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
 		if strings.TrimSpace(line) == "" || strings.HasPrefix(line, "#") {
 			continue
@@ -256,6 +288,20 @@ func readSecrets(name string) ([][]byte, error) {
 		return nil, fmt.Errorf("%s holds no secret: want one a line", name)
 	}
 	return secrets, nil
+}
+
+// keepalive returns -keepalive in the words of net.Dialer and ListenConfig:
+// three probes, a third of it apart.
+func (cfg *Config) keepalive() (time.Duration, net.KeepAliveConfig) {
+	if cfg.Keepalive == 0 {
+		return -1, net.KeepAliveConfig{} // zero would be net's default
+	}
+	return 0, net.KeepAliveConfig{
+		Enable:   true,
+		Idle:     max(time.Second, cfg.Keepalive),
+		Interval: max(time.Second, cfg.Keepalive/3),
+		Count:    3,
+	}
 }
 
 // warnings lists what is allowed but unwise.

@@ -12,6 +12,7 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"runtime"
+	"slices"
 	"sync"
 
 	"gateway/internal/address"
@@ -126,6 +127,9 @@ func newKeyring(secrets [][]byte, kdfs []kdf) *keyring {
 	}
 }
 
+// slowKDF tells whether opening a line may take milliseconds or wait its turn.
+func (k *keyring) slowKDF() bool { return slices.Contains(k.kdfs, kdfPBKDF2) }
+
 // seal returns the sealed line for an address, without a newline, made with a
 // fresh salt.
 func (k *keyring) seal(addr address.Address) string {
@@ -169,7 +173,12 @@ func (k *keyring) open(ctx context.Context, line []byte) (address.Address, error
 	reason := errBadPadding
 	plain := make([]byte, len(sealed))
 	for _, kdf := range k.kdfs {
-		for i := range k.secrets {
+		first := 0
+		if kdf == kdfPBKDF2 {
+			first = k.slow.start(len(k.secrets), salt)
+		}
+		for n := range k.secrets {
+			i := (first + n) % len(k.secrets)
 			ki, err := k.key(ctx, kdf, i, salt)
 			if err != nil {
 				return address.Address{}, err
@@ -257,16 +266,30 @@ func (s *slowKeys) key(ctx context.Context, secret []byte, index int, salt []byt
 	}
 }
 
+// start returns the secret to begin with: the one whose key is kept, so that a
+// line in use costs no derivation of the secrets before it either.
+func (s *slowKeys) start(secrets int, salt []byte) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range secrets {
+		if _, ok := s.worked[slowKey{i, [saltSize]byte(salt)}]; ok {
+			return i
+		}
+	}
+	return 0
+}
+
 // remember keeps a key that opened an address. A full cache gives up an
 // arbitrary entry: which one matters little, and no order has to be kept.
 func (s *slowKeys) remember(index int, salt []byte, ki keyIV) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.worked) >= maxSlowKeys {
+	key := slowKey{index, [saltSize]byte(salt)}
+	if _, ok := s.worked[key]; !ok && len(s.worked) >= maxSlowKeys {
 		for k := range s.worked {
 			delete(s.worked, k)
 			break
 		}
 	}
-	s.worked[slowKey{index, [saltSize]byte(salt)}] = ki
+	s.worked[key] = ki
 }

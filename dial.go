@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/sockopt"
 )
 
 // dialer turns an opened address into a connected backend. Its methods are
@@ -24,6 +25,17 @@ type dialer struct {
 	timeout time.Duration
 	// resolver looks up names; nil is the system's.
 	resolver *net.Resolver
+	// base has the options of a connected backend's socket.
+	base net.Dialer
+}
+
+func newDialer(cfg *Config) *dialer {
+	d := &dialer{attempts: cfg.Retry, timeout: cfg.Timeout}
+	d.base.KeepAlive, d.base.KeepAliveConfig = cfg.keepalive()
+	if cfg.UserTimeout > 0 {
+		d.base.Control = sockopt.UserTimeout(cfg.UserTimeout)
+	}
+	return d
 }
 
 // dialError is why a backend could not be reached.
@@ -36,12 +48,14 @@ type dialError struct {
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-// errClientGone is the cause with which a dial is cancelled once nobody waits
-// for it.
-var errClientGone = errors.New("the client broke the connection while its backend was dialed")
+// Why a connection ended before its dial did. Nobody waits for an answer.
+var (
+	errClientGone = &dialError{"", "client_gone", errors.New("the client broke the connection while its backend was dialed")}
+	errShutdown   = &dialError{"", "shutdown", errors.New("the gateway ended")}
+)
 
 // dial connects to addr. The caller closes the connection. Every error is a
-// *dialError. Cancelling ctx ends the dial at once.
+// *dialError. Cancelling ctx ends the dial at once, with ctx's cause.
 func (d *dialer) dial(ctx context.Context, addr address.Address) (*net.TCPConn, error) {
 	var err error
 	for range d.attempts {
@@ -51,7 +65,7 @@ func (d *dialer) dial(ctx context.Context, addr address.Address) (*net.TCPConn, 
 			return conn, nil
 		}
 		if ctx.Err() != nil {
-			return nil, &dialError{"", "client_gone", context.Cause(ctx)}
+			return nil, context.Cause(ctx)
 		}
 		if !isTimeout(err) {
 			break
@@ -80,7 +94,8 @@ func (d *dialer) attempt(ctx context.Context, addr address.Address) (*net.TCPCon
 		// swallows packets leaves time for the next.
 		now := time.Now()
 		share := deadline.Sub(now) / time.Duration(len(ips)-i)
-		nd := net.Dialer{Deadline: now.Add(share)}
+		nd := d.base
+		nd.Deadline = now.Add(share)
 		conn, err := nd.DialContext(ctx, "tcp", netip.AddrPortFrom(ip.Unmap(), addr.Port).String())
 		if err == nil {
 			return conn.(*net.TCPConn), nil

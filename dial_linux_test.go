@@ -52,6 +52,8 @@ func TestABlackholedBackendIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 
 func TestAClientsResetCancelsTheConnect(t *testing.T) {
 	p := startProcess(t, "-timeout=1h")
+	openTunnel(t, p.addr, startEcho(t)).Close() // its loops accept by now
+	p.log.waitLine(t, "tunnel", 1)
 	before := descriptorsOf(p.cmd.Process.Pid)
 	hole := blackhole(t, "127.0.0.1", 0)
 	for range 20 {

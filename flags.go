@@ -61,8 +61,6 @@ func (v *switchValue) Set(s string) error {
 	return nil
 }
 
-func (v *switchValue) IsBoolFlag() bool { return true }
-
 // durationValue is seconds ("3", "1.5") or a Go duration ("1500ms", "1m30s").
 type durationValue struct {
 	p      *time.Duration
@@ -70,8 +68,13 @@ type durationValue struct {
 }
 
 func (v *durationValue) String() string {
-	if v.p == nil {
+	switch {
+	case v.p == nil:
 		return ""
+	case *v.p == 0:
+		return "0"
+	case *v.p < 10*time.Minute && *v.p%time.Second == 0:
+		return strconv.Itoa(int(v.p.Seconds())) + "s" // 60s, not 1m0s
 	}
 	return v.p.String()
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -15,7 +16,7 @@ import (
 )
 
 // A status is the three ASCII bytes with which a request is answered. The
-// empty status answers nothing.
+// empty status answers nothing: nobody is there to read it.
 type status string
 
 const (
@@ -26,38 +27,58 @@ const (
 	statusGatewayTimeout status = "504" // connecting the backend timed out
 )
 
+// statusOf returns the answer to a failed request.
+func statusOf(err error) status {
+	var (
+		re requestError
+		oe openError
+		de *dialError
+	)
+	switch {
+	case errors.As(err, &re):
+		return statusBadRequest
+	case errors.As(err, &oe):
+		return statusUnauthorized
+	case errors.As(err, &de):
+		return de.status
+	}
+	return statusBadGateway
+}
+
 // Gateway lets clients through to the backends whose sealed addresses they
 // bring. Its exported methods are those of net/http.Server and may be called
 // from any goroutine.
 type Gateway struct {
 	keys   *keyring
 	dialer *dialer
-	relay  *relay
+	relay  relayer
+	loops  *loops // the relay, if it is one of loops
 	log    *slog.Logger
 
 	handshakeTimeout time.Duration // from accept to the end of the request
 	handshakeMax     int           // of a sealed line, in bytes
 
 	baseCtx   context.Context // ends at Close
-	cancel    context.CancelFunc
+	cancel    context.CancelCauseFunc
 	stopping  chan struct{}  // closed by Shutdown and Close
 	accepting sync.WaitGroup // accept loops
 	serving   sync.WaitGroup // connections, from accept to account
 	cut       atomic.Int64   // tunnels ended by Close
 
+	warnedAccept atomic.Int64 // when, in Unix nanoseconds
+
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
-	clients   map[net.Conn]struct{} // until the relay owns them
+	clients   map[net.Conn]struct{} // in serveConn, until the relay owns them
 }
 
 // NewGateway returns a gateway for a validated configuration. It must be
 // closed.
-func NewGateway(cfg *Config, log *slog.Logger) *Gateway {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &Gateway{
+func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	g := &Gateway{
 		keys:             newKeyring(cfg.Secrets, cfg.KDFs),
-		dialer:           &dialer{attempts: cfg.Retry, timeout: cfg.Timeout},
-		relay:            newRelay(cfg.Buffer, log),
+		dialer:           newDialer(cfg),
 		log:              log,
 		handshakeTimeout: cfg.HandshakeTimeout,
 		handshakeMax:     cfg.HandshakeMax,
@@ -67,87 +88,126 @@ func NewGateway(cfg *Config, log *slog.Logger) *Gateway {
 		listeners:        make(map[net.Listener]struct{}),
 		clients:          make(map[net.Conn]struct{}),
 	}
+	rc := relayConfig{
+		bufferSize:       cfg.Buffer,
+		idleTimeout:      cfg.IdleTimeout,
+		halfCloseTimeout: cfg.HalfCloseTimeout,
+		keepalive:        cfg.Keepalive,
+		userTimeout:      cfg.UserTimeout,
+		log:              log,
+		account:          g.account,
+	}
+	if cfg.Loops < 0 || !loopsSupported {
+		g.relay = newRelay(rc)
+		return g, nil
+	}
+	loops, err := newLoops(g, cfg, rc)
+	if err != nil {
+		return nil, fmt.Errorf("%w (-loops=-1 does without)", err)
+	}
+	g.loops, g.relay = loops, loops
+	return g, nil
 }
 
 // serveConn is the life of a connection: request, open, dial, answer, relay,
 // account. Each step either hands its result to the next or refuses the
-// client, and says so in the log.
-func (g *Gateway) serveConn(client *net.TCPConn, accepted time.Time) {
-	defer g.serving.Done()
-	defer g.untrack(client)
-	defer g.survive(client)
-	defer client.Close() // nothing, once the relay has done so
+// client, and says so in the log. received is what has been read already.
+//
+// On Linux the loops take most connections the same way with fewer system
+// calls, by the same functions (accept_linux.go).
+func (g *Gateway) serveConn(client *net.TCPConn, s *session, received []byte) {
+	defer g.survive(client, s)
 
-	ctx, cancel := context.WithDeadline(g.baseCtx, accepted.Add(g.handshakeTimeout))
-	defer cancel()
-
-	line, early, err := g.readLine(ctx, client)
+	req, err := g.readRequest(client, s, received)
 	if err != nil {
-		g.refuse(client, statusBadRequest, err, nil)
+		g.refuse(client, s, err)
 		return
 	}
-	addr, err := g.keys.open(ctx, line)
+	s.backend = req.addr
+	backend, err := g.dial(client, req.addr)
 	if err != nil {
-		g.refuse(client, statusUnauthorized, err, nil)
+		g.refuse(client, s, err)
 		return
 	}
-	backend, err := g.dial(client, addr)
-	if err != nil {
-		g.refuse(client, statusOf(err), err, &addr)
-		return
+	if !req.addr.IP.IsValid() {
+		s.dialed = peerOf(backend)
 	}
 	if _, err := io.WriteString(client, string(statusOK)); err != nil {
 		backend.SetLinger(0) // as if the client had reset it
 		backend.Close()
-		g.refuse(client, "", errClientGone, &addr)
+		g.refuse(client, s, errClientGone)
 		return
 	}
 	g.untrack(client)
-	g.relay.run(client, backend, early, func(end tunnelEnd) {
-		g.account(client, backend, addr, accepted, end)
-	})
+	g.relay.run(s, client, backend, req.early) // ends in g.account
 }
 
-// readLine reads the client's request, and what the same segments brought
-// behind it for the backend. The read is bounded by ctx's deadline and by
-// handshakeMax. Every error is a requestError.
-func (g *Gateway) readLine(ctx context.Context, client *net.TCPConn) (line, early []byte, err error) {
-	deadline, _ := ctx.Deadline()
+// request is what a client asks for.
+type request struct {
+	addr  address.Address // of the backend
+	early []byte          // what came behind the request, for the backend
+}
+
+// request reads a request from all that a client has sent so far, and opens
+// its address. The result aliases received. The error is errIncomplete as long
+// as more has to be read; otherwise it is a requestError or an openError. ctx
+// bounds the wait for a slow key derivation.
+func (g *Gateway) request(ctx context.Context, received []byte) (request, error) {
+	line, early, err := parseLine(received, g.handshakeMax)
+	if err != nil {
+		return request{}, err
+	}
+	addr, err := g.keys.open(ctx, line)
+	if err != nil {
+		return request{}, err
+	}
+	return request{addr, early}, nil
+}
+
+// readRequest reads until there is a request. It gives up at the end of
+// handshakeTimeout.
+func (g *Gateway) readRequest(client *net.TCPConn, s *session, received []byte) (request, error) {
+	deadline := s.accepted.Add(g.handshakeTimeout)
+	ctx, cancel := context.WithDeadline(g.baseCtx, deadline)
+	defer cancel()
 	client.SetReadDeadline(deadline)
 	defer client.SetReadDeadline(time.Time{})
 
-	buf := make([]byte, g.handshakeMax+len("\r\n"))
-	n := 0
+	buf := append(make([]byte, 0, max(len(received), g.handshakeMax+len("\r\n"))), received...)
 	for {
-		m, readErr := client.Read(buf[n:])
-		n += m
-		line, early, ok, err := parseLine(buf[:n], g.handshakeMax)
+		req, err := g.request(ctx, buf)
+		if err != errIncomplete {
+			return req, err
+		}
+		// As long as the request is incomplete, the buffer is not full.
+		n, err := client.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
 		switch {
-		case ok || err != nil:
-			return line, early, err
-		case readErr == nil:
-		case n == 0:
-			return nil, nil, errEmpty
-		case isTimeout(readErr):
-			return nil, nil, errTooSlow
-		case errors.Is(readErr, io.EOF):
-			return nil, nil, errEOF
+		case n > 0 || err == nil:
+		case g.baseCtx.Err() != nil:
+			return request{}, errShutdown
+		case len(buf) == 0:
+			return request{}, errEmpty
+		case isTimeout(err):
+			return request{}, errTooSlow
+		case errors.Is(err, io.EOF):
+			return request{}, errEOF
 		default:
-			return nil, nil, errReset
+			return request{}, errReset
 		}
 	}
 }
 
 // dial connects the backend for a client that waits. A client that breaks the
-// connection ends the dial; one that only finishes sending does not: it may
-// still want the answer.
+// connection ends the dial; one that only finishes sending does not: it still
+// wants the answer.
 func (g *Gateway) dial(client *net.TCPConn, addr address.Address) (*net.TCPConn, error) {
 	ctx, cancel := context.WithCancelCause(g.baseCtx)
 	defer cancel(nil)
 
 	raw, err := client.SyscallConn()
 	if err != nil {
-		return nil, &dialError{"", "client_gone", errClientGone}
+		return nil, errClientGone
 	}
 	var watching sync.WaitGroup
 	watching.Go(func() {
@@ -163,14 +223,6 @@ func (g *Gateway) dial(client *net.TCPConn, addr address.Address) (*net.TCPConn,
 	return g.dialer.dial(ctx, addr)
 }
 
-func statusOf(err error) status {
-	var de *dialError
-	if errors.As(err, &de) {
-		return de.status
-	}
-	return statusBadGateway
-}
-
 const (
 	// lingerTime and lingerBytes bound how long and how much is still read
 	// from a refused client.
@@ -178,30 +230,47 @@ const (
 	lingerBytes = 256 << 10
 )
 
-// refuse answers with an error status, accounts for it and closes the client.
-// addr is nil unless an address was opened.
+// refuse answers with the status of an error, accounts for it and closes the
+// client.
 //
 // Closing a socket that has unread input resets it, and the client might never
 // see the status. So the client is told that nothing more comes, and what it
 // has under way is read before the close (RFC 9112 section 9.6 has HTTP
 // servers do the same).
-func (g *Gateway) refuse(client *net.TCPConn, s status, err error, addr *address.Address) {
-	g.accountRefused(client, s, err, addr)
-	if s == "" {
+func (g *Gateway) refuse(client *net.TCPConn, s *session, err error) {
+	defer g.dismiss(client, s)
+	status := statusOf(err)
+	g.accountRefused(s, status, err)
+	if status == "" {
 		return
 	}
 	client.SetDeadline(time.Now().Add(lingerTime))
-	if _, err := io.WriteString(client, string(s)); err != nil {
+	if _, err := io.WriteString(client, string(status)); err != nil {
 		return
 	}
 	client.CloseWrite()
 	io.CopyN(io.Discard, client, lingerBytes)
 }
 
+// dismiss closes a client that is accounted for and never had a tunnel.
+func (g *Gateway) dismiss(client *net.TCPConn, s *session) {
+	client.Close()
+	g.untrack(client)
+	g.finish(s)
+}
+
+// finish ends a connection's part in serving. Only its first call counts.
+func (g *Gateway) finish(s *session) {
+	if !s.finished {
+		s.finished = true
+		g.serving.Done()
+	}
+}
+
 // survive keeps a bug met by one connection from ending all the others.
-func (g *Gateway) survive(client *net.TCPConn) {
+func (g *Gateway) survive(client *net.TCPConn, s *session) {
 	if v := recover(); v != nil {
-		client.Close()
 		logPanic(g.log, v)
+		g.dismiss(client, s)
 	}
 }

@@ -116,7 +116,11 @@ func serve(cfg *Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	g := NewGateway(cfg, log)
+	g, err := NewGateway(cfg, log)
+	if err != nil {
+		ln.Close()
+		return err
+	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(ln) }()
 	defer func() { g.Close(); <-served }()
@@ -159,8 +163,17 @@ func listen(cfg *Config) (net.Listener, error) {
 	// Since Go 1.24 listeners speak MPTCP unless told not to, and then some
 	// socket options fail (golang/go#74643).
 	lc.SetMultipathTCP(false)
-	if cfg.Reuse {
-		lc.Control = sockopt.ReusePort
+	lc.KeepAlive, lc.KeepAliveConfig = cfg.keepalive()
+	lc.Control = func(network, address string, c syscall.RawConn) error {
+		if cfg.Reuse {
+			if err := sockopt.ReusePort(network, address, c); err != nil {
+				return err
+			}
+		}
+		if cfg.UserTimeout > 0 { // accepted sockets inherit it
+			return sockopt.UserTimeout(cfg.UserTimeout)(network, address, c)
+		}
+		return nil
 	}
 	// "tcp" would make 0.0.0.0 listen on IPv6 too.
 	network := "tcp"

@@ -34,6 +34,9 @@ const pidLockWait = 5 * time.Second
 // createPIDFile adds this process to the pid file at path. The caller removes
 // it with remove.
 func createPIDFile(path string) (*pidFile, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file; -pidfile= writes none", path)
+	}
 	lock, err := openPIDLock(path)
 	if err != nil {
 		return nil, err
@@ -142,17 +145,10 @@ func (p *pidFile) remove() error {
 
 // living returns the pids in the file of other gateways that run.
 func (p *pidFile) living() ([]int, error) {
-	info, err := os.Stat(p.path)
+	text, err := os.ReadFile(p.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file; -pidfile= writes none", p.path)
-	}
-	text, err := os.ReadFile(p.path)
 	if err != nil {
 		return nil, err
 	}

@@ -14,16 +14,8 @@ import (
 	"gateway/internal/sockopt"
 )
 
-// halfCloseTimeout is how long a tunnel whose one side has finished may rest
-// without a byte moving in the other direction.
-const halfCloseTimeout = 60 * time.Second
-
-// sweepInterval is the grain of every inactivity bound: one timer looks after
-// all tunnels, so that moving a message sets none.
-const sweepInterval = time.Second
-
-// relay pumps bytes through tunnels. It keeps what TCP promises its two ends
-// as if they had spoken directly:
+// A relayer pumps bytes through tunnels. It keeps what TCP promises its two
+// ends as if they had spoken directly:
 //
 //   - Each direction ends by itself: a FIN is passed on, and the other
 //     direction goes on until it ends too.
@@ -32,43 +24,43 @@ const sweepInterval = time.Second
 //   - A client's reset reaches the backend as a reset.
 //   - Backpressure: at most one buffer or one pipe of a direction is read
 //     ahead of what its receiver takes.
+//   - A tunnel of which one side has finished is bounded by inactivity; a
+//     whole one too, if so configured.
 //
-// A relay must be closed. Its methods are safe for concurrent use.
-type relay struct {
-	pump    pumpFunc
-	log     *slog.Logger
-	pipes   pipePool
-	buffers sync.Pool // of *[]byte with bufferSize bytes
+// There are two: relay, the portable reference with two goroutines a tunnel,
+// and on Linux the loops (loop_linux.go).
+type relayer interface {
+	// run joins a client and a backend, both connected, and owns both from
+	// here on. early is what the client has already sent for the backend; it
+	// may be kept until the end. The session is accounted for once, after
+	// both are closed. run may return before that or block until then.
+	run(s *session, client, backend *net.TCPConn, early []byte)
 
-	bufferSize       int
-	halfCloseTimeout time.Duration
-	sweepInterval    time.Duration
-
-	mu      sync.Mutex
-	tunnels map[*tunnel]struct{}
-	closed  bool
+	// close cuts all tunnels and lets no new one in. It does not wait for
+	// their accounts.
+	close()
 }
 
-// pumpFunc moves bytes from src to dst until src ends, adding each chunk to
-// moved once dst's kernel has taken it. Both errors are nil at src's FIN; else
-// the one that is not tells which side failed. It closes neither.
-type pumpFunc func(r *relay, dst, src *net.TCPConn, moved *atomic.Int64) (readErr, writeErr error)
+// relayConfig is what both relayers are told.
+type relayConfig struct {
+	bufferSize       int           // bytes of a copy
+	idleTimeout      time.Duration // 0: never
+	halfCloseTimeout time.Duration
+	keepalive        time.Duration // 0: none
+	userTimeout      time.Duration // 0: the kernel's
+	log              *slog.Logger
+	account          func(*session, tunnelEnd)
+}
 
-// newRelay returns a relay whose copies use buffers of the given size in bytes.
-func newRelay(bufferSize int, log *slog.Logger) *relay {
-	r := &relay{
-		pump:             defaultPump,
-		log:              log,
-		bufferSize:       bufferSize,
-		halfCloseTimeout: halfCloseTimeout,
-		sweepInterval:    sweepInterval,
-		tunnels:          make(map[*tunnel]struct{}),
+// sweepPeriod is the grain of the inactivity bounds: a tenth of the shortest,
+// within 10 ms and 1 s. Sweeping all tunnels now and then spares a timer for
+// each message.
+func (c *relayConfig) sweepPeriod() time.Duration {
+	shortest := c.halfCloseTimeout
+	if c.idleTimeout > 0 {
+		shortest = min(shortest, c.idleTimeout)
 	}
-	r.buffers.New = func() any {
-		b := make([]byte, bufferSize)
-		return &b
-	}
-	return r
+	return min(max(shortest/10, 10*time.Millisecond), time.Second)
 }
 
 // tunnelEnd is the account of a finished tunnel.
@@ -84,156 +76,16 @@ const (
 
 	howFIN      = "fin"      // it finished, and so did the other side
 	howReset    = "reset"    // it broke the connection
-	howTimeout  = "timeout"  // half-closed and silent, or its host is gone
+	howTimeout  = "timeout"  // silent for too long, or its host is gone
 	howShutdown = "shutdown" // cut at the end of -drain
 	howError    = "error"    // anything else
 )
 
-// tunnel is one client joined to one backend.
-type tunnel struct {
-	relay           *relay
-	client, backend *net.TCPConn
-	up, down        atomic.Int64 // bytes moved, see pumpFunc
-
-	mu       sync.Mutex
-	end      tunnelEnd
-	upDone   bool // client to backend has ended
-	downDone bool // backend to client has ended
-	deaf     bool // the backend takes no more: what the client sends is dropped
-
-	// For the sweeper alone.
-	progress int64     // what it saw moved the last time
-	since    time.Time // when that last changed
-}
-
-// run joins a client and a backend, both connected, and owns both from here
-// on: it closes them. early is what the client has already sent for the
-// backend; run may keep it until done is called. done is called once, after
-// both are closed. run may return before that or block until then.
-func (r *relay) run(client, backend *net.TCPConn, early []byte, done func(tunnelEnd)) {
-	t := &tunnel{relay: r, client: client, backend: backend, since: time.Now()}
-	if !r.add(t) {
-		t.cut(byGateway, howShutdown)
-		done(t.end)
-		return
-	}
-	var both sync.WaitGroup
-	both.Go(t.runDown)
-	t.runUp(early)
-	both.Wait()
-
-	t.close()
-	r.remove(t)
-	t.end.up, t.end.down = t.up.Load(), t.down.Load()
-	done(t.end)
-}
-
-// runUp carries what the client sends.
-func (t *tunnel) runUp(early []byte) {
-	defer t.recover()
-	var readErr error
-	n, writeErr := t.backend.Write(early)
-	t.up.Add(int64(n))
-	if writeErr == nil {
-		early = nil // an idle tunnel need not keep it
-		readErr, writeErr = t.relay.pump(t.relay, t.backend, t.client, &t.up)
-	}
-	switch {
-	case writeErr != nil:
-		// The backend is gone, but what it sent before may still be on its way
-		// to the client, so this direction only turns deaf.
-		t.note(byBackend, howOf(writeErr))
-		t.discard()
-	case errors.Is(readErr, os.ErrDeadlineExceeded):
-		t.discard() // runDown called: the backend is gone
-	case readErr != nil:
-		t.note(byClient, howOf(readErr))
-		t.reset()
-	default:
-		t.note(byClient, howFIN)
-		t.backend.CloseWrite()
-	}
-	t.mu.Lock()
-	t.upDone = true
-	t.mu.Unlock()
-}
-
-// runDown carries what the backend sends.
-func (t *tunnel) runDown() {
-	defer t.recover()
-	readErr, writeErr := t.relay.pump(t.relay, t.client, t.backend, &t.down)
-	switch {
-	case writeErr != nil:
-		t.note(byClient, howOf(writeErr))
-		t.reset()
-	case readErr != nil:
-		// A reset says that the backend takes no more, not that what it sent
-		// is void: the client gets a FIN after the data.
-		t.note(byBackend, howOf(readErr))
-		t.client.CloseWrite()
-		t.client.SetReadDeadline(time.Unix(1, 0)) // call runUp
-	default:
-		t.note(byBackend, howFIN)
-		t.client.CloseWrite()
-	}
-	t.mu.Lock()
-	t.downDone = true
-	t.mu.Unlock()
-}
-
-// discard drops what the client sends to a backend that is gone. Closing the
-// client at once instead would reset it (RFC 2525 section 2.17) and could
-// destroy what it has not yet received. It ends when the client ends; or the
-// sweeper ends it once the client's kernel has everything.
-func (t *tunnel) discard() {
-	t.mu.Lock()
-	t.deaf = true
-	t.mu.Unlock()
-	for {
-		t.client.SetReadDeadline(time.Time{})
-		// Hiding the connection's type keeps io.Copy from splicing it.
-		_, err := io.Copy(io.Discard, struct{ io.Reader }{t.client})
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return
-		}
-	}
-}
-
 // note records who ended the tunnel and how. The first reset, time-out or cut
 // tells more than a FIN, before or after it.
-func (t *tunnel) note(by, how string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.end.how == "" || t.end.how == howFIN && how != howFIN {
-		t.end.by, t.end.how = by, how
-	}
-}
-
-// reset ends the tunnel with a reset to the backend: with SO_LINGER on and
-// zero, close(2) sends RST and drops what was not sent.
-func (t *tunnel) reset() {
-	t.backend.SetLinger(0)
-	t.close()
-}
-
-// cut ends the tunnel from outside of its two directions.
-func (t *tunnel) cut(by, how string) {
-	t.note(by, how)
-	t.close()
-}
-
-// close closes both connections, which ends both directions. It may be called
-// again.
-func (t *tunnel) close() {
-	t.client.Close()
-	t.backend.Close()
-}
-
-// recover keeps a bug in one tunnel from ending all the others.
-func (t *tunnel) recover() {
-	if v := recover(); v != nil {
-		logPanic(t.relay.log, v)
-		t.cut(byGateway, howError)
+func (e *tunnelEnd) note(by, how string) {
+	if e.how == "" || e.how == howFIN && how != howFIN {
+		e.by, e.how = by, how
 	}
 }
 
@@ -248,80 +100,118 @@ func howOf(err error) string {
 	}
 }
 
-// add registers a tunnel; false means that the relay is closed.
-func (r *relay) add(t *tunnel) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return false
-	}
-	if len(r.tunnels) == 0 {
-		time.AfterFunc(r.sweepInterval, r.sweep)
-	}
-	r.tunnels[t] = struct{}{}
-	return true
+// relay is the portable relayer: one goroutine for each direction, which
+// holds a buffer even while the tunnel rests. Its methods are safe for
+// concurrent use.
+type relay struct {
+	relayConfig
+	buffers sync.Pool // of *[]byte with bufferSize bytes
+
+	mu       sync.Mutex
+	tunnels  map[*pair]struct{}
+	sweeping bool // a sweep is due
+	closed   bool
 }
 
-func (r *relay) remove(t *tunnel) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.tunnels, t)
+func newRelay(cfg relayConfig) *relay {
+	r := &relay{relayConfig: cfg, tunnels: make(map[*pair]struct{})}
+	r.buffers.New = func() any {
+		b := make([]byte, cfg.bufferSize)
+		return &b
+	}
+	return r
 }
 
-// sweep cuts the half-closed tunnels that rest too long, and calls itself
-// again as long as there are tunnels.
-func (r *relay) sweep() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	for t := range r.tunnels {
-		t.sweep(now)
-	}
-	if len(r.tunnels) > 0 {
-		time.AfterFunc(r.sweepInterval, r.sweep)
-	}
+// pair is one client joined to one backend.
+type pair struct {
+	relay           *relay
+	client, backend *net.TCPConn
+	up, down        atomic.Int64 // bytes moved
+
+	mu       sync.Mutex
+	end      tunnelEnd
+	upDone   bool // client to backend has ended
+	downDone bool // backend to client has ended
+	deaf     bool // the backend takes no more: what the client sends is dropped
+
+	// For the sweeper alone.
+	progress int64     // what it saw moved the last time
+	half     bool      // what it saw of the two directions
+	since    time.Time // when either last changed
 }
 
-func (t *tunnel) sweep(now time.Time) {
-	t.mu.Lock()
-	half := t.upDone != t.downDone
-	lingering := t.deaf && t.downDone
-	t.mu.Unlock()
-
-	progress := t.up.Load() + t.down.Load()
-	if lingering {
-		// All was written, and the client is to acknowledge it.
-		if c, err := t.client.SyscallConn(); err == nil {
-			unacked, ok := sockopt.Unacked(c)
-			if ok && unacked == 0 {
-				t.close() // whoever ended it is noted already
-				return
-			}
-			progress -= int64(unacked)
-		}
+func (r *relay) run(s *session, client, backend *net.TCPConn, early []byte) {
+	p := &pair{relay: r, client: client, backend: backend, since: time.Now()}
+	if r.add(p) {
+		var both sync.WaitGroup
+		both.Go(p.runDown)
+		p.runUp(early)
+		both.Wait()
+	} else {
+		p.note(byGateway, howShutdown)
 	}
-	if progress != t.progress || !half {
-		t.progress, t.since = progress, now
-	} else if now.Sub(t.since) >= t.relay.halfCloseTimeout {
-		t.cut(byGateway, howTimeout)
-	}
+	p.close()
+	r.remove(p)
+	p.end.up, p.end.down = p.up.Load(), p.down.Load()
+	r.account(s, p.end)
 }
 
-// close cuts all tunnels and lets no new one in. It does not wait for their
-// done callbacks.
-func (r *relay) close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.closed = true
-	for t := range r.tunnels {
-		t.cut(byGateway, howShutdown)
+// runUp carries what the client sends.
+func (p *pair) runUp(early []byte) {
+	defer p.recover()
+	var readErr error
+	n, writeErr := p.backend.Write(early)
+	p.up.Add(int64(n))
+	if writeErr == nil {
+		readErr, writeErr = p.relay.copy(p.backend, p.client, &p.up)
 	}
-	r.pipes.close()
+	switch {
+	case writeErr != nil:
+		// The backend is gone, but what it sent before may still be on its way
+		// to the client, so this direction only turns deaf.
+		p.note(byBackend, howOf(writeErr))
+		p.discard()
+	case errors.Is(readErr, os.ErrDeadlineExceeded):
+		p.discard() // runDown called: the backend is gone
+	case readErr != nil:
+		p.note(byClient, howOf(readErr))
+		p.reset()
+	default:
+		p.note(byClient, howFIN)
+		p.backend.CloseWrite()
+	}
+	p.mu.Lock()
+	p.upDone = true
+	p.mu.Unlock()
 }
 
-// copyPump is the portable pump: one read, one write. It holds a buffer even
-// while the tunnel rests.
-func copyPump(r *relay, dst, src *net.TCPConn, moved *atomic.Int64) (readErr, writeErr error) {
+// runDown carries what the backend sends.
+func (p *pair) runDown() {
+	defer p.recover()
+	readErr, writeErr := p.relay.copy(p.client, p.backend, &p.down)
+	switch {
+	case writeErr != nil:
+		p.note(byClient, howOf(writeErr))
+		p.reset()
+	case readErr != nil:
+		// A reset says that the backend takes no more, not that what it sent
+		// is void: the client gets a FIN after the data.
+		p.note(byBackend, howOf(readErr))
+		p.client.CloseWrite()
+		p.client.SetReadDeadline(time.Unix(1, 0)) // call runUp
+	default:
+		p.note(byBackend, howFIN)
+		p.client.CloseWrite()
+	}
+	p.mu.Lock()
+	p.downDone = true
+	p.mu.Unlock()
+}
+
+// copy moves bytes from src to dst until src ends, adding each chunk to moved
+// once dst's kernel has taken it. Both errors are nil at src's FIN; else the
+// one that is not tells which side failed.
+func (r *relay) copy(dst, src *net.TCPConn, moved *atomic.Int64) (readErr, writeErr error) {
 	buf := r.buffers.Get().(*[]byte)
 	defer r.buffers.Put(buf)
 	for {
@@ -339,5 +229,130 @@ func copyPump(r *relay, dst, src *net.TCPConn, moved *atomic.Int64) (readErr, wr
 		if readErr != nil {
 			return readErr, nil
 		}
+	}
+}
+
+// discard drops what the client sends to a backend that is gone. Closing the
+// client at once instead would reset it (RFC 2525 section 2.17) and could
+// destroy what it has not yet received. It ends when the client ends; or the
+// sweeper ends it once the client's kernel has everything.
+func (p *pair) discard() {
+	p.mu.Lock()
+	p.deaf = true
+	p.mu.Unlock()
+	for {
+		p.client.SetReadDeadline(time.Time{})
+		// Hiding the connection's type keeps io.Copy from splicing it.
+		_, err := io.Copy(io.Discard, struct{ io.Reader }{p.client})
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+	}
+}
+
+func (p *pair) note(by, how string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.end.note(by, how)
+}
+
+// reset ends the tunnel with a reset to the backend: with SO_LINGER on and
+// zero, close(2) sends RST and drops what was not sent.
+func (p *pair) reset() {
+	p.backend.SetLinger(0)
+	p.close()
+}
+
+// cut ends the tunnel from outside of its two directions.
+func (p *pair) cut(by, how string) {
+	p.note(by, how)
+	p.close()
+}
+
+// close closes both connections, which ends both directions. It may be called
+// again.
+func (p *pair) close() {
+	p.client.Close()
+	p.backend.Close()
+}
+
+// recover keeps a bug in one tunnel from ending all the others.
+func (p *pair) recover() {
+	if v := recover(); v != nil {
+		logPanic(p.relay.log, v)
+		p.cut(byGateway, howError)
+	}
+}
+
+// add registers a tunnel; false means that the relay is closed.
+func (r *relay) add(p *pair) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	r.tunnels[p] = struct{}{}
+	if !r.sweeping {
+		r.sweeping = true
+		time.AfterFunc(r.sweepPeriod(), r.sweep)
+	}
+	return true
+}
+
+func (r *relay) remove(p *pair) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.tunnels, p)
+}
+
+// sweep cuts the tunnels that rest too long, and calls itself again as long
+// as there are tunnels.
+func (r *relay) sweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	for p := range r.tunnels {
+		p.sweep(now)
+	}
+	if r.sweeping = len(r.tunnels) > 0; r.sweeping {
+		time.AfterFunc(r.sweepPeriod(), r.sweep)
+	}
+}
+
+func (p *pair) sweep(now time.Time) {
+	p.mu.Lock()
+	half := p.upDone || p.downDone || p.deaf
+	lingering := p.deaf && p.downDone
+	p.mu.Unlock()
+
+	progress := p.up.Load() + p.down.Load()
+	if lingering {
+		// All was written, and the client is to acknowledge it.
+		if c, err := p.client.SyscallConn(); err == nil {
+			unacked, ok := sockopt.Unacked(c)
+			if ok && unacked == 0 {
+				p.close() // whoever ended it is noted already
+				return
+			}
+			progress -= int64(unacked)
+		}
+	}
+	bound := p.relay.idleTimeout
+	if half {
+		bound = p.relay.halfCloseTimeout
+	}
+	if progress != p.progress || half != p.half || bound == 0 {
+		p.progress, p.half, p.since = progress, half, now
+	} else if now.Sub(p.since) >= bound {
+		p.cut(byGateway, howTimeout)
+	}
+}
+
+func (r *relay) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	for p := range r.tunnels {
+		p.cut(byGateway, howShutdown)
 	}
 }

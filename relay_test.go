@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -15,14 +14,22 @@ import (
 	"gateway/internal/sockopt"
 )
 
-// onEveryPump runs a test against each way to move bytes.
-func onEveryPump(t *testing.T, test func(t *testing.T, g *testGateway)) {
-	for name, pump := range map[string]pumpFunc{"portable": copyPump, "default": defaultPump} {
+// onEveryRelay runs a test against each relayer, and on Linux with splicing
+// and without.
+func onEveryRelay(t *testing.T, test func(t *testing.T, g *testGateway)) {
+	onEveryRelayWith(t, func(*Config) {}, test)
+}
+
+func onEveryRelayWith(t *testing.T, configure func(*Config), test func(t *testing.T, g *testGateway)) {
+	for name, choose := range map[string]func(*Config){
+		"goroutines":   func(cfg *Config) { cfg.Loops = -1 },
+		"one loop":     func(cfg *Config) { cfg.Loops = 1 },
+		"three loops":  func(cfg *Config) { cfg.Loops = 3 },
+		"only copying": func(cfg *Config) { cfg.Splice = false },
+		"tiny buffer":  func(cfg *Config) { cfg.Buffer = 100 },
+	} {
 		t.Run(name, func(t *testing.T) {
-			test(t, startGateway(t, func(g *Gateway) {
-				g.relay.pump = pump
-				g.relay.sweepInterval = 10 * time.Millisecond
-			}))
+			test(t, startConfigured(t, func(cfg *Config) { choose(cfg); configure(cfg) }, nil))
 		})
 	}
 }
@@ -58,7 +65,7 @@ func delivered(t testing.TB, c *net.TCPConn) {
 }
 
 func TestBytesOfEverySizeArriveWholeBothWays(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		backend := startEcho(t)
 		for _, n := range []int{0, 1, 3, 16383, 16384, 16385, 65536, 1<<20 + 1, 10 << 20} {
 			want := noise(uint64(n), n)
@@ -76,7 +83,7 @@ func TestBytesOfEverySizeArriveWholeBothWays(t *testing.T) {
 }
 
 func TestAClientMayFinishFirstAndStillGetEverything(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		reply := string(noise(1, 3<<20))
 		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
 			request, err := io.ReadAll(b) // ends with the client's FIN alone
@@ -92,7 +99,7 @@ func TestAClientMayFinishFirstAndStillGetEverything(t *testing.T) {
 }
 
 func TestABackendMayFinishFirstAndStillGetEverything(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		upload := string(noise(2, 3<<20))
 		got := make(chan string, 1)
 		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
@@ -117,7 +124,7 @@ func TestABackendMayFinishFirstAndStillGetEverything(t *testing.T) {
 }
 
 func TestNothingIsLostWhenTheBackendClosesRightAfterItsLastByte(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		for i := range 20 {
 			payload := string(noise(uint64(i), 1+i*i*7919))
 			c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
@@ -130,7 +137,7 @@ func TestNothingIsLostWhenTheBackendClosesRightAfterItsLastByte(t *testing.T) {
 }
 
 func TestNothingIsLostWhenTheBackendResetsRightAfterItsLastByte(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		for i := range 20 {
 			payload := string(noise(uint64(i), 1+i*7919))
 			resets := make(chan struct{})
@@ -152,7 +159,7 @@ func TestNothingIsLostWhenTheBackendResetsRightAfterItsLastByte(t *testing.T) {
 func TestASlowReaderGetsEverythingFromABackendThatIsGone(t *testing.T) {
 	for _, end := range []string{"close", "reset"} {
 		t.Run(end, func(t *testing.T) {
-			onEveryPump(t, func(t *testing.T, g *testGateway) {
+			onEveryRelay(t, func(t *testing.T, g *testGateway) {
 				payload := noise(3, 1<<20)
 				gone := make(chan struct{})
 				c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
@@ -207,7 +214,7 @@ func TestASlowReaderGetsEverythingFromABackendThatIsGone(t *testing.T) {
 }
 
 func TestTheClientsResetReachesTheBackendAsAReset(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		ended := make(chan error, 1)
 		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
 			_, err := io.Copy(io.Discard, b)
@@ -226,7 +233,7 @@ func TestTheClientsResetReachesTheBackendAsAReset(t *testing.T) {
 }
 
 func TestTheClientsResetAfterTheBackendsFINReachesTheBackend(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		ended := make(chan error, 1)
 		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
 			b.CloseWrite()
@@ -243,7 +250,7 @@ func TestTheClientsResetAfterTheBackendsFINReachesTheBackend(t *testing.T) {
 }
 
 func TestTheBackendsResetBecomesAFIN(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
 			io.ReadFull(b, make([]byte, 2))
 			b.SetLinger(0)
@@ -258,7 +265,7 @@ func TestTheBackendsResetBecomesAFIN(t *testing.T) {
 }
 
 func TestAStalledReaderStopsNeitherTheOtherDirectionNorOtherTunnels(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		pushes := make(chan struct{})
 		backend := startBackend(t, func(b *net.TCPConn) {
 			go func() {
@@ -285,7 +292,7 @@ func TestAStalledReaderStopsNeitherTheOtherDirectionNorOtherTunnels(t *testing.T
 // SPLICE_F_MORE, or any other corking, makes a small message wait 200 ms for
 // more. 40 of them would take 8 s.
 func TestSmallMessagesArrivePromptlyEvenAfterLargeOnes(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		c := openTunnel(t, g.addr, startEcho(t))
 		large := string(noise(5, 300<<10))
 		start := time.Now()
@@ -302,11 +309,8 @@ func TestSmallMessagesArrivePromptlyEvenAfterLargeOnes(t *testing.T) {
 }
 
 func TestAHalfClosedTunnelEndsByInactivityNotByAge(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
-		const bound = 300 * time.Millisecond
-		g.relay.mu.Lock()
-		g.relay.halfCloseTimeout = bound
-		g.relay.mu.Unlock()
+	const bound = 300 * time.Millisecond
+	onEveryRelayWith(t, func(cfg *Config) { cfg.HalfCloseTimeout = bound }, func(t *testing.T, g *testGateway) {
 		silent := make(chan time.Time, 1)
 		seen := make(chan struct{})
 		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
@@ -331,22 +335,40 @@ func TestAHalfClosedTunnelEndsByInactivityNotByAge(t *testing.T) {
 }
 
 func TestAnIdleTunnelThatIsWholeIsLeftAlone(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
-		g.relay.mu.Lock()
-		g.relay.halfCloseTimeout = time.Millisecond
-		g.relay.mu.Unlock()
+	onEveryRelayWith(t, func(cfg *Config) { cfg.HalfCloseTimeout = time.Millisecond }, func(t *testing.T, g *testGateway) {
 		c := openTunnel(t, g.addr, startEcho(t))
-		other := openTunnel(t, g.addr, startEcho(t))
+		hangs := make(chan struct{})
+		defer close(hangs)
+		backend := startBackend(t, func(b *net.TCPConn) { <-hangs })
+		other := openTunnel(t, g.addr, backend)
 		other.CloseWrite()
-		expectAll(t, other, "")
-		g.log.waitLine(t, "tunnel", 1) // the sweeper had its chances
+		g.log.waitLine(t, "tunnel", 1) // the sweep has been
 		send(t, c, "still here")
 		expect(t, c, "still here")
 	})
 }
 
+func TestAnIdleTunnelEndsWhereSoConfigured(t *testing.T) {
+	const bound = 300 * time.Millisecond
+	onEveryRelayWith(t, func(cfg *Config) { cfg.IdleTimeout = bound }, func(t *testing.T, g *testGateway) {
+		c := openTunnel(t, g.addr, startEcho(t))
+		for start := time.Now(); time.Since(start) < 2*bound; time.Sleep(bound / 10) {
+			send(t, c, "busy")
+			expect(t, c, "busy")
+		}
+		last := time.Now()
+		io.ReadAll(c)
+		if idle := time.Since(last); idle < bound/2 {
+			t.Errorf("the tunnel ended after %v of silence, want about %v", idle, bound)
+		}
+		if line := g.log.waitLine(t, "tunnel", 1); line["ended_by"] != "gateway" || line["how"] != "timeout" {
+			t.Errorf("account: %v", line)
+		}
+	})
+}
+
 func TestCloseCutsTunnelsAndCountsThem(t *testing.T) {
-	onEveryPump(t, func(t *testing.T, g *testGateway) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		backend := startEcho(t)
 		var clients []net.Conn
 		for range 5 {
@@ -363,29 +385,4 @@ func TestCloseCutsTunnelsAndCountsThem(t *testing.T) {
 			t.Errorf("%d cut, account: %v", g.cut.Load(), line)
 		}
 	})
-}
-
-func TestABugInOneTunnelEndsOnlyThatTunnel(t *testing.T) {
-	var buggy atomic.Bool
-	g := startGateway(t, func(g *Gateway) {
-		g.relay.pump = func(r *relay, dst, src *net.TCPConn, moved *atomic.Int64) (readErr, writeErr error) {
-			if buggy.Load() {
-				panic("a bug")
-			}
-			return defaultPump(r, dst, src, moved)
-		}
-	})
-	backend := startEcho(t)
-	good := openTunnel(t, g.addr, backend)
-	send(t, good, "hello")
-	expect(t, good, "hello") // both of its directions are under way
-	buggy.Store(true)
-	bad := openTunnel(t, g.addr, backend)
-	if _, err := io.ReadAll(bad); err != nil && !isReset(err) {
-		t.Error(err)
-	}
-	g.log.waitLine(t, "panic", 1)
-	g.log.waitLine(t, "tunnel", 1)
-	send(t, good, "still here")
-	expect(t, good, "still here")
 }

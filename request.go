@@ -1,6 +1,9 @@
 package main
 
-import "bytes"
+import (
+	"bytes"
+	"errors"
+)
 
 // requestError is why no request could be read. The client gets 400 for each;
 // the log gets the reason.
@@ -16,25 +19,26 @@ const (
 	errEmpty   requestError = "empty"    // any of these without a single byte
 )
 
+// errIncomplete is no failure: more has to be read.
+var errIncomplete = errors.New("the request is incomplete")
+
 // parseLine looks for a sealed line at the start of b, all that the client has
 // sent so far. A line has at most limit bytes before its end, which is "\n" or
-// "\r\n".
-//
-// With ok, line is without its end and rest is what stands behind it; both
-// alias b. Without ok and error, more has to be read. The error is errTooLong,
-// and comes as early as it can be known.
-func parseLine(b []byte, limit int) (line, rest []byte, ok bool, err error) {
+// "\r\n". It returns the line without its end, and the rest behind it; both
+// alias b. The error is errIncomplete, or errTooLong as early as it can be
+// known.
+func parseLine(b []byte, limit int) (line, rest []byte, err error) {
 	// The longest acceptable request is limit bytes, '\r' and '\n'.
 	if end := bytes.IndexByte(b[:min(len(b), limit+2)], '\n'); end >= 0 {
 		line, rest = b[:end], b[end+1:]
 		line = bytes.TrimSuffix(line, []byte("\r"))
 		if len(line) > limit {
-			return nil, nil, false, errTooLong
+			return nil, nil, errTooLong
 		}
-		return line, rest, true, nil
+		return line, rest, nil
 	}
 	if len(b) > limit+1 || len(b) == limit+1 && b[limit] != '\r' {
-		return nil, nil, false, errTooLong
+		return nil, nil, errTooLong
 	}
-	return nil, nil, false, nil
+	return nil, nil, errIncomplete
 }

@@ -20,6 +20,9 @@ func (g *Gateway) Serve(ln net.Listener) error {
 		return ErrGatewayClosed
 	}
 	defer g.stopAccepting(ln)
+	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
+		return g.loops.serve(tcp)
+	}
 
 	var pace backoff
 	for {
@@ -35,9 +38,7 @@ func (g *Gateway) Serve(ln net.Listener) error {
 		}
 		// Out of descriptors most of the time: connections that end free some.
 		delay := pace.next()
-		if pace.worthLogging() {
-			g.log.Warn("cannot accept, trying again", "err", err, "delay", delay.String())
-		}
+		g.warnCannotAccept(err, delay)
 		select {
 		case <-time.After(delay):
 		case <-g.stopping:
@@ -75,7 +76,8 @@ func (g *Gateway) accepted(conn net.Conn) {
 	}
 	g.serving.Add(1)
 	g.track(client)
-	go g.serveConn(client, time.Now())
+	s := &session{client: peerOf(client), accepted: time.Now()}
+	go g.serveConn(client, s, nil)
 }
 
 // Shutdown stops listening at once and returns when all connections have ended
@@ -100,7 +102,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 // accounted for. It always returns nil.
 func (g *Gateway) Close() error {
 	g.stop()
-	g.cancel()
+	g.cancel(errShutdown)
 	g.mu.Lock()
 	for c := range g.clients {
 		c.Close()
@@ -170,24 +172,12 @@ func (g *Gateway) untrack(c net.Conn) {
 	delete(g.clients, c)
 }
 
-// backoff paces a loop that fails: 5 ms, doubled up to 1 s. It speaks up once
-// in 10 s.
-type backoff struct {
-	delay  time.Duration
-	logged time.Time
-}
+// backoff paces a loop that fails: 5 ms, doubled up to 1 s.
+type backoff struct{ delay time.Duration }
 
 func (b *backoff) reset() { b.delay = 0 }
 
 func (b *backoff) next() time.Duration {
 	b.delay = min(max(2*b.delay, 5*time.Millisecond), time.Second)
 	return b.delay
-}
-
-func (b *backoff) worthLogging() bool {
-	if time.Since(b.logged) < 10*time.Second {
-		return false
-	}
-	b.logged = time.Now()
-	return true
 }

@@ -1,299 +1,280 @@
 package main
 
-import (
-	"net"
-	"sync"
-	"sync/atomic"
-	"syscall"
+import "golang.org/x/sys/unix"
 
-	"golang.org/x/sys/unix"
+// How the bytes of a tunnel move. Everything here runs in the tunnel's loop
+// and never waits.
+//
+// What is known of a socket between two events:
+//
+//   - readable: a read may return something. It is cleared by EAGAIN, and by a
+//     short read: the queue was empty then, and whatever comes later makes an
+//     edge of its own (epoll is edge-triggered). That spares a read for each
+//     message.
+//   - hung: FIN, reset or error was reported. Such an event may have been one
+//     with the data before it and no further edge will come, so from here on a
+//     short read proves nothing: reads go on until 0 or an error.
+//   - writable: a write may take something. It is cleared by EAGAIN or a short
+//     write; room makes an edge.
+//
+// Why nothing is lost at each return of pump: either the source is not
+// readable, and its next edge calls pump; or bytes are held for a receiver
+// that is not writable, and its next edge calls pump; or the budget is used up
+// and the tunnel stands in the loop's list of those to go on with; or the
+// direction is done.
+
+// The two sockets of a tunnel, and its two directions by their source.
+const (
+	clientSide  = 0 // from here it goes up
+	backendSide = 1 // from here it goes down
 )
 
-// defaultPump is the pump that splices.
-var defaultPump pumpFunc = splicePump
-
-// splicePump copies small messages and splices long runs.
-//
-// A message is cheapest through a buffer: one read, one write. Once a read
-// fills the buffer, more is probably waiting, and splice(2) moves it from
-// socket to socket through a pipe without a copy in user space. When the
-// splices get small again, copying takes over.
-//
-// Buffers and pipes are borrowed only while bytes are in them, so a resting
-// tunnel holds two descriptors and no buffer.
-//
-// SPLICE_F_MORE is never set. It corks the receiving socket: a small reply
-// would wait 200 ms for the next one (golang/go#10948).
-func splicePump(r *relay, dst, src *net.TCPConn, moved *atomic.Int64) (readErr, writeErr error) {
-	f := &flow{relay: r, moved: moved, spliceable: true}
-	var err error
-	if f.src, err = src.SyscallConn(); err != nil {
-		return err, nil
-	}
-	if f.dst, err = dst.SyscallConn(); err != nil {
-		return nil, err
-	}
-	// Method values, made once: made for each call they would be an allocation
-	// for each message.
-	f.recvFn, f.sendFn, f.fillFn, f.drainFn = f.recv, f.send, f.fill, f.drain
-	for {
-		n := f.copy()
-		if n == r.bufferSize && f.spliceable {
-			n = f.splice()
-		}
-		if n == 0 {
-			return f.readErr, f.writeErr
-		}
-	}
+// socket is one of the two of a tunnel.
+type socket struct {
+	fd       int32
+	readable bool
+	hung     bool
+	writable bool
+	watched  bool // registered with epoll
+	wantOut  bool // … with EPOLLOUT
 }
 
-// flow is one direction of a tunnel. Between copy and splice it holds no
-// bytes: buf and pipe are nil.
+// flow is one direction of a tunnel.
 type flow struct {
-	relay    *relay
-	src, dst syscall.RawConn
-	moved    *atomic.Int64
-
-	spliceable        bool
-	readErr, writeErr error
-
-	// What the functions below leave for their caller: they run inside
-	// RawConn.Read and Write, which call them whenever the socket may be ready
-	// until they return true.
-	buf  *[]byte
-	pipe *pipe
-	have int   // bytes in buf or pipe
-	sent int   // of those in buf
-	err  error // of the last system call
-
-	recvFn, sendFn, fillFn, drainFn func(fd uintptr) bool
+	moved    int64  // bytes that the receiver's kernel has taken
+	unsent   []byte // read, but not taken yet; nil most of the time
+	pipe     *pipe  // borrowed while bytes are in it
+	inPipe   int32  // how many
+	splicing bool   // the last piece was large: splice the next
+	ended    bool   // the source has finished; FIN goes out behind what is held
+	done     bool   // FIN is out, or the receiver is gone
 }
 
-// copy moves one buffer and returns its length: 0 at the source's end or on an
-// error.
-func (f *flow) copy() int {
-	if f.readErr = f.src.Read(f.recvFn); f.readErr == nil {
-		f.readErr = f.err
+func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
+
+// turnBytes bounds what one direction moves before the others have their turn.
+const turnBytes = 4 << 20
+
+const spliceFlags = unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
+
+// pump moves what can be moved from one end of t to the other.
+//
+// A message is cheapest through the loop's buffer: one read, one write. Once a
+// read fills the buffer, more is probably waiting, and splice(2) moves it from
+// socket to socket through a pipe without a copy in user space. When the
+// pieces get small again, copying takes over. SPLICE_F_MORE is never set: it
+// corks the receiving socket, and a small reply would wait 200 ms for the next
+// one (golang/go#10948).
+func (l *loop) pump(t *tunnel, from int) {
+	f, src, dst := &t.flows[from], &t.sockets[from], &t.sockets[1-from]
+	for budget := turnBytes; !f.done && t.state == stateOpen; {
+		if f.holds() && !l.flush(t, f, dst) {
+			return
+		}
+		if f.ended {
+			f.done = true
+			unix.Shutdown(int(dst.fd), unix.SHUT_WR)
+			return
+		}
+		if !src.readable {
+			return
+		}
+		if budget <= 0 {
+			l.goOn(t)
+			return
+		}
+		switch {
+		case from == clientSide && t.deaf:
+			budget -= l.discard(t, src)
+		case f.splicing && l.spliceable:
+			budget -= l.splice(t, f, src, dst)
+		default:
+			budget -= l.copy(t, f, src, dst)
+		}
 	}
-	if f.buf == nil {
+}
+
+// copy moves one message. Only what the receiver does not take at once is
+// kept, in memory of its own.
+func (l *loop) copy(t *tunnel, f *flow, src, dst *socket) int {
+	buf := l.buf[:l.bufferSize]
+	n, err := unix.Read(int(src.fd), buf)
+	if n <= 0 {
+		l.sourceEnded(t, f, src, n, err)
 		return 0
 	}
-	n := f.have
-	if f.writeErr = f.dst.Write(f.sendFn); f.writeErr == nil {
-		f.writeErr = f.err
+	if n < len(buf) {
+		src.readable = src.hung
+	} else {
+		f.splicing = l.spliceable
 	}
-	f.relay.buffers.Put(f.buf)
-	f.buf = nil
-	if f.writeErr != nil {
-		return 0
+	if m := l.write(t, f, dst, buf[:n]); m >= 0 && m < n {
+		f.unsent = append([]byte(nil), buf[m:n]...)
 	}
 	return n
 }
 
-// recv reads into a borrowed buffer. It keeps the buffer only with bytes in it.
-func (f *flow) recv(fd uintptr) bool {
-	buf := f.relay.buffers.Get().(*[]byte)
-	n, err := unix.Read(int(fd), *buf)
-	for err == unix.EINTR {
-		n, err = unix.Read(int(fd), *buf)
-	}
-	if n > 0 {
-		f.buf, f.have, f.sent, f.err = buf, n, 0, nil
-		return true
-	}
-	f.relay.buffers.Put(buf)
-	f.err = err
-	return err != unix.EAGAIN
-}
-
-// send writes the buffer until it is empty.
-func (f *flow) send(fd uintptr) bool {
-	for f.sent < f.have {
-		n, err := unix.Write(int(fd), (*f.buf)[f.sent:f.have])
-		switch err {
-		case nil:
-			f.sent += n
-			f.moved.Add(int64(n))
-		case unix.EINTR:
-		default:
-			f.err = err
-			return err != unix.EAGAIN
-		}
-	}
-	f.err = nil
-	return true
-}
-
-// splice moves bytes through a pipe for as long as they come in large pieces.
-// It returns 0 at the source's end or on an error, else something positive.
-func (f *flow) splice() int {
-	p := f.relay.pipes.get()
-	if p == nil {
-		return 1 // copying works too
-	}
-	f.pipe = p
-	defer func() {
-		f.pipe = nil
-		f.relay.pipes.put(p, f.have == 0)
-	}()
-	for {
-		// The pipe is empty here, so EAGAIN can only come from the source.
-		f.have = 0
-		if f.readErr = f.src.Read(f.fillFn); f.readErr != nil {
-			return 0
-		}
-		switch f.err {
-		case nil:
-		case unix.EAGAIN:
-			return 1 // wait for more without a pipe
-		case unix.EINVAL, unix.ENOSYS, unix.EPERM:
-			f.spliceable = false // by this kernel or sandbox
-			return 1
-		default:
-			f.readErr = f.err
-			return 0
-		}
-		n := f.have
-		if n == 0 {
-			return 0
-		}
-		if f.writeErr = f.dst.Write(f.drainFn); f.writeErr == nil {
-			f.writeErr = f.err
-		}
-		if f.writeErr != nil {
-			return 0
-		}
-		if n < f.relay.bufferSize {
-			return n
-		}
-	}
-}
-
-const spliceFlags = unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
-
-// fill splices from the source into the pipe. It never waits.
-func (f *flow) fill(fd uintptr) bool {
-	n, err := unix.Splice(int(fd), nil, f.pipe.w, nil, f.pipe.size, spliceFlags)
-	for err == unix.EINTR {
-		n, err = unix.Splice(int(fd), nil, f.pipe.w, nil, f.pipe.size, spliceFlags)
-	}
-	f.err = err
-	if err == nil {
-		f.have = int(n)
-	}
-	return true
-}
-
-// drain splices from the pipe until it is empty.
-func (f *flow) drain(fd uintptr) bool {
-	for f.have > 0 {
-		n, err := unix.Splice(f.pipe.r, nil, int(fd), nil, f.have, spliceFlags)
-		switch err {
-		case nil:
-			f.have -= int(n)
-			f.moved.Add(n)
-		case unix.EINTR:
-		default:
-			f.err = err
-			return err != unix.EAGAIN
-		}
-	}
-	f.err = nil
-	return true
-}
-
-const (
-	// pipeSize is the wanted capacity of a pipe in bytes, the most that an
-	// unprivileged process may ask for (/proc/sys/fs/pipe-max-size).
-	pipeSize = 1 << 20
-	// minPipeSize is the least with which splicing still pays. A user over
-	// /proc/sys/fs/pipe-user-pages-soft gets pipes of one or two pages.
-	minPipeSize = 64 << 10
-	// maxPipes bounds all pipes of a relay, and with them the memory that
-	// stalled readers can pin.
-	maxPipes = 256
-	// maxIdlePipes bounds those that wait for use.
-	maxIdlePipes = 16
-)
-
-// pipe is a pair of non-blocking descriptors.
-type pipe struct {
-	r, w int
-	size int // capacity in bytes
-}
-
-// pipePool lends pipes. The zero value is ready for use; it must be closed.
-type pipePool struct {
-	mu     sync.Mutex
-	idle   []*pipe // all empty
-	made   int     // idle or lent
-	closed bool
-}
-
-// get lends an empty pipe, or returns nil if none is to be had.
-func (pp *pipePool) get() *pipe {
-	pp.mu.Lock()
-	defer pp.mu.Unlock()
-	if n := len(pp.idle); n > 0 {
-		p := pp.idle[n-1]
-		pp.idle = pp.idle[:n-1]
-		return p
-	}
-	if pp.made >= maxPipes {
-		return nil
-	}
-	p := openPipe()
-	if p != nil {
-		pp.made++
-	}
-	return p
-}
-
-// put takes a pipe back. One that still has bytes in it is closed, or they
-// would come out in another tunnel.
-func (pp *pipePool) put(p *pipe, empty bool) {
-	pp.mu.Lock()
-	defer pp.mu.Unlock()
-	if empty && !pp.closed && len(pp.idle) < maxIdlePipes {
-		pp.idle = append(pp.idle, p)
-		return
-	}
-	pp.made--
-	p.close()
-}
-
-// close closes the idle pipes now and the lent ones when they come back.
-func (pp *pipePool) close() {
-	pp.mu.Lock()
-	defer pp.mu.Unlock()
-	pp.closed = true
-	for _, p := range pp.idle {
-		pp.made--
-		p.close()
-	}
-	pp.idle = nil
-}
-
-// openPipe returns nil if the kernel has no descriptors or no room for one.
-func openPipe() *pipe {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return nil
-	}
-	p := &pipe{r: fds[0], w: fds[1]}
-	size, err := unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, pipeSize)
+// write returns how many bytes were taken, or -1 if the receiver is gone.
+func (l *loop) write(t *tunnel, f *flow, dst *socket, b []byte) int {
+	n, err := unix.Write(int(dst.fd), b)
 	if err != nil {
-		size, err = unix.FcntlInt(uintptr(p.w), unix.F_GETPIPE_SZ, 0)
+		if !l.noRoom(t, f, dst, err) {
+			return -1
+		}
+		n = 0
 	}
-	if err != nil || size < minPipeSize {
-		p.close()
-		return nil
+	f.moved += int64(n)
+	l.copied += int64(n)
+	if n < len(b) {
+		l.awaitRoom(t, dst)
 	}
-	p.size = size
-	return p
+	return n
 }
 
-func (p *pipe) close() {
-	unix.Close(p.r)
-	unix.Close(p.w)
+// flush sends what is held. It reports whether everything is out.
+func (l *loop) flush(t *tunnel, f *flow, dst *socket) bool {
+	if !dst.writable {
+		return false
+	}
+	if n := len(f.unsent); n > 0 {
+		m := l.write(t, f, dst, f.unsent)
+		if m < 0 {
+			return false
+		}
+		if f.unsent = f.unsent[m:]; m < n {
+			return false
+		}
+		f.unsent = nil
+	}
+	for f.inPipe > 0 {
+		n, err := unix.Splice(f.pipe.r, nil, int(dst.fd), nil, int(f.inPipe), spliceFlags)
+		if err != nil {
+			if l.noRoom(t, f, dst, err) {
+				l.awaitRoom(t, dst)
+			}
+			return false
+		}
+		f.inPipe -= int32(n)
+		f.moved += n
+		l.spliced += n
+	}
+	l.releasePipe(f)
+	return true
+}
+
+// splice fills an empty pipe from the source and sends it on.
+func (l *loop) splice(t *tunnel, f *flow, src, dst *socket) int {
+	if f.pipe = l.pipes.get(); f.pipe == nil {
+		f.splicing = false
+		return l.copy(t, f, src, dst)
+	}
+	// The pipe is empty, so EAGAIN can only come from the source.
+	n, err := unix.Splice(int(src.fd), nil, f.pipe.w, nil, f.pipe.size, spliceFlags)
+	if n <= 0 {
+		l.releasePipe(f)
+		if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EPERM {
+			l.spliceable = false // by this kernel, or in this sandbox
+			return 0
+		}
+		l.sourceEnded(t, f, src, int(n), err)
+		return 0
+	}
+	f.inPipe = int32(n)
+	f.splicing = int(n) >= l.bufferSize
+	l.flush(t, f, dst)
+	return int(n)
+}
+
+func (l *loop) releasePipe(f *flow) {
+	if f.pipe != nil {
+		l.pipes.put(f.pipe, f.inPipe == 0)
+		f.pipe, f.inPipe = nil, 0
+	}
+}
+
+// discard drops what the client sends to a backend that is gone; see
+// pair.discard.
+func (l *loop) discard(t *tunnel, src *socket) int {
+	n, err := unix.Read(int(src.fd), l.buf)
+	if n <= 0 {
+		l.sourceEnded(t, &t.flows[clientSide], src, n, err)
+		return 0
+	}
+	if n < len(l.buf) {
+		src.readable = src.hung
+	}
+	return n
+}
+
+// awaitRoom remembers that dst takes no more for now. EPOLLOUT is asked for
+// only when it is first needed: most clients never stall, and without it a
+// registration has no edge of its own.
+func (l *loop) awaitRoom(t *tunnel, dst *socket) {
+	dst.writable = false
+	if !dst.wantOut {
+		dst.wantOut = true
+		l.watch(t, dst)
+	}
+}
+
+// sourceEnded deals with a read that brought nothing.
+func (l *loop) sourceEnded(t *tunnel, f *flow, src *socket, n int, err error) {
+	switch {
+	case err == unix.EAGAIN:
+		src.readable = false
+		return
+	case err == unix.EINTR:
+		return
+	case src == &t.sockets[backendSide]:
+		// The backend has finished, or has reset: then it takes no more, but
+		// what it sent is not void, and the client gets a FIN after the data.
+		f.ended = true
+		if err == nil {
+			t.end.note(byBackend, howFIN)
+		} else {
+			t.end.note(byBackend, howOf(err))
+			l.turnDeaf(t)
+		}
+	case err != nil:
+		t.end.note(byClient, howOf(err))
+		l.reset(t)
+	case t.deaf:
+		t.end.note(byClient, howFIN)
+		f.done = true
+	default:
+		t.end.note(byClient, howFIN)
+		f.ended = true
+	}
+	src.readable = false
+}
+
+// noRoom deals with a write that failed. It reports whether dst is alive and
+// only has no room now.
+func (l *loop) noRoom(t *tunnel, f *flow, dst *socket, err error) bool {
+	switch {
+	case err == unix.EAGAIN:
+		return true
+	case err == unix.EINTR:
+		// Taken for "no room": asking for EPOLLOUT makes an edge if there is.
+		dst.wantOut = false
+		return true
+	case dst == &t.sockets[backendSide]:
+		t.end.note(byBackend, howOf(err))
+		l.turnDeaf(t)
+	default:
+		t.end.note(byClient, howOf(err))
+		l.reset(t)
+	}
+	return false
+}
+
+// turnDeaf has everything dropped that the client sends: the backend is gone.
+func (l *loop) turnDeaf(t *tunnel) {
+	up := &t.flows[clientSide]
+	t.deaf = true
+	up.unsent = nil
+	l.releasePipe(up)
+	if up.ended {
+		up.done = true // its FIN has nowhere to go
+	}
 }

@@ -2,10 +2,19 @@
 
 package main
 
-// defaultPump is the portable pump where there is no splice(2).
-var defaultPump pumpFunc = copyPump
+import (
+	"errors"
+	"net"
+)
 
-// pipePool is empty: there are no pipes to keep.
-type pipePool struct{}
+const loopsSupported = false
 
-func (*pipePool) close() {}
+// loops do not exist where there is neither epoll nor splice: the portable
+// relay serves everything.
+type loops struct{ relayer }
+
+func newLoops(*Gateway, *Config, relayConfig) (*loops, error) {
+	return nil, errors.New("not supported by this operating system")
+}
+
+func (*loops) serve(net.Listener) error { panic("no loops") }

@@ -1,0 +1,500 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"gateway/internal/address"
+)
+
+// The short way in. A loop takes the plain case of a connection from accept to
+// answer with as few system calls as there can be: the whole line in the first
+// read, a literal address, a cheap key derivation. Whatever is not plain goes
+// to Gateway.serveConn, in a goroutine, and comes back through loops.run. Both
+// ways ask the same functions what to do: Gateway.request, statusOf, classify,
+// accountRefused. Only the waiting differs.
+
+// watchAfter is how long a backend may take to connect before its client is
+// watched for a reset. Registering every client twice would cost a system call
+// for each, and most backends connect within a round trip.
+const watchAfter = 50 * time.Millisecond
+
+// connectRetries is how often a connect is tried again that the kernel
+// joined to itself, or for which it wrongly had no local port; net does both.
+const connectRetries = 2
+
+var errDialTimeout = os.ErrDeadlineExceeded
+
+// sharedListener is a listening socket that all loops accept from.
+type sharedListener struct {
+	fd int
+
+	// One loop's view of it.
+	paused   bool // out of descriptors
+	resumeAt int64
+	pace     backoff
+}
+
+// serve accepts from ln in all loops until the gateway is stopping. It owns
+// ln, and returns once no loop accepts any more.
+func (ls *loops) serve(ln *net.TCPListener) error {
+	defer ln.Close()
+	// A descriptor of our own: net's is registered with the runtime's poller.
+	// File().Fd() would make the socket blocking, for both.
+	var fd int
+	raw, err := ln.SyscallConn()
+	if err == nil {
+		cerr := raw.Control(func(orig uintptr) {
+			fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
+		})
+		err = errors.Join(err, cerr)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// Accepted sockets inherit the options of their listener.
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	ls.setKeepalive(fd)
+
+	ls.onAll(func(l *loop) { l.listen(fd) })
+	<-ls.gateway.stopping
+	ls.onAll(func(l *loop) { l.unlisten(fd) })
+	return ErrGatewayClosed
+}
+
+// onAll runs f in each loop's thread and waits until all have.
+func (ls *loops) onAll(f func(*loop)) {
+	done := make(chan struct{}, len(ls.all))
+	for _, l := range ls.all {
+		if !l.send(func() { f(l); done <- struct{}{} }) {
+			done <- struct{}{}
+		}
+	}
+	for range ls.all {
+		<-done
+	}
+}
+
+// setKeepalive finds peers that are gone without a word: on a socket that is
+// silent for the time of -keepalive, three probes a third of it apart.
+func (ls *loops) setKeepalive(fd int) {
+	if d := int(ls.keepalive.Seconds()); d > 0 {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, d)
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, max(1, d/3))
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3)
+	}
+	if ms := int(ls.userTimeout.Milliseconds()); ms > 0 {
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms)
+	}
+}
+
+// listen has the loop accept from fd. EPOLLEXCLUSIVE wakes one loop for a
+// connection, not all. The registration is level-triggered: one accept for
+// each event shares a storm among the loops.
+func (l *loop) listen(fd int) {
+	sl := &sharedListener{fd: fd}
+	l.listeners = append(l.listeners, sl)
+	l.registerListener(len(l.listeners) - 1)
+}
+
+func (l *loop) registerListener(i int) {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: listenerSlot, Pad: int32(i)}
+	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev); err != nil {
+		l.pause(l.listeners[i], err)
+	}
+}
+
+// unlisten accepts what stands in the queue, since closing the listener would
+// reset it, and then no more.
+func (l *loop) unlisten(fd int) {
+	l.tick()
+	for _, sl := range l.listeners {
+		if sl.fd != fd || sl.paused {
+			continue
+		}
+		for range 1 << 16 { // more than a queue holds: a storm must not go on here
+			if !l.accept(sl) {
+				break
+			}
+		}
+		if !sl.paused {
+			unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, fd, nil)
+		}
+		sl.fd, sl.paused = -1, false
+	}
+}
+
+// pause stops accepting for a while: out of descriptors most of the time.
+func (l *loop) pause(sl *sharedListener, err error) {
+	delay := sl.pace.next()
+	l.group.gateway.warnCannotAccept(err, delay)
+	unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, sl.fd, nil)
+	sl.paused, sl.resumeAt = true, l.now+delay.Nanoseconds()
+	l.pausedListeners++
+}
+
+func (l *loop) resumeListeners() {
+	for i, sl := range l.listeners {
+		if sl.paused && l.now >= sl.resumeAt {
+			sl.paused = false
+			l.pausedListeners--
+			l.registerListener(i)
+		}
+	}
+}
+
+// accept takes one connection. It reports whether there may be another.
+func (l *loop) accept(sl *sharedListener) bool {
+	l.peerLen = unix.SizeofSockaddrAny
+	r, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(sl.fd), uintptr(unsafe.Pointer(&l.peer)),
+		uintptr(unsafe.Pointer(&l.peerLen)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	switch errno {
+	case 0:
+	case unix.EAGAIN: // another loop was quicker
+		return false
+	case unix.EINTR, unix.ECONNABORTED:
+		return true
+	default:
+		l.tick()
+		l.pause(sl, errno)
+		return false
+	}
+	sl.pace.reset()
+	l.group.gateway.serving.Add(1)
+	fd, peer := int(r), addrPortOf(&l.peer)
+
+	// To the loop with the fewest, unless this one has hardly more.
+	to := l.group.idlest()
+	if least := to.load.Load(); l.load.Load() <= least+least/8 {
+		to = l
+	}
+	to.load.Add(1)
+	if to == l {
+		l.begin(fd, peer)
+	} else if !to.send(func() { to.begin(fd, peer) }) {
+		unix.Close(fd)
+		l.group.gateway.serving.Done()
+	}
+	return true
+}
+
+// begin starts the life of a connection.
+func (l *loop) begin(fd int, peer netip.AddrPort) {
+	l.tick()
+	t := l.alloc()
+	l.current = t
+	t.state = stateRequest
+	t.sockets[clientSide].fd = int32(fd)
+	t.session = session{client: peer, accepted: time.Now()}
+	if l.closing {
+		l.abandon(t, errShutdown)
+		return
+	}
+	l.readRequest(t)
+	l.current = nil
+}
+
+// readRequest deals with the client's first bytes.
+func (l *loop) readRequest(t *tunnel) {
+	c := &t.sockets[clientSide]
+	n, err := unix.Read(int(c.fd), l.buf)
+	switch {
+	case err == unix.EAGAIN:
+		c.readable = false
+		if !c.watched {
+			l.requests.set(t, l.now)
+			if err := l.watch(t, c); err != nil {
+				l.abandon(t, errEmpty)
+			}
+		}
+		return
+	case n <= 0:
+		l.refuse(t, errEmpty)
+		return
+	case n < len(l.buf):
+		c.readable = c.hung
+	default:
+		c.readable = true
+	}
+	g := l.group.gateway
+	if g.keys.slowKDF() {
+		l.leave(t, l.buf[:n])
+		return
+	}
+	req, err := g.request(context.Background(), l.buf[:n])
+	switch {
+	case err == errIncomplete:
+		l.leave(t, l.buf[:n])
+	case err != nil:
+		l.refuse(t, err)
+	case !req.addr.IP.IsValid(): // a name
+		l.leave(t, l.buf[:n])
+	default:
+		t.session.backend = req.addr
+		t.flows[clientSide].unsent = append([]byte(nil), req.early...)
+		t.attempts = int16(g.dialer.attempts)
+		l.dial(t)
+	}
+}
+
+// leave hands a connection over to a goroutine, with what it has sent so far.
+func (l *loop) leave(t *tunnel, received []byte) {
+	c := &t.sockets[clientSide]
+	if c.watched {
+		unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, int(c.fd), nil)
+	}
+	fd, s := int(c.fd), t.session
+	received = append([]byte(nil), received...)
+	c.fd = -1
+	l.release(t)
+	go l.group.gateway.serveDescriptor(fd, &s, received)
+}
+
+// serveDescriptor serves a connection that a loop began to.
+func (g *Gateway) serveDescriptor(fd int, s *session, received []byte) {
+	f := os.NewFile(uintptr(fd), "")
+	conn, err := net.FileConn(f) // a dup
+	f.Close()
+	if err != nil {
+		g.accountRefused(s, "", &dialError{"", "no_descriptors", err})
+		g.finish(s)
+		return
+	}
+	client := conn.(*net.TCPConn)
+	g.track(client)
+	g.serveConn(client, s, received)
+}
+
+// dial begins to connect the backend.
+func (l *loop) dial(t *tunnel) {
+	var err error
+	for range 1 + connectRetries {
+		// The kernel may report that it has no local port although it has
+		// (golang.org/issue/3838).
+		if err = l.connect(t); err != unix.EADDRNOTAVAIL {
+			break
+		}
+		l.closeBackend(t)
+	}
+	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
+		l.dialFailed(t, os.NewSyscallError("connect", err))
+		return
+	}
+	t.state = stateDial
+	l.dials.set(t, l.now)
+	l.watches.push(t, l.now)
+	b := &t.sockets[backendSide]
+	b.wantOut = true
+	if err := l.watch(t, b); err != nil {
+		l.dialFailed(t, os.NewSyscallError("epoll_ctl", err))
+	}
+}
+
+// connect makes a socket and starts to connect it.
+func (l *loop) connect(t *tunnel) error {
+	addr := t.session.backend
+	ip := addr.IP.Unmap()
+	family := unix.AF_INET6
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(addr.Port), Addr: ip.As16()}
+	if ip.Is4() {
+		family = unix.AF_INET
+		sa = &unix.SockaddrInet4{Port: int(addr.Port), Addr: ip.As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	t.sockets[backendSide] = socket{fd: int32(fd)}
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	return unix.Connect(fd, sa)
+}
+
+func (l *loop) closeBackend(t *tunnel) {
+	if b := &t.sockets[backendSide]; b.fd >= 0 {
+		unix.Close(int(b.fd))
+		*b = socket{fd: -1}
+	}
+}
+
+// dialing deals with an event while the backend connects. Its first edge says
+// how that went, without a system call where it went well.
+func (l *loop) dialing(t *tunnel, s *socket, events uint32) {
+	broken := events&(unix.EPOLLERR|unix.EPOLLHUP) != 0
+	if s == &t.sockets[clientSide] {
+		// A client that only finishes sending still wants the answer.
+		if broken {
+			l.abandon(t, errClientGone)
+		}
+		return
+	}
+	if broken {
+		switch err := socketError(s.fd); err {
+		case nil, unix.ECONNRESET, unix.EPIPE:
+			// It did connect (a refusal would be ECONNREFUSED), and the backend
+			// has broken off since. What it sent before can still be read.
+			t.end.note(byBackend, howReset)
+		default:
+			l.dialFailed(t, os.NewSyscallError("connect", err))
+			return
+		}
+	} else if events&unix.EPOLLOUT == 0 {
+		return
+	}
+	if l.isSelfConnect(t) {
+		l.closeBackend(t)
+		if t.selfConnects++; t.selfConnects > connectRetries {
+			l.dialFailed(t, os.NewSyscallError("connect", unix.ECONNREFUSED))
+		} else {
+			l.dial(t)
+		}
+		return
+	}
+	l.answer(t)
+}
+
+// isSelfConnect tells whether the kernel has joined the socket to itself. It
+// does so when nobody listens on a port of this host that it then picks as the
+// local one (TCP's simultaneous open, RFC 9293 section 3.5).
+func (l *loop) isSelfConnect(t *tunnel) bool {
+	addr := t.session.backend
+	if addr.Port < l.group.firstLocalPort {
+		return false
+	}
+	sa, err := unix.Getsockname(int(t.sockets[backendSide].fd))
+	if err != nil {
+		return false
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return sa.Port == int(addr.Port) && netip.AddrFrom4(sa.Addr) == addr.IP.Unmap()
+	case *unix.SockaddrInet6:
+		return sa.Port == int(addr.Port) && netip.AddrFrom16(sa.Addr) == addr.IP
+	}
+	return false
+}
+
+// firstLocalPort returns the start of the range from which the kernel picks
+// local ports (ip(7), ip_local_port_range).
+func firstLocalPort() uint16 {
+	var first, last uint16
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &first, &last)
+	}
+	if err != nil {
+		return 1 // any may be one
+	}
+	return first
+}
+
+// answer says 200 and opens the tunnel.
+func (l *loop) answer(t *tunnel) {
+	// Three bytes into an empty send buffer are taken whole or not at all.
+	if _, err := unix.Write(int(t.sockets[clientSide].fd), []byte(statusOK)); err != nil {
+		l.abandon(t, errClientGone)
+		return
+	}
+	l.open(t, t.flows[clientSide].unsent)
+}
+
+// dialFailed tries again, or refuses the client.
+func (l *loop) dialFailed(t *tunnel, err error) {
+	l.closeBackend(t)
+	if t.attempts--; t.attempts > 0 && isTimeout(err) {
+		l.dial(t)
+		return
+	}
+	l.refuse(t, classify(&net.OpError{Op: "dial", Net: "tcp", Addr: tcpAddr(t.session.backend), Err: err}))
+}
+
+func tcpAddr(a address.Address) net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(a.IP, a.Port))
+}
+
+// refuse answers with the status of an error, accounts for it, and lets the
+// client read it; see Gateway.refuse.
+func (l *loop) refuse(t *tunnel, err error) {
+	status := statusOf(err)
+	l.group.gateway.accountRefused(&t.session, status, err)
+	c := &t.sockets[clientSide]
+	t.flows[clientSide].unsent = nil
+	if _, err := unix.Write(int(c.fd), []byte(status)); err != nil {
+		l.dismiss(t)
+		return
+	}
+	unix.Shutdown(int(c.fd), unix.SHUT_WR)
+	t.state = stateLinger
+	l.lingers.set(t, l.now)
+	if !c.watched {
+		if err := l.watch(t, c); err != nil {
+			l.dismiss(t)
+			return
+		}
+	}
+	l.linger(t)
+}
+
+// linger reads what a refused client still had under way.
+func (l *loop) linger(t *tunnel) {
+	f := &t.flows[clientSide]
+	for f.moved < lingerBytes {
+		n, err := unix.Read(int(t.sockets[clientSide].fd), l.buf)
+		if err == unix.EAGAIN {
+			return
+		}
+		if n <= 0 {
+			break
+		}
+		f.moved += int64(n)
+	}
+	l.dismiss(t)
+}
+
+// abandon ends a connection without an answer: there is nobody to read it.
+func (l *loop) abandon(t *tunnel, err error) {
+	if t.state != stateLinger { // that one has its account
+		l.group.gateway.accountRefused(&t.session, "", err)
+	}
+	if b := &t.sockets[backendSide]; b.fd >= 0 {
+		unix.SetsockoptLinger(int(b.fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
+	l.dismiss(t)
+}
+
+// dismiss closes a connection that is accounted for and never was a tunnel.
+func (l *loop) dismiss(t *tunnel) {
+	s := t.session
+	l.release(t)
+	l.group.gateway.finish(&s)
+}
+
+// addrPortOf returns the address in a sockaddr, IPv4-mapped ones as IPv4.
+func addrPortOf(sa *unix.RawSockaddrAny) netip.AddrPort {
+	switch sa.Addr.Family {
+	case unix.AF_INET:
+		in := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
+		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), networkOrder(in.Port))
+	case unix.AF_INET6:
+		in := (*unix.RawSockaddrInet6)(unsafe.Pointer(sa))
+		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr).Unmap(), networkOrder(in.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// networkOrder reads a port as it lies in a sockaddr.
+func networkOrder(port uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], port)
+	return binary.BigEndian.Uint16(b[:])
+}

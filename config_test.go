@@ -1,0 +1,368 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+func TestEverySettingHasAnEnvironmentTwin(t *testing.T) {
+	t.Setenv("GATEWAY_SECRET", testSecret)
+	for _, tt := range settingTests {
+		name := "GATEWAY_" + strings.ToUpper(strings.ReplaceAll(tt.name, "-", "_"))
+		t.Run(name, func(t *testing.T) {
+			for _, v := range tt.takes {
+				t.Setenv(name, v.text)
+				if cfg, err := parseConfig(nil); err != nil || tt.get(cfg) != v.want {
+					t.Errorf("%q: %v", v.text, err)
+				}
+			}
+			for _, text := range tt.refuses {
+				t.Setenv(name, text)
+				msg := refusal(t)
+				for _, want := range []string{name + ":", `"` + text + `"`, ": want "} {
+					if !strings.Contains(msg, want) {
+						t.Errorf("%q: %q does not say %q", text, msg, want)
+					}
+				}
+			}
+			if len(tt.takes) < 2 {
+				return
+			}
+			one, other := tt.takes[0], tt.takes[1]
+			t.Setenv(name, other.text)
+			if cfg := configOf(t, "-"+tt.name+"="+one.text); tt.get(cfg) != one.want {
+				t.Errorf("%s wins over the flag: %v", name, tt.get(cfg))
+			}
+			t.Setenv(name, one.text)
+			if cfg := configOf(t, "-"+tt.name+"="+other.text); tt.get(cfg) != other.want {
+				t.Errorf("%s wins over the flag: %v", name, tt.get(cfg))
+			}
+		})
+	}
+}
+
+func TestActionsHaveNoEnvironmentTwin(t *testing.T) {
+	for _, s := range settings(defaultConfig()) {
+		if s.group == groupActions {
+			t.Setenv(envName(s.name), "1")
+		}
+	}
+	t.Setenv("GATEWAY_HELP", "1")
+	if cfg := configOf(t); cfg.Action != actionServe || cfg.Arg != "" {
+		t.Errorf("the environment asks for %q of %q", cfg.Action, cfg.Arg)
+	}
+}
+
+func TestUnknownVariablesAreIgnored(t *testing.T) {
+	// Kubernetes sets the first three for a service that is named gateway.
+	for _, name := range []string{"GATEWAY_PORT", "GATEWAY_SERVICE_HOST", "GATEWAY_PORT_8000_TCP_ADDR",
+		"GATEWAY", "GATEWAY_", "GATEWAY_RETRY_", "XGATEWAY_RETRY", "RETRY"} {
+		t.Setenv(name, "tcp://10.0.0.1:8000")
+	}
+	if cfg := configOf(t); cfg.Retry != 1 || cfg.Addr != "0.0.0.0:0" {
+		t.Errorf("%+v", cfg)
+	}
+}
+
+// tempFile writes a file of the test's own and returns its name.
+func tempFile(t testing.TB, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func checkSecrets(t testing.TB, cfg *Config, want ...string) {
+	t.Helper()
+	var got []string
+	for _, s := range cfg.Secrets {
+		got = append(got, string(s))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("secrets %q, want %q", got, want)
+	}
+}
+
+func TestASecretFileHasASecretALine(t *testing.T) {
+	for _, tt := range []struct {
+		name, text string
+		want       []string
+	}{
+		{"one", "one\n", []string{"one"}},
+		{"no final newline", "one", []string{"one"}},
+		{"several, in their order", "one\ntwo\nthree\n", []string{"one", "two", "three"}},
+		{"CRLF", "one\r\ntwo\r\n", []string{"one", "two"}},
+		{"CRLF, cut", "one\r\ntwo\r", []string{"one", "two"}},
+		{"blank lines", "\n\none\n \t\n\r\n\ntwo\n\n", []string{"one", "two"}},
+		{"remarks", "# first\none\n#two\n# last", []string{"one"}},
+		{"a remark inside is none", "one # really\n", []string{"one # really"}},
+		{"spaces are kept", " one \n", []string{" one "}},
+		{"duplicates", "one\ntwo\none\none\n", []string{"one", "two"}},
+		{"bytes", "\xff\xfe\x00\n密码\n", []string{"\xff\xfe\x00", "密码"}},
+		{"a long line", strings.Repeat("x", 1<<17) + "\ntwo", []string{strings.Repeat("x", 1<<17), "two"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, err := parseConfig([]string{"-secret-file=" + tempFile(t, "secret", tt.text)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkSecrets(t, cfg, tt.want...)
+		})
+	}
+}
+
+func TestEverySourceOfSecretsCountsInItsOrder(t *testing.T) {
+	file := tempFile(t, "keys", "of the file\nin both\n")
+	credential := tempFile(t, "secret", "of systemd\nin both\n")
+	for _, tt := range []struct {
+		name                string
+		flag, env           string
+		inFile, inEnv, cred bool
+		want                []string
+		from                string
+	}{
+		{"the flag", "flag", "", false, false, false, []string{"flag"}, "-secret"},
+		{"the environment", "", "env", false, false, false, []string{"env"}, ""},
+		{"the flag wins", "flag", "env", false, false, false, []string{"flag"}, "-secret"},
+		{"a file", "", "", true, false, false, []string{"of the file", "in both"}, "-secret-file"},
+		{"a file that the environment names", "", "", false, true, false, []string{"of the file", "in both"}, ""},
+		{"a credential", "", "", false, false, true, []string{"of systemd", "in both"}, "$CREDENTIALS_DIRECTORY/secret"},
+		{"all", "flag", "env", true, false, true, []string{"flag", "of the file", "in both", "of systemd"},
+			"-secret,-secret-file,$CREDENTIALS_DIRECTORY/secret"},
+		{"one that is everywhere", "in both", "", true, false, true, []string{"in both", "of the file", "of systemd"},
+			"-secret,-secret-file,$CREDENTIALS_DIRECTORY/secret"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var args []string
+			if tt.flag != "" {
+				args = append(args, "-secret="+tt.flag)
+			}
+			if tt.env != "" {
+				t.Setenv("GATEWAY_SECRET", tt.env)
+			}
+			if tt.inFile {
+				args = append(args, "-secret-file="+file)
+			}
+			if tt.inEnv {
+				t.Setenv("GATEWAY_SECRET_FILE", file)
+			}
+			if tt.cred {
+				t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(credential))
+			}
+			cfg, err := parseConfig(args)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkSecrets(t, cfg, tt.want...)
+			if from := strings.Join(cfg.SecretSources, ","); tt.from != "" && from != tt.from {
+				t.Errorf("from %s, want %s", from, tt.from)
+			}
+		})
+	}
+}
+
+func TestASecretIsRequiredButForTheVersion(t *testing.T) {
+	for _, args := range [][]string{nil, {"-check"}, {"-seal=h:1"}, {"-open=x"}, {"-secret="}, {"-secret-file="}} {
+		msg := refusal(t, args...)
+		for _, source := range []string{"-secret-file", "GATEWAY_SECRET", "systemd"} {
+			if !strings.Contains(msg, source) {
+				t.Errorf("%q: %q does not name %s", args, msg, source)
+			}
+		}
+	}
+	if cfg, err := parseConfig([]string{"-version"}); err != nil || cfg.Action != actionVersion {
+		t.Errorf("-version: %v", err)
+	}
+	// Units have credentials of other names too.
+	t.Setenv("CREDENTIALS_DIRECTORY", t.TempDir())
+	refusal(t)
+	configOf(t)
+}
+
+func TestAFileOfSecretsThatIsOfNoUseIsAnError(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "secret"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := tempFile(t, "secret", "# none\r\n\r\n   \n#")
+	for _, tt := range []struct{ name, path string }{
+		{"missing", filepath.Join(dir, "missing")},
+		{"a folder", dir},
+		{"empty", tempFile(t, "empty", "")},
+		{"only remarks and blank lines", file},
+		{"below a file", filepath.Join(file, "secret")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			msg := refusal(t, "-secret="+testSecret, "-secret-file="+tt.path)
+			if !strings.Contains(msg, "-secret-file") || !strings.Contains(msg, tt.path) {
+				t.Errorf("%q does not name -secret-file and %s", msg, tt.path)
+			}
+			t.Setenv("GATEWAY_SECRET_FILE", tt.path)
+			if msg := refusal(t, "-secret="+testSecret); !strings.Contains(msg, tt.path) {
+				t.Errorf("%q does not name %s", msg, tt.path)
+			}
+		})
+	}
+	for _, tt := range []struct{ name, dir string }{
+		{"a credential that is a folder", dir},
+		{"a credential without a secret", filepath.Dir(file)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Setenv("CREDENTIALS_DIRECTORY", tt.dir)
+			msg := refusal(t, "-secret="+testSecret)
+			if !strings.Contains(msg, "$CREDENTIALS_DIRECTORY") || !strings.Contains(msg, filepath.Join(tt.dir, "secret")) {
+				t.Errorf("%q does not name $CREDENTIALS_DIRECTORY and its file", msg)
+			}
+		})
+	}
+}
+
+func TestAnArgumentWithoutAFlagIsRefusedAndNotRepeated(t *testing.T) {
+	for _, args := range [][]string{
+		{testSecret},
+		{"-check", testSecret},
+		{"-secret=x", testSecret},
+		{"-secret=", testSecret},
+		{"--", testSecret},
+		{"--", "-secret=" + testSecret},
+		{"-reuse", "1", testSecret},
+		{"-", testSecret},
+		{testSecret, "-check"},
+	} {
+		if msg := refusal(t, args...); !strings.Contains(msg, "-name=value") || strings.Contains(msg, testSecret) {
+			t.Errorf("%q: %q", args, msg)
+		}
+	}
+}
+
+func TestNoErrorHoldsASecret(t *testing.T) {
+	const secret = "hush-hush"
+	file := tempFile(t, "keys", secret+"\n")
+	empty := tempFile(t, "empty", "")
+	for _, args := range [][]string{
+		{"-secret=" + secret, "-retry=0"},
+		{"-retry=0", "-secret=" + secret},
+		{"-secret", secret, "-retry=0"},
+		{"-secret=" + secret, "-retry"},
+		{"-secret=" + secret, "-secret-file=" + empty},
+		{"-secret=" + secret, "-unknown"},
+		{"-secret=" + secret, "=", "-"},
+		{"-secret-file=" + file, "-secret-file=" + empty},
+		{"-secret-file=" + file, "-timeout=x"},
+		{"-secret=" + secret, "-check", "-seal=h:1"},
+		{"-secret=" + secret, "gateway"},
+		{"-secrets=" + secret}, // mistyped
+		{"-Secret=" + secret},
+		{"-secret-=" + secret},
+		{"-secret =" + secret},
+		{"-secret:" + "=" + secret},
+	} {
+		if msg := refusal(t, args...); strings.Contains(msg, secret) {
+			t.Errorf("%q: %q holds the secret", args, msg)
+		}
+	}
+	t.Setenv("GATEWAY_SECRET", secret)
+	t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(tempFile(t, "secret", secret)))
+	for _, args := range [][]string{{"-retry=0"}, {"-secret-file=" + empty}, {"-unknown"}, {"x"}} {
+		if msg := refusal(t, args...); strings.Contains(msg, secret) {
+			t.Errorf("%q: %q holds the secret of the environment", args, msg)
+		}
+	}
+	for _, w := range configOf(t, "-secret=short").warnings() {
+		if strings.Contains(w, secret) || strings.Contains(w, `"short"`) {
+			t.Errorf("warning %q", w)
+		}
+	}
+}
+
+func TestWhatIsUnwiseIsWarnedAbout(t *testing.T) {
+	long := strings.Repeat("x", shortSecret)
+	file := tempFile(t, "keys", long+"y\nshort\n"+long[1:]+"\n")
+	for _, tt := range []struct {
+		args []string
+		want []string // what each warning begins with
+	}{
+		{[]string{"-secret=" + long}, nil},
+		{[]string{"-secret=" + long[1:]}, []string{"secret 1 of 1 is short"}},
+		{[]string{"-secret=" + long, "-secret-file=" + file}, []string{"secret 3 of 4 is short", "secret 4 of 4 is short"}},
+		{[]string{"-secret=" + long, "-pprof=127.0.0.1:6060"}, nil},
+		{[]string{"-secret=" + long, "-pprof=[::1]:6060"}, nil},
+		{[]string{"-secret=" + long, "-pprof=localhost:6060"}, nil},
+		{[]string{"-secret=" + long, "-pprof=10.0.0.7:6060"}, nil},
+		{[]string{"-secret=" + long, "-pprof=:6060"}, []string{"-pprof "}},
+		{[]string{"-secret=" + long, "-pprof=0.0.0.0:6060"}, []string{"-pprof "}},
+		{[]string{"-secret=" + long, "-pprof=[::]:6060"}, []string{"-pprof "}},
+		{[]string{"-secret=" + long, "-pprof=192.0.2.1:6060"}, []string{"-pprof "}},
+		{[]string{"-secret=" + long, "-pprof=game.example:6060"}, []string{"-pprof "}},
+		{[]string{"-secret=x", "-pprof=:6060"}, []string{"secret 1 of 1 is short", "-pprof "}},
+	} {
+		cfg, err := parseConfig(tt.args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := cfg.warnings()
+		if !slices.EqualFunc(got, tt.want, strings.HasPrefix) {
+			t.Errorf("%q: warnings %q, want %q", tt.args, got, tt.want)
+		}
+	}
+}
+
+func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
+	var out bytes.Buffer
+	printHelp(&out)
+	want := map[string]string{
+		"secret": "", "secret-file": "", "kdf": "md5,sha256",
+		"addr": "0.0.0.0:0", "reuse": "0",
+		"handshake-timeout": "10s", "handshake-max": "1024",
+		"retry": "1", "timeout": "3s", "buffer": "16384",
+		"splice": "1", "loops": "0", "idle-timeout": "0", "half-close-timeout": "60s",
+		"keepalive": "30s", "tcp-user-timeout": "0",
+		"pidfile": "gateway.pid", "drain": "30s", "log-format": "text", "log-level": "info", "pprof": "",
+		"seal": "", "open": "", "check": "", "version": "",
+	}
+	for _, s := range settings(defaultConfig()) {
+		if _, ok := want[s.name]; !ok {
+			t.Errorf("a new flag: add -%s to this test", s.name)
+		}
+	}
+	seen := map[string]int{}
+	for line := range strings.Lines(out.String()) {
+		line = strings.TrimSuffix(line, "\n")
+		if n := utf8.RuneCountInString(line); n > 85 || strings.TrimRight(line, " ") != line || strings.Contains(line, "\t") {
+			t.Errorf("%d columns, or blanks where none should be: %q", n, line)
+		}
+		head, ok := strings.CutPrefix(line, "  -")
+		if !ok {
+			continue
+		}
+		name := head[:strings.IndexAny(head+" ", "= ")]
+		seen[name]++
+		def, ok := want[name]
+		if !ok {
+			t.Errorf("no such flag: %q", line)
+		}
+		if _, shown, _ := strings.Cut(head, "  (default "); shown != "" && shown != def+")" || shown == "" && def != "" {
+			t.Errorf("%q does not show the default %q", line, def)
+		}
+	}
+	for name := range want {
+		if seen[name] != 1 {
+			t.Errorf("-%s is listed %d times", name, seen[name])
+		}
+	}
+}
+
+func TestNoErrorOfSyntaxHoldsASecret(t *testing.T) {
+	for _, arg := range []string{"---secret=hush-hush", "-=hush-hush", "--=hush-hush"} {
+		if msg := refusal(t, arg); strings.Contains(msg, "hush") {
+			t.Errorf("%s: %q", arg, msg)
+		}
+	}
+}

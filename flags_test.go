@@ -1,0 +1,290 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"log/slog"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+type taken struct {
+	text string
+	want any
+}
+
+// settingTests has a row for each setting: its default, what it takes and what
+// it refuses.
+var settingTests = []struct {
+	name    string
+	get     func(*Config) any
+	def     any
+	takes   []taken
+	refuses []string
+}{
+	{"secret", func(c *Config) any { return c.secret }, "",
+		[]taken{{"x", "x"}, {"a=b", "a=b"}, {" # ", " # "}, {"密码", "密码"}}, nil},
+	{"secret-file", func(c *Config) any { return c.secretFile }, "",
+		nil, nil}, // see config_test.go
+	{"kdf", func(c *Config) any { return (*kdfsValue)(&c.KDFs).String() }, "md5,sha256",
+		[]taken{{"md5", "md5"}, {"sha256", "sha256"}, {"pbkdf2", "pbkdf2"}, {"sha256,md5", "sha256,md5"},
+			{"pbkdf2,sha256,md5", "pbkdf2,sha256,md5"}},
+		[]string{"", ",", "md4", "MD5", "md5,", ",md5", "md5,,sha256", "md5,md5", "sha256,md5,sha256", "md5 sha256"}},
+	{"addr", func(c *Config) any { return c.Addr }, "0.0.0.0:0",
+		[]taken{{":0", ":0"}, {":65535", ":65535"}, {"127.0.0.1:8000", "127.0.0.1:8000"}, {"[::1]:8000", "[::1]:8000"},
+			{"localhost:8000", "localhost:8000"}},
+		[]string{"", "8000", ":", "127.0.0.1", "127.0.0.1:", "::1", "::1:8000", ":65536", ":-1", ":+1", ":http", ":1x",
+			"http://127.0.0.1:80", "a:b:1"}},
+	{"reuse", func(c *Config) any { return c.Reuse }, false,
+		[]taken{{"1", true}, {"0", false}, {"true", true}, {"false", false}},
+		[]string{"", "2", "-1", "yes", "01"}},
+	{"handshake-timeout", func(c *Config) any { return c.HandshakeTimeout }, 10 * time.Second,
+		[]taken{{"3", 3 * time.Second}, {"250ms", 250 * time.Millisecond}},
+		[]string{"", "0", "0s", "-1", "soon"}},
+	{"handshake-max", func(c *Config) any { return c.HandshakeMax }, 1024,
+		[]taken{{"44", 44}, {"4096", 4096}, {"1048576", 1 << 20}},
+		[]string{"", "0", "-1", "1.5", "1k", "1e3", "0x400", "1_024", " 1024", "1048577", "99999999999999999999"}},
+	{"retry", func(c *Config) any { return c.Retry }, 1,
+		[]taken{{"1", 1}, {"3", 3}, {"1000", 1000}},
+		[]string{"", "0", "-1", "1.5", "1001", "once", "99999999999999999999"}},
+	{"timeout", func(c *Config) any { return c.Timeout }, 3 * time.Second,
+		[]taken{{"3", 3 * time.Second}, {"1500ms", 1500 * time.Millisecond}},
+		[]string{"", "0", "-1s", "3 seconds"}},
+	{"buffer", func(c *Config) any { return c.Buffer }, 16384,
+		[]taken{{"1", 1}, {"65536", 65536}, {"16777216", 16 << 20}},
+		[]string{"", "0", "-1", "16k", "16777217"}},
+	{"splice", func(c *Config) any { return c.Splice }, true,
+		[]taken{{"1", true}, {"0", false}},
+		[]string{"", "2", "no"}},
+	{"loops", func(c *Config) any { return c.Loops }, 0,
+		[]taken{{"-1", -1}, {"0", 0}, {"4", 4}, {"1024", 1024}},
+		[]string{"", "-2", "1025", "all"}},
+	{"idle-timeout", func(c *Config) any { return c.IdleTimeout }, time.Duration(0),
+		[]taken{{"0", time.Duration(0)}, {"90", 90 * time.Second}, {"1h", time.Hour}},
+		[]string{"", "-1", "never"}},
+	{"half-close-timeout", func(c *Config) any { return c.HalfCloseTimeout }, time.Minute,
+		[]taken{{"30", 30 * time.Second}, {"1500ms", 1500 * time.Millisecond}},
+		[]string{"", "0", "-1s"}},
+	{"keepalive", func(c *Config) any { return c.Keepalive }, 30 * time.Second,
+		[]taken{{"0", time.Duration(0)}, {"15", 15 * time.Second}, {"2m", 2 * time.Minute}},
+		[]string{"", "-1", "off"}},
+	{"tcp-user-timeout", func(c *Config) any { return c.UserTimeout }, time.Duration(0),
+		[]taken{{"0", time.Duration(0)}, {"20", 20 * time.Second}},
+		[]string{"", "-1", "off"}},
+	{"pidfile", func(c *Config) any { return c.PIDFile }, "gateway.pid",
+		[]taken{{"", ""}, {"/run/gateway.pid", "/run/gateway.pid"}}, nil},
+	{"drain", func(c *Config) any { return c.Drain }, 30 * time.Second,
+		[]taken{{"0", time.Duration(0)}, {"5", 5 * time.Second}, {"1h", time.Hour}},
+		[]string{"", "-1", "-1s", "forever"}},
+	{"log-format", func(c *Config) any { return c.LogFormat }, "text",
+		[]taken{{"text", "text"}, {"json", "json"}},
+		[]string{"", "xml", "text,json"}},
+	{"log-level", func(c *Config) any { return c.LogLevel }, slog.LevelInfo,
+		[]taken{{"debug", slog.LevelDebug}, {"info", slog.LevelInfo}, {"warn", slog.LevelWarn}, {"error", slog.LevelError},
+			{"DEBUG", slog.LevelDebug}},
+		[]string{"", "all", "warning", "0", "info+1"}},
+	{"pprof", func(c *Config) any { return c.Pprof }, "",
+		[]taken{{"", ""}, {"127.0.0.1:6060", "127.0.0.1:6060"}, {":6060", ":6060"}},
+		[]string{"6060", "localhost", "localhost:", ":65536"}},
+}
+
+// configOf parses a command line that has to be right, with testSecret.
+func configOf(t testing.TB, args ...string) *Config {
+	t.Helper()
+	cfg, err := parseConfig(append([]string{"-secret=" + testSecret}, args...))
+	if err != nil {
+		t.Fatalf("%q: %v", args, err)
+	}
+	return cfg
+}
+
+// refusal parses what has to be refused and returns the error's text.
+func refusal(t testing.TB, args ...string) string {
+	t.Helper()
+	cfg, err := parseConfig(args)
+	if err == nil {
+		t.Errorf("%q was taken: %+v", args, cfg)
+		return ""
+	}
+	return err.Error()
+}
+
+func TestEverySettingHasItsRowAndItsDefault(t *testing.T) {
+	cfg, err := parseConfig([]string{"-version"}) // the one that needs no secret
+	if err != nil {
+		t.Fatal(err)
+	}
+	var have, want []string
+	for _, s := range settings(defaultConfig()) {
+		if s.group != groupActions {
+			want = append(want, s.name)
+		}
+	}
+	for _, tt := range settingTests {
+		have = append(have, tt.name)
+		if got := tt.get(cfg); got != tt.def {
+			t.Errorf("-%s is %v by default, want %v", tt.name, got, tt.def)
+		}
+	}
+	slices.Sort(have)
+	slices.Sort(want)
+	if !slices.Equal(have, want) {
+		t.Errorf("the table has %v, the gateway %v", have, want)
+	}
+}
+
+func TestEachFlagTakesWhatIsRight(t *testing.T) {
+	for _, tt := range settingTests {
+		for _, v := range tt.takes {
+			for _, args := range [][]string{
+				{"-" + tt.name + "=" + v.text},
+				{"--" + tt.name + "=" + v.text},
+				{"-" + tt.name, v.text},
+				{"-" + tt.name + "=" + v.text, "-" + tt.name + "=" + v.text},
+			} {
+				if got := tt.get(configOf(t, args...)); got != v.want {
+					t.Errorf("%q: %v, want %v", args, got, v.want)
+				}
+			}
+		}
+	}
+}
+
+func TestEachFlagRefusesWhatIsWrongAndIsNamed(t *testing.T) {
+	for _, tt := range settingTests {
+		for _, text := range tt.refuses {
+			msg := refusal(t, "-secret="+testSecret, "-"+tt.name+"="+text)
+			for _, want := range []string{"-" + tt.name + ":", `"` + text + `"`, ": want "} {
+				if !strings.Contains(msg, want) {
+					t.Errorf("-%s=%s: %q does not say %q", tt.name, text, msg, want)
+				}
+			}
+		}
+	}
+}
+
+func TestDurationsAreSecondsOrGoDurations(t *testing.T) {
+	const none = -1
+	for _, tt := range []struct {
+		text string
+		want time.Duration
+	}{
+		{"3", 3 * time.Second},
+		{"1.5", 1500 * time.Millisecond},
+		{".5", 500 * time.Millisecond},
+		{"007", 7 * time.Second},
+		{"1500ms", 1500 * time.Millisecond},
+		{"1h", time.Hour},
+		{"1m30s", 90 * time.Second},
+		{"1ns", 1},
+		{"9223372036", 9223372036 * time.Second},
+		{"9223372036854775807ns", math.MaxInt64},
+		{"", none},
+		{".", none},
+		{"s", none},
+		{"-1", none},
+		{"-1s", none},
+		{"-1ns", none},
+		{"1.5.5", none},
+		{"1,5", none},
+		{"1e9", none},
+		{"0x10", none},
+		{"1_0", none},
+		{"3 ", none},
+		{" 3", none},
+		{"3 s", none},
+		{"3S", none},
+		{"3d", none},
+		{"٣", none},
+		{"NaN", none},
+		{"Inf", none},
+		{"9223372037", none},
+		{"9223372036854775808ns", none},
+		{"99999999999999999999", none},
+	} {
+		for _, zeroOK := range []bool{false, true} {
+			d := 42 * time.Second
+			err := (&durationValue{&d, zeroOK}).Set(tt.text)
+			switch {
+			case tt.want == none && (err == nil || d != 42*time.Second):
+				t.Errorf("%q was taken as %v", tt.text, d)
+			case tt.want != none && (err != nil || d != tt.want):
+				t.Errorf("%q: %v, %v; want %v", tt.text, d, err, tt.want)
+			}
+		}
+	}
+	for _, zero := range []string{"0", "0s", "0.0", "0h0m", "0.0000000001"} {
+		d := 42 * time.Second
+		if err := (&durationValue{&d, true}).Set(zero); err != nil || d != 0 {
+			t.Errorf("%q: %v, %v; want 0", zero, d, err)
+		}
+		if err := (&durationValue{&d, false}).Set(zero); err == nil {
+			t.Errorf("%q was taken where it may not be 0", zero)
+		}
+	}
+}
+
+func TestOneActionAtATime(t *testing.T) {
+	for _, tt := range []struct {
+		args   string
+		action action
+		arg    string
+	}{
+		{"", actionServe, ""},
+		{"-check", actionCheck, ""},
+		{"-check=1", actionCheck, ""},
+		{"-check -check", actionCheck, ""},
+		{"-version", actionVersion, ""},
+		{"-seal=h:1", actionSeal, "h:1"},
+		{"-seal h:1", actionSeal, "h:1"},
+		{"-seal=", actionSeal, ""},
+		{"-seal=h:1 -seal=h:2", actionSeal, "h:2"},
+		{"-open=" + goldenLine, actionOpen, goldenLine},
+		{"-check=false", actionServe, ""},
+		{"-version=false -seal=h:1 -check=0", actionSeal, "h:1"},
+	} {
+		cfg := configOf(t, strings.Fields(tt.args)...)
+		if cfg.Action != tt.action || tt.arg != "" && cfg.Arg != tt.arg {
+			t.Errorf("%s: %q of %q, want %q of %q", tt.args, cfg.Action, cfg.Arg, tt.action, tt.arg)
+		}
+	}
+
+	actions := []string{"-check", "-version", "-seal=h:1", "-open=x"}
+	for _, a := range actions {
+		for _, b := range actions {
+			if a == b {
+				continue
+			}
+			msg := refusal(t, "-secret="+testSecret, a, b)
+			for _, want := range []string{"one action at a time", strings.Split(a, "=")[0][1:], strings.Split(b, "=")[0][1:]} {
+				if !strings.Contains(msg, want) {
+					t.Errorf("%s %s: %q does not say %q", a, b, msg, want)
+				}
+			}
+		}
+	}
+	for _, a := range []string{"-check=maybe", "-version=2"} {
+		if msg := refusal(t, "-secret="+testSecret, a); !strings.Contains(msg, "want no value") {
+			t.Errorf("%s: %q", a, msg)
+		}
+	}
+}
+
+func TestHelpIsNoError(t *testing.T) {
+	for _, args := range [][]string{{"-help"}, {"--help"}, {"-h"}, {"-retry=2", "-help"}} {
+		if _, err := parseConfig(args); !errors.Is(err, flag.ErrHelp) {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
+// Package flag asks zero values for their text.
+func TestZeroFlagValuesHaveAText(t *testing.T) {
+	for _, v := range []flag.Value{new(stringValue), new(intValue), new(switchValue), new(durationValue), new(addrValue),
+		new(choiceValue), new(levelValue), new(kdfsValue), new(actionValue)} {
+		_ = v.String() // does not panic
+	}
+}

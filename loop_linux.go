@@ -1,0 +1,621 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const loopsSupported = true
+
+// loops is the relayer of Linux: one epoll loop per CPU, each on a thread of
+// its own, and no goroutine, timer or buffer for a tunnel. The loops also take
+// the plain case of a handshake from accept to answer (accept_linux.go).
+//
+// Who may touch what:
+//
+//   - A tunnel, the table it stands in, pipes and deadlines belong to one
+//     loop, and only that loop's thread touches them. Nothing of a tunnel is
+//     locked, and it never moves to another loop.
+//   - Other threads reach a loop only through its inbox.
+//   - A descriptor belongs to a loop from the moment it is in a tunnel, and
+//     the loop closes it. net's runtime poller never knows of it.
+type loops struct {
+	gateway *Gateway
+	relayConfig
+	all            []*loop
+	pipes          atomic.Int32 // pipes of all loops
+	firstLocalPort uint16       // the least that the kernel picks by itself
+}
+
+// newLoops starts n loops; 0 is one for each CPU that the process may use.
+func newLoops(g *Gateway, cfg *Config, rc relayConfig) (*loops, error) {
+	n := cfg.Loops
+	if n == 0 {
+		n = runtime.NumCPU() // of the affinity mask
+	}
+	ls := &loops{gateway: g, relayConfig: rc, firstLocalPort: firstLocalPort()}
+	for range n {
+		l, err := newLoop(ls, cfg)
+		if err != nil {
+			for _, l := range ls.all {
+				l.closeFiles()
+			}
+			return nil, fmt.Errorf("cannot make an event loop: %w", err)
+		}
+		ls.all = append(ls.all, l)
+	}
+	for _, l := range ls.all {
+		go l.run()
+	}
+	return ls, nil
+}
+
+// run hands a tunnel that was connected elsewhere to the loop with the fewest.
+// The descriptors change hands by dup: net keeps its own to itself.
+func (ls *loops) run(s *session, client, backend *net.TCPConn, early []byte) {
+	cfd, err1 := dupConn(client)
+	bfd, err2 := dupConn(backend)
+	client.Close()
+	backend.Close()
+	if err := errors.Join(err1, err2); err != nil {
+		for _, fd := range []int{cfd, bfd} {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
+		}
+		ls.log.Error("cannot relay a connection", "err", err)
+		ls.account(s, tunnelEnd{by: byGateway, how: howError})
+		return
+	}
+	l := ls.idlest()
+	early = append([]byte(nil), early...) // not the whole of its array
+	l.load.Add(1)
+	if !l.send(func() { l.adopt(s, cfd, bfd, early) }) {
+		unix.Close(cfd)
+		unix.Close(bfd)
+		ls.account(s, tunnelEnd{by: byGateway, how: howShutdown})
+	}
+}
+
+// dupConn returns a descriptor for c's socket, non-blocking and close-on-exec,
+// or -1.
+func dupConn(c *net.TCPConn) (int, error) {
+	fd := -1
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return fd, err
+	}
+	cerr := raw.Control(func(orig uintptr) {
+		fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return fd, errors.Join(err, cerr)
+}
+
+// idlest returns the loop with the fewest connections.
+func (ls *loops) idlest() *loop {
+	best := ls.all[0]
+	for _, l := range ls.all[1:] {
+		if l.load.Load() < best.load.Load() {
+			best = l
+		}
+	}
+	return best
+}
+
+// close cuts all tunnels and ends the loops.
+func (ls *loops) close() {
+	for _, l := range ls.all {
+		l.send(l.shutdown)
+	}
+}
+
+// moved returns how many bytes of finished and running tunnels were spliced
+// and copied.
+func (ls *loops) moved() (spliced, copied int64) {
+	for _, l := range ls.all {
+		spliced += l.totalSpliced.Load()
+		copied += l.totalCopied.Load()
+	}
+	return spliced, copied
+}
+
+// loop is an epoll instance, its thread, and the connections that it serves.
+type loop struct {
+	group *loops
+	relayConfig
+
+	epfd   int
+	wakefd int // eventfd: something is in the inbox
+	events [256]unix.EpollEvent
+	buf    []byte // for every read; empty between two of them
+
+	table []*tunnel // by slot
+	free  []uint32  // slots of table
+	todo  []*tunnel // to go on with before the next wait
+	pipes pipePool
+
+	spliceable bool
+	closing    bool
+	now        int64 // coarse clock, see tick
+	start      time.Time
+
+	listeners       []*sharedListener
+	pausedListeners int
+
+	requests  deadlines // of clients that have not sent a byte
+	dials     deadlines // of backends that are connecting
+	watches   deadlines // when to watch a client whose backend still connects
+	lingers   deadlines // of refused clients
+	sweepDue  int64
+	sweepAt   int // next slot of the table
+	sweepable int // tunnels that the sweep has something to do for
+
+	peer    unix.RawSockaddrAny // of the last accept
+	peerLen uint32
+
+	// A batch of events and how far it is dealt with: a panic loses one event.
+	pending, handled int
+	current          *tunnel // whose event is dealt with
+
+	spliced, copied           int64        // bytes since the last publication
+	totalSpliced, totalCopied atomic.Int64 // published
+	load                      atomic.Int32 // connections here or on their way
+
+	mu    sync.Mutex
+	inbox []func()
+	gone  bool // the loop has ended
+}
+
+func newLoop(ls *loops, cfg *Config) (*loop, error) {
+	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	wakefd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err == nil {
+		err = unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, wakefd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeSlot})
+	}
+	l := &loop{
+		group:       ls,
+		relayConfig: ls.relayConfig,
+		epfd:        epfd,
+		wakefd:      wakefd,
+		buf:         make([]byte, max(cfg.Buffer, cfg.HandshakeMax+len("\r\n"))),
+		pipes:       pipePool{made: &ls.pipes},
+		spliceable:  cfg.Splice,
+		start:       time.Now(),
+	}
+	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
+	l.dials.after = cfg.Timeout.Nanoseconds()
+	l.watches.after = watchAfter.Nanoseconds()
+	l.lingers.after = lingerTime.Nanoseconds()
+	if err != nil {
+		l.closeFiles()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *loop) closeFiles() {
+	unix.Close(l.epfd)
+	if l.wakefd >= 0 {
+		unix.Close(l.wakefd)
+	}
+	l.pipes.closeIdle()
+}
+
+// An event names its tunnel by slot and generation, not by descriptor: both
+// descriptor and slot may have a new owner within the same batch of events,
+// and a stale EPOLLOUT would read as "connected". In the Fd field of
+// EpollEvent stands slot<<1|side, in Pad the generation.
+const (
+	wakeSlot     = -1 // the eventfd
+	listenerSlot = -2 // Pad is the index of the listener
+)
+
+// tunnel is a connection in a loop, from accept to its end. Its state is all
+// here: two descriptors, unsent bytes, counters and times.
+type tunnel struct {
+	state        tunnelState
+	deaf         bool  // the backend takes no more: what the client sends is dropped
+	queued       bool  // stands in todo
+	swept        bool  // counted in sweepable
+	keepalive    bool  // set on the backend
+	wasHalf      bool  // as the last sweep saw it
+	attempts     int16 // dials that are left
+	selfConnects int8
+	slot         uint32
+	generation   uint32
+	sockets      [2]socket
+	flows        [2]flow
+	session      session
+	end          tunnelEnd
+
+	deadline int64 // of the state it is in; 0: none
+	progress int64 // bytes moved, as the last sweep saw it
+	since    int64 // when that changed
+}
+
+// tunnelState is how far a connection has come.
+type tunnelState uint8
+
+const (
+	stateFree    tunnelState = iota // the slot is nobody's
+	stateRequest                    // nothing has come from the client yet
+	stateDial                       // the backend connects
+	stateOpen                       // bytes flow
+	stateLinger                     // refused; the client reads the status
+)
+
+// alloc returns a fresh tunnel.
+func (l *loop) alloc() *tunnel {
+	if len(l.free) == 0 {
+		// Grown by slabs: tunnels do not move, and cost one allocation in 64.
+		slab := make([]tunnel, 64)
+		for i := range slab {
+			slab[i].slot = uint32(len(l.table))
+			l.free = append(l.free, slab[i].slot)
+			l.table = append(l.table, &slab[i])
+		}
+	}
+	slot := l.free[len(l.free)-1]
+	l.free = l.free[:len(l.free)-1]
+	t := l.table[slot]
+	*t = tunnel{slot: slot, generation: t.generation + 1}
+	t.sockets[clientSide].fd, t.sockets[backendSide].fd = -1, -1
+	return t
+}
+
+// release closes a tunnel's descriptors and gives up its slot. Closing ends
+// the registration with epoll: nobody else has the same open file.
+func (l *loop) release(t *tunnel) {
+	for i := range t.sockets {
+		if fd := t.sockets[i].fd; fd >= 0 {
+			unix.Close(int(fd))
+		}
+		l.releasePipe(&t.flows[i])
+	}
+	if t.swept {
+		l.sweepable--
+	}
+	*t = tunnel{slot: t.slot, generation: t.generation}
+	l.free = append(l.free, t.slot)
+	l.load.Add(-1)
+}
+
+// watch registers a socket with epoll or changes what it waits for. A failure
+// is as good as a reset: without events the tunnel could not go on.
+func (l *loop) watch(t *tunnel, s *socket) error {
+	side := clientSide
+	if s == &t.sockets[backendSide] {
+		side = backendSide
+	}
+	ev := unix.EpollEvent{
+		Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff,
+		Fd:     int32(t.slot<<1) | int32(side),
+		Pad:    int32(t.generation),
+	}
+	if s.wantOut {
+		ev.Events |= unix.EPOLLOUT
+	}
+	op := unix.EPOLL_CTL_ADD
+	if s.watched {
+		op = unix.EPOLL_CTL_MOD
+	}
+	s.watched = true
+	return unix.EpollCtl(l.epfd, op, int(s.fd), &ev)
+}
+
+// run is the loop.
+func (l *loop) run() {
+	// A thread of its own: the scheduler has nothing to move around, and the
+	// waits below are its to make.
+	runtime.LockOSThread()
+	for {
+		l.pending, l.handled = l.wait(), 0
+		if l.anythingTimed() {
+			l.tick()
+		}
+		for !l.turn() {
+		}
+		if l.closing && len(l.free) == len(l.table) && l.end() {
+			return
+		}
+	}
+}
+
+// end ends a loop that has nothing left. It reports false if something came
+// in at the last moment.
+func (l *loop) end() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.inbox) > 0 {
+		return false
+	}
+	l.gone = true
+	l.closeFiles()
+	return true
+}
+
+// turn deals with a batch of events and with what is due. It returns false
+// when a panic cut it short; what is left is there to be dealt with. A panic
+// ends the tunnel that it happened to, and no other.
+func (l *loop) turn() (done bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			logPanic(l.log, v)
+			if t := l.current; t != nil && t.state != stateFree {
+				l.cut(t, howError)
+			}
+			l.current = nil
+		}
+	}()
+	for l.handled < l.pending {
+		ev := &l.events[l.handled]
+		l.handled++
+		l.dispatch(ev)
+	}
+	for range len(l.todo) { // what comes to it now waits for the next turn
+		t := l.todo[0]
+		l.todo = l.todo[1:]
+		t.queued = false
+		if l.current = t; t.state == stateOpen {
+			l.move(t)
+		}
+	}
+	l.expire()
+	l.current = nil
+	return true
+}
+
+// goOn has a tunnel gone on with after the others had their turn.
+func (l *loop) goOn(t *tunnel) {
+	if !t.queued {
+		t.queued = true
+		l.todo = append(l.todo, t)
+	}
+}
+
+// dispatch deals with one event.
+func (l *loop) dispatch(ev *unix.EpollEvent) {
+	switch ev.Fd {
+	case wakeSlot:
+		l.readInbox()
+		return
+	case listenerSlot:
+		l.accept(l.listeners[ev.Pad])
+		return
+	}
+	t := l.table[ev.Fd>>1]
+	if t.generation != uint32(ev.Pad) || t.state == stateFree {
+		return // of a former owner of the slot
+	}
+	l.current = t
+	s := &t.sockets[ev.Fd&1]
+	if ev.Events&unix.EPOLLOUT != 0 {
+		s.writable = true
+	}
+	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.readable = true
+	}
+	if ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.hung = true
+	}
+	if ev.Events&unix.EPOLLERR != 0 {
+		s.writable = true // the write will say why not
+	}
+	switch t.state {
+	case stateRequest:
+		l.readRequest(t)
+	case stateDial:
+		l.dialing(t, s, ev.Events)
+	case stateLinger:
+		l.linger(t)
+	case stateOpen:
+		if s == &t.sockets[clientSide] && ev.Events&unix.EPOLLERR != 0 {
+			// A reset overtakes what it finds unread and unsent, as it does
+			// between two hosts.
+			t.end.note(byClient, howOf(socketError(s.fd)))
+			l.reset(t)
+		} else {
+			l.move(t)
+		}
+	}
+	l.current = nil
+}
+
+// move pumps both directions of an open tunnel and ends it when both are done.
+func (l *loop) move(t *tunnel) {
+	l.pump(t, clientSide)
+	wasDeaf := t.deaf
+	l.pump(t, backendSide)
+	if t.deaf != wasDeaf {
+		l.pump(t, clientSide)
+	}
+	if t.state != stateOpen {
+		return
+	}
+	up, down := &t.flows[clientSide], &t.flows[backendSide]
+	switch {
+	case up.done && down.done:
+		l.finish(t)
+	case up.ended || up.done || down.ended || down.done || t.deaf:
+		l.sweepFor(t)
+	}
+}
+
+// finish accounts for a tunnel and releases it.
+func (l *loop) finish(t *tunnel) {
+	s := t.session
+	t.end.up, t.end.down = t.flows[clientSide].moved, t.flows[backendSide].moved
+	end := t.end
+	l.release(t)
+	l.account(&s, end)
+}
+
+// reset ends a tunnel with a reset to the backend: with SO_LINGER on and zero,
+// close(2) sends RST and drops what was not sent.
+func (l *loop) reset(t *tunnel) {
+	unix.SetsockoptLinger(int(t.sockets[backendSide].fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	l.finish(t)
+}
+
+// adopt takes a tunnel that was connected elsewhere.
+func (l *loop) adopt(s *session, cfd, bfd int, early []byte) {
+	t := l.alloc()
+	l.current = t
+	t.session = *s
+	t.sockets[clientSide].fd, t.sockets[backendSide].fd = int32(cfd), int32(bfd)
+	t.state = stateOpen
+	if l.closing {
+		l.cut(t, howShutdown)
+		return
+	}
+	t.sockets[backendSide].wantOut = true
+	if err := l.watch(t, &t.sockets[backendSide]); err != nil {
+		l.cut(t, howError)
+		return
+	}
+	l.open(t, early)
+	l.current = nil
+}
+
+// open begins to relay: the backend is registered, the client may be.
+func (l *loop) open(t *tunnel, early []byte) {
+	t.state, t.deadline = stateOpen, 0
+	c := &t.sockets[clientSide]
+	c.writable = true
+	t.sockets[backendSide].writable = true
+	if !c.watched {
+		if err := l.watch(t, c); err != nil {
+			l.cut(t, howError)
+			return
+		}
+	}
+	t.flows[clientSide].unsent = early
+	t.since = l.now
+	if l.idleTimeout > 0 || !t.keepalive {
+		l.sweepFor(t)
+	}
+	l.move(t)
+}
+
+// cut ends a connection from outside.
+func (l *loop) cut(t *tunnel, how string) {
+	switch t.state {
+	case stateFree:
+	case stateOpen:
+		t.end.note(byGateway, how)
+		l.finish(t)
+	default:
+		l.abandon(t, errShutdown)
+	}
+}
+
+// shutdown cuts everything; the loop ends once that is done.
+func (l *loop) shutdown() {
+	l.closing = true
+	for _, t := range l.table {
+		l.cut(t, howShutdown)
+	}
+}
+
+// send has a function run by the loop's thread. It reports false if the loop
+// has ended.
+func (l *loop) send(f func()) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone {
+		return false
+	}
+	l.inbox = append(l.inbox, f)
+	if len(l.inbox) == 1 {
+		one := uint64(1)
+		unix.Write(l.wakefd, (*[8]byte)(unsafe.Pointer(&one))[:])
+	}
+	return true
+}
+
+// readInbox runs what others have sent.
+func (l *loop) readInbox() {
+	var count [8]byte
+	unix.Read(l.wakefd, count[:])
+	l.mu.Lock()
+	work := l.inbox
+	l.inbox = nil
+	l.mu.Unlock()
+	for _, f := range work {
+		f()
+	}
+}
+
+// wait returns how many events there are, after waiting for at least one or
+// for something to be due. It waits in three steps:
+//
+//  1. not at all: under load there is always something;
+//  2. up to 5 ms in a raw system call. The scheduler does not know that the
+//     thread sleeps, so nothing is handed over and back: that costs as much as
+//     a message;
+//  3. in an ordinary one for as long as it takes, which gives the scheduler
+//     its processor back. A raw wait that never ended would hold it for ever.
+//
+// A signal ends step 2 early: it may be the collector, which has to stop the
+// world and cannot while a thread sleeps unknown to the scheduler.
+func (l *loop) wait() int {
+	n, errno := l.pollRaw(0)
+	if n > 0 || len(l.todo) > 0 {
+		return max(n, 0)
+	}
+	timeout := l.untilDue()
+	if timeout == 0 {
+		return 0
+	}
+	if errno != unix.EINTR {
+		brief := 5
+		if timeout > 0 {
+			brief = min(brief, timeout)
+		}
+		if n, errno = l.pollRaw(brief); n > 0 {
+			return n
+		}
+		if errno == 0 && timeout > 0 {
+			if timeout -= brief; timeout == 0 {
+				return 0
+			}
+		}
+	}
+	n, err := unix.EpollWait(l.epfd, l.events[:], timeout)
+	if err != nil && err != unix.EINTR {
+		panic(fmt.Sprintf("epoll_wait: %v", err)) // only for a bug: EBADF, EFAULT, EINVAL
+	}
+	return max(n, 0)
+}
+
+func (l *loop) pollRaw(msec int) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epfd),
+		uintptr(unsafe.Pointer(&l.events[0])), uintptr(len(l.events)), uintptr(msec), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}
+
+// socketError returns and clears what a socket has to complain about.
+func socketError(fd int32) error {
+	v, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return err
+	}
+	if v == 0 {
+		return nil
+	}
+	return unix.Errno(v)
+}
