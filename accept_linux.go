@@ -19,9 +19,8 @@ import (
 // The short way in. A loop takes the plain case of a connection from accept to
 // answer with as few system calls as there can be: the whole line in the first
 // read, a literal address, a cheap key derivation. Whatever is not plain goes
-// to Gateway.serveConn, in a goroutine, and comes back through loops.run. Both
-// ways ask the same functions what to do: Gateway.request, statusOf, classify,
-// accountRefused. Only the waiting differs.
+// the slow way, in a goroutine, and comes back through loops.run. Both ways
+// ask the frontend what to do with a client; only the waiting differs.
 
 // watchAfter is how long a backend may take to connect before its client is
 // watched for a reset. Registering every client twice would cost a system call
@@ -44,9 +43,9 @@ type sharedListener struct {
 	pace     backoff
 }
 
-// serve accepts from ln in all loops until the gateway is stopping. It owns
-// ln, and returns once no loop accepts any more.
-func (ls *loops) serve(ln *net.TCPListener) error {
+// serve accepts from ln in all loops until stopping is closed. It owns ln, and
+// returns once no loop accepts any more.
+func (ls *loops) serve(ln *net.TCPListener, stopping <-chan struct{}) error {
 	defer ln.Close()
 	// A descriptor of our own: net's is registered with the runtime's poller.
 	// File().Fd() would make the socket blocking, for both.
@@ -67,7 +66,7 @@ func (ls *loops) serve(ln *net.TCPListener) error {
 	ls.setKeepalive(fd)
 
 	ls.onAll(func(l *loop) { l.listen(fd) })
-	<-ls.gateway.stopping
+	<-stopping
 	ls.onAll(func(l *loop) { l.unlisten(fd) })
 	return ErrGatewayClosed
 }
@@ -138,7 +137,7 @@ func (l *loop) unlisten(fd int) {
 // pause stops accepting for a while: out of descriptors most of the time.
 func (l *loop) pause(sl *sharedListener, err error) {
 	delay := sl.pace.next()
-	l.group.gateway.warnCannotAccept(err, delay)
+	l.front.warnCannotAccept(err, delay)
 	unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, sl.fd, nil)
 	sl.paused, sl.resumeAt = true, l.now+delay.Nanoseconds()
 	l.pausedListeners++
@@ -171,7 +170,7 @@ func (l *loop) accept(sl *sharedListener) bool {
 		return false
 	}
 	sl.pace.reset()
-	l.group.gateway.serving.Add(1)
+	l.front.serving.Add(1)
 	fd, peer := int(r), addrPortOf(&l.peer)
 
 	// To the loop with the fewest, unless this one has hardly more.
@@ -184,7 +183,7 @@ func (l *loop) accept(sl *sharedListener) bool {
 		l.begin(fd, peer)
 	} else if !to.send(func() { to.begin(fd, peer) }) {
 		unix.Close(fd)
-		l.group.gateway.serving.Done()
+		l.front.serving.Done()
 	}
 	return true
 }
@@ -227,12 +226,11 @@ func (l *loop) readRequest(t *tunnel) {
 	default:
 		c.readable = true
 	}
-	g := l.group.gateway
-	if g.keys.slowKDF() {
+	if l.front.keys.slowKDF() {
 		l.leave(t, l.buf[:n])
 		return
 	}
-	req, err := g.request(context.Background(), l.buf[:n])
+	req, err := l.front.request(context.Background(), l.buf[:n])
 	switch {
 	case err == errIncomplete:
 		l.leave(t, l.buf[:n])
@@ -243,7 +241,7 @@ func (l *loop) readRequest(t *tunnel) {
 	default:
 		t.session.backend = req.addr
 		t.flows[clientSide].unsent = append([]byte(nil), req.early...)
-		t.attempts = int16(g.dialer.attempts)
+		t.attempts = int16(l.group.attempts)
 		l.dial(t)
 	}
 }
@@ -258,22 +256,7 @@ func (l *loop) leave(t *tunnel, received []byte) {
 	received = append([]byte(nil), received...)
 	c.fd = -1
 	l.release(t)
-	go l.group.gateway.serveDescriptor(fd, &s, received)
-}
-
-// serveDescriptor serves a connection that a loop began to.
-func (g *Gateway) serveDescriptor(fd int, s *session, received []byte) {
-	f := os.NewFile(uintptr(fd), "")
-	conn, err := net.FileConn(f) // a dup
-	f.Close()
-	if err != nil {
-		g.accountRefused(s, "", &dialError{"", "no_descriptors", err})
-		g.finish(s)
-		return
-	}
-	client := conn.(*net.TCPConn)
-	g.track(client)
-	g.serveConn(client, s, received)
+	go l.group.slowWay(fd, &s, received)
 }
 
 // dial begins to connect the backend.
@@ -426,7 +409,7 @@ func tcpAddr(a address.Address) net.Addr {
 // client read it; see Gateway.refuse.
 func (l *loop) refuse(t *tunnel, err error) {
 	status := statusOf(err)
-	l.group.gateway.accountRefused(&t.session, status, err)
+	l.front.accountRefused(&t.session, status, err)
 	c := &t.sockets[clientSide]
 	t.flows[clientSide].unsent = nil
 	if _, err := unix.Write(int(c.fd), []byte(status)); err != nil {
@@ -464,7 +447,7 @@ func (l *loop) linger(t *tunnel) {
 // abandon ends a connection without an answer: there is nobody to read it.
 func (l *loop) abandon(t *tunnel, err error) {
 	if t.state != stateLinger { // that one has its account
-		l.group.gateway.accountRefused(&t.session, "", err)
+		l.front.accountRefused(&t.session, "", err)
 	}
 	if b := &t.sockets[backendSide]; b.fd >= 0 {
 		unix.SetsockoptLinger(int(b.fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
@@ -476,7 +459,7 @@ func (l *loop) abandon(t *tunnel, err error) {
 func (l *loop) dismiss(t *tunnel) {
 	s := t.session
 	l.release(t)
-	l.group.gateway.finish(&s)
+	l.front.finish(&s)
 }
 
 // addrPortOf returns the address in a sockaddr, IPv4-mapped ones as IPv4.

@@ -179,7 +179,6 @@ func (l *loop) sweep() {
 			l.sweepTunnel(t, period)
 		}
 	}
-	l.publish()
 }
 
 // sweepTunnel cuts a tunnel that rests for too long. It also sets keepalive on
@@ -220,7 +219,11 @@ func (l *loop) sweepTunnel(t *tunnel, period int64) {
 
 // publish makes the counters visible to other threads.
 func (l *loop) publish() {
-	l.totalSpliced.Add(l.spliced)
-	l.totalCopied.Add(l.copied)
+	if l.spliced > 0 {
+		l.totalSpliced.Add(l.spliced)
+	}
+	if l.copied > 0 {
+		l.totalCopied.Add(l.copied)
+	}
 	l.spliced, l.copied = 0, 0
 }

@@ -7,65 +7,27 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"gateway/internal/address"
 	"gateway/internal/sockopt"
 )
 
-// A status is the three ASCII bytes with which a request is answered. The
-// empty status answers nothing: nobody is there to read it.
-type status string
-
-const (
-	statusOK             status = "200" // connected; from here on bytes flow
-	statusBadRequest     status = "400" // no request could be read
-	statusUnauthorized   status = "401" // the address could not be opened
-	statusBadGateway     status = "502" // the backend could not be connected
-	statusGatewayTimeout status = "504" // connecting the backend timed out
-)
-
-// statusOf returns the answer to a failed request.
-func statusOf(err error) status {
-	var (
-		re requestError
-		oe openError
-		de *dialError
-	)
-	switch {
-	case errors.As(err, &re):
-		return statusBadRequest
-	case errors.As(err, &oe):
-		return statusUnauthorized
-	case errors.As(err, &de):
-		return de.status
-	}
-	return statusBadGateway
-}
-
 // Gateway lets clients through to the backends whose sealed addresses they
 // bring. Its exported methods are those of net/http.Server and may be called
 // from any goroutine.
 type Gateway struct {
-	keys   *keyring
+	*frontend
 	dialer *dialer
 	relay  relayer
 	loops  *loops // the relay, if it is one of loops
-	log    *slog.Logger
-
-	handshakeTimeout time.Duration // from accept to the end of the request
-	handshakeMax     int           // of a sealed line, in bytes
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
 	stopping  chan struct{}  // closed by Shutdown and Close
 	accepting sync.WaitGroup // accept loops
-	serving   sync.WaitGroup // connections, from accept to account
-	cut       atomic.Int64   // tunnels ended by Close
-
-	warnedAccept atomic.Int64 // when, in Unix nanoseconds
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
@@ -77,16 +39,18 @@ type Gateway struct {
 func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	g := &Gateway{
-		keys:             newKeyring(cfg.Secrets, cfg.KDFs),
-		dialer:           newDialer(cfg),
-		log:              log,
-		handshakeTimeout: cfg.HandshakeTimeout,
-		handshakeMax:     cfg.HandshakeMax,
-		baseCtx:          ctx,
-		cancel:           cancel,
-		stopping:         make(chan struct{}),
-		listeners:        make(map[net.Listener]struct{}),
-		clients:          make(map[net.Conn]struct{}),
+		frontend: &frontend{
+			keys:             newKeyring(cfg.Secrets, cfg.KDFs),
+			log:              log,
+			handshakeTimeout: cfg.HandshakeTimeout,
+			handshakeMax:     cfg.HandshakeMax,
+		},
+		dialer:    newDialer(cfg),
+		baseCtx:   ctx,
+		cancel:    cancel,
+		stopping:  make(chan struct{}),
+		listeners: make(map[net.Listener]struct{}),
+		clients:   make(map[net.Conn]struct{}),
 	}
 	rc := relayConfig{
 		bufferSize:       cfg.Buffer,
@@ -101,7 +65,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		g.relay = newRelay(rc)
 		return g, nil
 	}
-	loops, err := newLoops(g, cfg, rc)
+	loops, err := newLoops(cfg, rc, g.frontend, g.serveDescriptor)
 	if err != nil {
 		return nil, fmt.Errorf("%w (-loops=-1 does without)", err)
 	}
@@ -142,26 +106,20 @@ func (g *Gateway) serveConn(client *net.TCPConn, s *session, received []byte) {
 	g.relay.run(s, client, backend, req.early) // ends in g.account
 }
 
-// request is what a client asks for.
-type request struct {
-	addr  address.Address // of the backend
-	early []byte          // what came behind the request, for the backend
-}
-
-// request reads a request from all that a client has sent so far, and opens
-// its address. The result aliases received. The error is errIncomplete as long
-// as more has to be read; otherwise it is a requestError or an openError. ctx
-// bounds the wait for a slow key derivation.
-func (g *Gateway) request(ctx context.Context, received []byte) (request, error) {
-	line, early, err := parseLine(received, g.handshakeMax)
+// serveDescriptor serves a connection that a loop has accepted but cannot
+// serve without waiting.
+func (g *Gateway) serveDescriptor(fd int, s *session, received []byte) {
+	f := os.NewFile(uintptr(fd), "")
+	conn, err := net.FileConn(f) // a dup
+	f.Close()
 	if err != nil {
-		return request{}, err
+		g.accountRefused(s, "", &dialError{"", "no_descriptors", err})
+		g.finish(s)
+		return
 	}
-	addr, err := g.keys.open(ctx, line)
-	if err != nil {
-		return request{}, err
-	}
-	return request{addr, early}, nil
+	client := conn.(*net.TCPConn)
+	g.track(client)
+	g.serveConn(client, s, received)
 }
 
 // readRequest reads until there is a request. It gives up at the end of
@@ -178,6 +136,11 @@ func (g *Gateway) readRequest(client *net.TCPConn, s *session, received []byte) 
 		req, err := g.request(ctx, buf)
 		if err != errIncomplete {
 			return req, err
+		}
+		// Close ends baseCtx first and closes clients then: one of the two
+		// ends this read, whenever it begins.
+		if g.baseCtx.Err() != nil {
+			return request{}, errShutdown
 		}
 		// As long as the request is incomplete, the buffer is not full.
 		n, err := client.Read(buf[len(buf):cap(buf)])
@@ -257,14 +220,6 @@ func (g *Gateway) dismiss(client *net.TCPConn, s *session) {
 	client.Close()
 	g.untrack(client)
 	g.finish(s)
-}
-
-// finish ends a connection's part in serving. Only its first call counts.
-func (g *Gateway) finish(s *session) {
-	if !s.finished {
-		s.finished = true
-		g.serving.Done()
-	}
 }
 
 // survive keeps a bug met by one connection from ending all the others.

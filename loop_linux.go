@@ -28,20 +28,30 @@ const loopsSupported = true
 //   - A descriptor belongs to a loop from the moment it is in a tunnel, and
 //     the loop closes it. net's runtime poller never knows of it.
 type loops struct {
-	gateway *Gateway
+	front *frontend
+	// slowWay serves an accepted client that has sent received, waiting where
+	// need be. It owns the descriptor.
+	slowWay func(fd int, s *session, received []byte)
 	relayConfig
+	attempts       int // to dial
 	all            []*loop
 	pipes          atomic.Int32 // pipes of all loops
 	firstLocalPort uint16       // the least that the kernel picks by itself
 }
 
-// newLoops starts n loops; 0 is one for each CPU that the process may use.
-func newLoops(g *Gateway, cfg *Config, rc relayConfig) (*loops, error) {
+// newLoops starts the loops.
+func newLoops(cfg *Config, rc relayConfig, front *frontend, slowWay func(int, *session, []byte)) (*loops, error) {
 	n := cfg.Loops
 	if n == 0 {
 		n = runtime.NumCPU() // of the affinity mask
 	}
-	ls := &loops{gateway: g, relayConfig: rc, firstLocalPort: firstLocalPort()}
+	ls := &loops{
+		front:          front,
+		slowWay:        slowWay,
+		relayConfig:    rc,
+		attempts:       cfg.Retry,
+		firstLocalPort: firstLocalPort(),
+	}
 	for range n {
 		l, err := newLoop(ls, cfg)
 		if err != nil {
@@ -117,8 +127,9 @@ func (ls *loops) close() {
 	}
 }
 
-// moved returns how many bytes of finished and running tunnels were spliced
-// and copied.
+// count returns how many loops there are.
+func (ls *loops) count() int { return len(ls.all) }
+
 func (ls *loops) moved() (spliced, copied int64) {
 	for _, l := range ls.all {
 		spliced += l.totalSpliced.Load()
@@ -130,6 +141,7 @@ func (ls *loops) moved() (spliced, copied int64) {
 // loop is an epoll instance, its thread, and the connections that it serves.
 type loop struct {
 	group *loops
+	front *frontend
 	relayConfig
 
 	epfd   int
@@ -185,6 +197,7 @@ func newLoop(ls *loops, cfg *Config) (*loop, error) {
 	}
 	l := &loop{
 		group:       ls,
+		front:       ls.front,
 		relayConfig: ls.relayConfig,
 		epfd:        epfd,
 		wakefd:      wakefd,
@@ -326,6 +339,7 @@ func (l *loop) run() {
 		}
 		for !l.turn() {
 		}
+		l.publish()
 		if l.closing && len(l.free) == len(l.table) && l.end() {
 			return
 		}
@@ -458,6 +472,7 @@ func (l *loop) finish(t *tunnel) {
 	t.end.up, t.end.down = t.flows[clientSide].moved, t.flows[backendSide].moved
 	end := t.end
 	l.release(t)
+	l.publish()
 	l.account(&s, end)
 }
 

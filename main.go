@@ -19,8 +19,10 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/logwriter"
 	"gateway/internal/sockopt"
 )
 
@@ -70,15 +72,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 
-	log := newLogger(cfg, stderr)
 	for _, w := range cfg.warnings() {
-		log.Warn(w)
+		newLogger(cfg, stderr).Warn(w)
 	}
 	if cfg.Action == actionCheck {
 		fmt.Fprintln(stdout, "the configuration is valid")
 		return exitOK
 	}
-	if err := serve(cfg, log); err != nil {
+	lines := logwriter.New(stderr)
+	err = serve(cfg, newLogger(cfg, lines))
+	lines.Close(time.Second)
+	if err != nil {
 		return fail(stderr, exitFailure, err)
 	}
 	return exitOK
@@ -121,6 +125,11 @@ func serve(cfg *Config, log *slog.Logger) error {
 		ln.Close()
 		return err
 	}
+	if g.loops != nil && os.Getenv("GOMAXPROCS") == "" {
+		// The loops' threads, and one for everything else. Without it the rest
+		// would have to take a processor from a loop.
+		runtime.GOMAXPROCS(g.loops.count() + 1)
+	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(ln) }()
 	defer func() { g.Close(); <-served }()
@@ -153,7 +162,8 @@ func serve(cfg *Config, log *slog.Logger) error {
 	}()
 	g.Shutdown(ctx)
 	g.Close()
-	log.Info("stopped", "cut", g.cut.Load())
+	spliced, copied := g.relay.moved()
+	log.Info("stopped", "cut", g.cut.Load(), "spliced", spliced, "copied", copied)
 	return nil
 }
 

@@ -36,6 +36,9 @@ type relayer interface {
 	// both are closed. run may return before that or block until then.
 	run(s *session, client, backend *net.TCPConn, early []byte)
 
+	// moved returns how many bytes were spliced, and how many were copied.
+	moved() (spliced, copied int64)
+
 	// close cuts all tunnels and lets no new one in. It does not wait for
 	// their accounts.
 	close()
@@ -105,7 +108,8 @@ func howOf(err error) string {
 // concurrent use.
 type relay struct {
 	relayConfig
-	buffers sync.Pool // of *[]byte with bufferSize bytes
+	buffers sync.Pool    // of *[]byte with bufferSize bytes
+	copied  atomic.Int64 // by finished tunnels
 
 	mu       sync.Mutex
 	tunnels  map[*pair]struct{}
@@ -153,8 +157,11 @@ func (r *relay) run(s *session, client, backend *net.TCPConn, early []byte) {
 	p.close()
 	r.remove(p)
 	p.end.up, p.end.down = p.up.Load(), p.down.Load()
+	r.copied.Add(p.end.up + p.end.down)
 	r.account(s, p.end)
 }
+
+func (r *relay) moved() (spliced, copied int64) { return 0, r.copied.Load() }
 
 // runUp carries what the client sends.
 func (p *pair) runUp(early []byte) {

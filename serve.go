@@ -21,7 +21,7 @@ func (g *Gateway) Serve(ln net.Listener) error {
 	}
 	defer g.stopAccepting(ln)
 	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		return g.loops.serve(tcp)
+		return g.loops.serve(tcp, g.stopping)
 	}
 
 	var pace backoff

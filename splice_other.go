@@ -13,8 +13,10 @@ const loopsSupported = false
 // relay serves everything.
 type loops struct{ relayer }
 
-func newLoops(*Gateway, *Config, relayConfig) (*loops, error) {
+func newLoops(*Config, relayConfig, *frontend, func(int, *session, []byte)) (*loops, error) {
 	return nil, errors.New("not supported by this operating system")
 }
 
-func (*loops) serve(net.Listener) error { panic("no loops") }
+func (*loops) count() int { panic("no loops") }
+
+func (*loops) serve(*net.TCPListener, <-chan struct{}) error { panic("no loops") }
