@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -155,23 +153,21 @@ func (l *loop) resumeListeners() {
 
 // accept takes one connection. It reports whether there may be another.
 func (l *loop) accept(sl *sharedListener) bool {
-	l.peerLen = unix.SizeofSockaddrAny
-	r, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(sl.fd), uintptr(unsafe.Pointer(&l.peer)),
-		uintptr(unsafe.Pointer(&l.peerLen)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
-	switch errno {
-	case 0:
+	fd, err := sysAccept(sl.fd, &l.sockaddr)
+	switch err {
+	case nil:
 	case unix.EAGAIN: // another loop was quicker
 		return false
 	case unix.EINTR, unix.ECONNABORTED:
 		return true
 	default:
 		l.tick()
-		l.pause(sl, errno)
+		l.pause(sl, err)
 		return false
 	}
 	sl.pace.reset()
 	l.front.serving.Add(1)
-	fd, peer := int(r), addrPortOf(&l.peer)
+	peer := addrPortOf(&l.sockaddr)
 
 	// To the loop with the fewest, unless this one has hardly more.
 	to := l.group.idlest()
@@ -207,7 +203,7 @@ func (l *loop) begin(fd int, peer netip.AddrPort) {
 // readRequest deals with the client's first bytes.
 func (l *loop) readRequest(t *tunnel) {
 	c := &t.sockets[clientSide]
-	n, err := unix.Read(int(c.fd), l.buf)
+	n, err := sysRead(c.fd, l.buf)
 	switch {
 	case err == unix.EAGAIN:
 		c.readable = false
@@ -287,25 +283,18 @@ func (l *loop) dial(t *tunnel) {
 // connect makes a socket and starts to connect it.
 func (l *loop) connect(t *tunnel) error {
 	addr := t.session.backend
-	ip := addr.IP.Unmap()
-	family := unix.AF_INET6
-	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(addr.Port), Addr: ip.As16()}
-	if ip.Is4() {
-		family = unix.AF_INET
-		sa = &unix.SockaddrInet4{Port: int(addr.Port), Addr: ip.As4()}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	family, size := setSockaddr(&l.sockaddr, netip.AddrPortFrom(addr.IP, addr.Port))
+	fd, err := sysSocket(family)
 	if err != nil {
 		return err
 	}
 	t.sockets[backendSide] = socket{fd: int32(fd)}
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	return unix.Connect(fd, sa)
+	return sysConnect(fd, &l.sockaddr, size)
 }
 
 func (l *loop) closeBackend(t *tunnel) {
 	if b := &t.sockets[backendSide]; b.fd >= 0 {
-		unix.Close(int(b.fd))
+		sysClose(b.fd)
 		*b = socket{fd: -1}
 	}
 }
@@ -354,17 +343,8 @@ func (l *loop) isSelfConnect(t *tunnel) bool {
 	if addr.Port < l.group.firstLocalPort {
 		return false
 	}
-	sa, err := unix.Getsockname(int(t.sockets[backendSide].fd))
-	if err != nil {
-		return false
-	}
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return sa.Port == int(addr.Port) && netip.AddrFrom4(sa.Addr) == addr.IP.Unmap()
-	case *unix.SockaddrInet6:
-		return sa.Port == int(addr.Port) && netip.AddrFrom16(sa.Addr) == addr.IP
-	}
-	return false
+	err := sysGetsockname(t.sockets[backendSide].fd, &l.sockaddr)
+	return err == nil && addrPortOf(&l.sockaddr) == netip.AddrPortFrom(addr.IP.Unmap(), addr.Port)
 }
 
 // firstLocalPort returns the start of the range from which the kernel picks
@@ -384,7 +364,7 @@ func firstLocalPort() uint16 {
 // answer says 200 and opens the tunnel.
 func (l *loop) answer(t *tunnel) {
 	// Three bytes into an empty send buffer are taken whole or not at all.
-	if _, err := unix.Write(int(t.sockets[clientSide].fd), []byte(statusOK)); err != nil {
+	if _, err := sysWrite(t.sockets[clientSide].fd, []byte(statusOK)); err != nil {
 		l.abandon(t, errClientGone)
 		return
 	}
@@ -412,11 +392,11 @@ func (l *loop) refuse(t *tunnel, err error) {
 	l.front.accountRefused(&t.session, status, err)
 	c := &t.sockets[clientSide]
 	t.flows[clientSide].unsent = nil
-	if _, err := unix.Write(int(c.fd), []byte(status)); err != nil {
+	if _, err := sysWrite(c.fd, []byte(status)); err != nil {
 		l.dismiss(t)
 		return
 	}
-	unix.Shutdown(int(c.fd), unix.SHUT_WR)
+	sysFinish(c.fd)
 	t.state = stateLinger
 	l.lingers.set(t, l.now)
 	if !c.watched {
@@ -432,7 +412,7 @@ func (l *loop) refuse(t *tunnel, err error) {
 func (l *loop) linger(t *tunnel) {
 	f := &t.flows[clientSide]
 	for f.moved < lingerBytes {
-		n, err := unix.Read(int(t.sockets[clientSide].fd), l.buf)
+		n, err := sysRead(t.sockets[clientSide].fd, l.buf)
 		if err == unix.EAGAIN {
 			return
 		}
@@ -460,24 +440,4 @@ func (l *loop) dismiss(t *tunnel) {
 	s := t.session
 	l.release(t)
 	l.front.finish(&s)
-}
-
-// addrPortOf returns the address in a sockaddr, IPv4-mapped ones as IPv4.
-func addrPortOf(sa *unix.RawSockaddrAny) netip.AddrPort {
-	switch sa.Addr.Family {
-	case unix.AF_INET:
-		in := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
-		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), networkOrder(in.Port))
-	case unix.AF_INET6:
-		in := (*unix.RawSockaddrInet6)(unsafe.Pointer(sa))
-		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr).Unmap(), networkOrder(in.Port))
-	}
-	return netip.AddrPort{}
-}
-
-// networkOrder reads a port as it lies in a sockaddr.
-func networkOrder(port uint16) uint16 {
-	var b [2]byte
-	binary.NativeEndian.PutUint16(b[:], port)
-	return binary.BigEndian.Uint16(b[:])
 }

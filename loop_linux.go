@@ -170,8 +170,7 @@ type loop struct {
 	sweepAt   int // next slot of the table
 	sweepable int // tunnels that the sweep has something to do for
 
-	peer    unix.RawSockaddrAny // of the last accept
-	peerLen uint32
+	sockaddr unix.RawSockaddrAny // scratch
 
 	// A batch of events and how far it is dealt with: a panic loses one event.
 	pending, handled int
@@ -292,7 +291,7 @@ func (l *loop) alloc() *tunnel {
 func (l *loop) release(t *tunnel) {
 	for i := range t.sockets {
 		if fd := t.sockets[i].fd; fd >= 0 {
-			unix.Close(int(fd))
+			sysClose(fd)
 		}
 		l.releasePipe(&t.flows[i])
 	}
@@ -324,7 +323,7 @@ func (l *loop) watch(t *tunnel, s *socket) error {
 		op = unix.EPOLL_CTL_MOD
 	}
 	s.watched = true
-	return unix.EpollCtl(l.epfd, op, int(s.fd), &ev)
+	return sysEpollCtl(l.epfd, op, s.fd, &ev)
 }
 
 // run is the loop.
@@ -585,7 +584,7 @@ func (l *loop) readInbox() {
 // A signal ends step 2 early: it may be the collector, which has to stop the
 // world and cannot while a thread sleeps unknown to the scheduler.
 func (l *loop) wait() int {
-	n, errno := l.pollRaw(0)
+	n, err := sysWait(l.epfd, l.events[:], 0)
 	if n > 0 || len(l.todo) > 0 {
 		return max(n, 0)
 	}
@@ -593,34 +592,25 @@ func (l *loop) wait() int {
 	if timeout == 0 {
 		return 0
 	}
-	if errno != unix.EINTR {
+	if err != unix.EINTR {
 		brief := 5
 		if timeout > 0 {
 			brief = min(brief, timeout)
 		}
-		if n, errno = l.pollRaw(brief); n > 0 {
+		if n, err = sysWait(l.epfd, l.events[:], brief); n > 0 {
 			return n
 		}
-		if errno == 0 && timeout > 0 {
+		if err == nil && timeout > 0 {
 			if timeout -= brief; timeout == 0 {
 				return 0
 			}
 		}
 	}
-	n, err := unix.EpollWait(l.epfd, l.events[:], timeout)
+	n, err = unix.EpollWait(l.epfd, l.events[:], timeout)
 	if err != nil && err != unix.EINTR {
 		panic(fmt.Sprintf("epoll_wait: %v", err)) // only for a bug: EBADF, EFAULT, EINVAL
 	}
 	return max(n, 0)
-}
-
-func (l *loop) pollRaw(msec int) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epfd),
-		uintptr(unsafe.Pointer(&l.events[0])), uintptr(len(l.events)), uintptr(msec), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), 0
 }
 
 // socketError returns and clears what a socket has to complain about.

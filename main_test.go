@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -61,6 +62,14 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 		}
 	})
 	return p
+}
+
+// bothWays runs a test on the event loops, and on the goroutines that are the
+// only way on systems other than Linux.
+func bothWays(t *testing.T, test func(t *testing.T, way string)) {
+	for _, way := range []string{"-loops=0", "-loops=-1"} {
+		t.Run(way, func(t *testing.T) { test(t, way) })
+	}
 }
 
 // runs reports whether the process has not ended.
@@ -368,176 +377,195 @@ func badlyPadded(t testing.TB) string {
 	}
 }
 
-func TestTheLogHasOneLineForEachRefusalAndNothingThatIsSecret(t *testing.T) {
+func TestTheLogHasOneLineForEachConnection(t *testing.T) {
 	needSignals(t)
-	p := start(t, "-log-level=debug")
-	refuses := closedPort(t)
+	bothWays(t, func(t *testing.T, way string) {
+		p := start(t, "-log-level=debug", way)
+		refuses := closedPort(t)
+		// The word "unrecognized" stands in all that must not be repeated.
+		requests := []struct {
+			text, status  string
+			level, reason string
+		}{
+			{"", "400", "DEBUG", "empty"},
+			{"unrecognized", "400", "INFO", "eof"},
+			{strings.Repeat("unrecognized", 100), "400", "INFO", "too_long"},
+			{"unrecognized!\n", "401", "INFO", "bad_base64"},
+			{sealedText("unrecognized:1") + "\r\r\n", "401", "INFO", "bad_base64"},
+			{base64.StdEncoding.EncodeToString([]byte("unrecognized")) + "\n", "401", "INFO", "bad_format"},
+			{badlyPadded(t) + "\n", "401", "INFO", "bad_padding"},
+			{sealedText("unrecognized words:1") + "\n", "401", "INFO", "bad_address"},
+			{sealedText("unrecognized:0") + "\n", "401", "INFO", "bad_address"},
+			{sealed(t, refuses), "502", "INFO", "refused"},
+		}
+		wanted := make(map[string]map[string]any) // by client
+		for _, r := range requests {
+			c := connectAndSend(t, p.addr, r.text, r.status)
+			expectAll(t, c, "")
+			want := map[string]any{"msg": "refused", "level": r.level, "status": r.status, "reason": r.reason}
+			if r.level == "DEBUG" {
+				want["msg"] = "no request"
+			}
+			if r.status == "502" {
+				want["backend"] = refuses
+			}
+			wanted[c.LocalAddr().String()] = want
+		}
 
-	// The word "unrecognized" stands in all that must not be repeated.
-	requests := []struct {
-		text, status string
-		msg, reason  string
-	}{
-		{"", "400", "no request", "empty"},
-		{"unrecognized", "400", "refused", "eof"},
-		{strings.Repeat("unrecognized", 100), "400", "refused", "too_long"},
-		{"unrecognized!\n", "401", "refused", "bad_base64"},
-		{sealedText("unrecognized:1") + "\r\r\n", "401", "refused", "bad_base64"},
-		{base64.StdEncoding.EncodeToString([]byte("unrecognized")) + "\n", "401", "refused", "bad_format"},
-		{badlyPadded(t) + "\n", "401", "refused", "bad_padding"},
-		{sealedText("unrecognized words:1") + "\n", "401", "refused", "bad_address"},
-		{sealedText("unrecognized:0") + "\n", "401", "refused", "bad_address"},
-		{sealed(t, refuses), "502", "refused", "refused"},
-	}
-	seen := make(map[string]int)
-	for _, r := range requests {
-		c := connectAndSend(t, p.addr, r.text, r.status)
-		expectAll(t, c, "")
-		seen[r.msg]++
-		last := p.log.waitLine(t, r.msg, seen[r.msg])
-		level := "INFO"
-		if r.msg == "no request" {
-			level = "DEBUG"
-		}
-		if last["reason"] != r.reason || last["status"] != r.status || last["level"] != level ||
-			last["client"] != c.LocalAddr().String() {
-			t.Errorf("want %s at %s for %s, logged: %v", r.reason, level, c.LocalAddr(), last)
-		}
-	}
-	if last := p.log.waitLine(t, "refused", len(requests)-1); last["backend"] != refuses {
-		t.Errorf("the refused backend is not named: %v", last)
-	}
+		backend := startEcho(t)
+		line := sealed(t, backend)
+		c := connect(t, p.addr)
+		send(t, c, line+"unrecognized")
+		expect(t, c, "200unrecognized")
+		finish(t, c)
+		wanted[c.LocalAddr().String()] = map[string]any{"msg": "tunnel", "level": "INFO", "backend": backend,
+			"up": 12.0, "down": 12.0, "ended_by": "client", "how": "fin"}
 
-	c := connect(t, p.addr)
-	send(t, c, "unrecognized")
-	c.SetLinger(0)
-	c.Close()
-	if last := p.log.waitLine(t, "refused", len(requests)); last["reason"] != "reset" {
-		t.Errorf("a reset: %v", last)
-	}
+		c = openTunnel(t, p.addr, backend)
+		echo(t, c, "hello")
+		c.SetLinger(0)
+		c.Close()
+		wanted[c.LocalAddr().String()] = map[string]any{"msg": "tunnel", "level": "INFO", "backend": backend,
+			"up": 5.0, "down": 5.0, "ended_by": "client", "how": "reset"}
 
-	backend := startEcho(t)
-	line := sealed(t, backend)
-	c = connect(t, p.addr)
-	send(t, c, line+"unrecognized")
-	expect(t, c, "200unrecognized")
-	finish(t, c)
-	last := p.log.waitLine(t, "tunnel", 1)
-	want := map[string]any{"level": "INFO", "client": c.LocalAddr().String(), "backend": backend,
-		"up": 12.0, "down": 12.0, "ended_by": "client", "how": "fin"}
-	for k, v := range want {
-		if last[k] != v {
-			t.Errorf("tunnel: %s=%v, want %v", k, last[k], v)
+		p.end(t)
+		for client, want := range wanted {
+			line := onlyLineOf(t, p, client)
+			for k, v := range want {
+				if line[k] != v {
+					t.Errorf("%s=%v, want %v, in %v", k, line[k], v, line)
+				}
+			}
+			if _, ok := line["duration_ms"].(float64); want["msg"] == "tunnel" && !ok {
+				t.Errorf("no duration in %v", line)
+			}
 		}
-	}
-	if _, ok := last["duration_ms"].(float64); !ok {
-		t.Errorf("tunnel: no duration in %v", last)
-	}
+		// Besides: listening, draining, stopped.
+		if n := strings.Count(p.log.String(), "\n"); n != len(wanted)+3 {
+			t.Errorf("%d lines in the log, want %d", n, len(wanted)+3)
+		}
 
-	p.signal(t, syscall.SIGTERM)
-	p.wait(t)
-	// Besides: listening, the reset, the tunnel, draining, stopped.
-	if n := strings.Count(p.log.String(), "\n"); n != len(requests)+5 {
-		t.Errorf("%d lines in the log, want %d", n, len(requests)+5)
-	}
-	forbidden := []string{testSecret, "unrecognized", strings.TrimSpace(line)}
-	for _, r := range requests {
-		if text := strings.TrimSpace(r.text); text != "" {
-			forbidden = append(forbidden, text)
+		forbidden := []string{testSecret, "unrecognized", strings.TrimSpace(line)}
+		for _, r := range requests {
+			if text := strings.TrimSpace(r.text); text != "" {
+				forbidden = append(forbidden, text)
+			}
+		}
+		for _, s := range forbidden {
+			if strings.Contains(p.log.String(), s) {
+				t.Errorf("the log holds %q", s)
+			}
+		}
+	})
+}
+
+// onlyLineOf returns the one line that the log has for a client.
+func onlyLineOf(t testing.TB, p *process, client string) map[string]any {
+	t.Helper()
+	var found []map[string]any
+	for line := range strings.Lines(p.log.String()) {
+		var m map[string]any
+		if json.Unmarshal([]byte(line), &m) == nil && m["client"] == client {
+			found = append(found, m)
 		}
 	}
-	for _, s := range forbidden {
-		if strings.Contains(p.log.String(), s) {
-			t.Errorf("the log holds %q", s)
-		}
+	if len(found) != 1 {
+		t.Fatalf("%d lines for %s, want 1: %v", len(found), client, found)
 	}
+	return found[0]
 }
 
 func TestARequestThatIsTooSlowIsLogged(t *testing.T) {
-	p := start(t, "-handshake-timeout=200ms", "-log-level=debug")
-	slow, silent := connect(t, p.addr), connect(t, p.addr)
-	send(t, slow, "unrecognized")
-	expectAll(t, slow, "400")
-	expectAll(t, silent, "400")
-	if last := p.log.waitLine(t, "refused", 1); last["reason"] != "too_slow" || last["client"] != slow.LocalAddr().String() {
-		t.Errorf("logged: %v", last)
-	}
-	if last := p.log.waitLine(t, "no request", 1); last["level"] != "DEBUG" || last["client"] != silent.LocalAddr().String() {
-		t.Errorf("logged: %v", last)
-	}
-	if strings.Contains(p.log.String(), "unrecognized") {
-		t.Error("the log repeats the client")
-	}
+	bothWays(t, func(t *testing.T, way string) {
+		p := start(t, "-handshake-timeout=200ms", "-log-level=debug", way)
+		slow, silent := connect(t, p.addr), connect(t, p.addr)
+		send(t, slow, "unrecognized")
+		expectAll(t, slow, "400")
+		expectAll(t, silent, "400")
+		if last := p.log.waitLine(t, "refused", 1); last["reason"] != "too_slow" || last["client"] != slow.LocalAddr().String() {
+			t.Errorf("logged: %v", last)
+		}
+		if last := p.log.waitLine(t, "no request", 1); last["level"] != "DEBUG" || last["client"] != silent.LocalAddr().String() {
+			t.Errorf("logged: %v", last)
+		}
+		if strings.Contains(p.log.String(), "unrecognized") {
+			t.Error("the log repeats the client")
+		}
+	})
 }
 
 var endSignals = []os.Signal{syscall.SIGTERM, os.Interrupt}
 
 func TestASignalEndsListeningAtOnceAndTunnelsGoOn(t *testing.T) {
 	needSignals(t)
-	for _, sig := range endSignals {
-		t.Run(sig.String(), func(t *testing.T) {
-			p := start(t, "-drain=1h")
-			c := openTunnel(t, p.addr, startEcho(t))
-			p.signal(t, sig)
-			waitRefused(t, p.addr)
-			for range 3 {
-				echo(t, c, "still here")
-			}
-			// More than a buffer, so that pipes are still to be had.
-			bulk := strings.Repeat("bulk", 64<<10)
-			go io.WriteString(c, bulk)
-			expect(t, c, bulk)
-			if !p.runs() {
-				t.Fatal("the gateway did not wait for its tunnel")
-			}
-			finish(t, c)
-			if code := p.wait(t); code != 0 {
-				t.Errorf("exit code %d", code)
-			}
-			if last := p.log.waitLine(t, "stopped", 1); last["cut"] != 0.0 {
-				t.Errorf("logged: %v", last)
-			}
-			if last := p.log.waitLine(t, "tunnel", 1); last["how"] != "fin" {
-				t.Errorf("logged: %v", last)
-			}
-		})
-	}
+	bothWays(t, func(t *testing.T, way string) {
+		for _, sig := range endSignals {
+			t.Run(sig.String(), func(t *testing.T) {
+				p := start(t, "-drain=1h", way)
+				c := openTunnel(t, p.addr, startEcho(t))
+				p.signal(t, sig)
+				waitRefused(t, p.addr)
+				for range 3 {
+					echo(t, c, "still here")
+				}
+				// More than a buffer, so that pipes are still to be had.
+				bulk := strings.Repeat("bulk", 64<<10)
+				go io.WriteString(c, bulk)
+				expect(t, c, bulk)
+				if !p.runs() {
+					t.Fatal("the gateway did not wait for its tunnel")
+				}
+				finish(t, c)
+				if code := p.wait(t); code != 0 {
+					t.Errorf("exit code %d", code)
+				}
+				if last := p.log.waitLine(t, "stopped", 1); last["cut"] != 0.0 {
+					t.Errorf("logged: %v", last)
+				}
+				if last := p.log.waitLine(t, "tunnel", 1); last["how"] != "fin" {
+					t.Errorf("logged: %v", last)
+				}
+			})
+		}
+	})
 }
 
 func TestTheEndOfTheDrainCutsTunnels(t *testing.T) {
 	needSignals(t)
-	for _, drain := range []time.Duration{0, 300 * time.Millisecond} {
-		t.Run(drain.String(), func(t *testing.T) {
-			p := start(t, "-drain="+drain.String())
-			backend := startEcho(t)
-			const tunnels = 3
-			for range tunnels {
-				c := openTunnel(t, p.addr, backend)
-				echo(t, c, "hello")
-			}
-			finish(t, openTunnel(t, p.addr, backend)) // not one of those that are cut
-			p.log.waitLine(t, "tunnel", 1)
-			start := time.Now()
-			p.signal(t, syscall.SIGTERM)
-			if code := p.wait(t); code != 0 {
-				t.Errorf("exit code %d", code)
-			}
-			if d := time.Since(start); d < drain {
-				t.Errorf("ended after %v, before the drain of %v was over", d, drain)
-			}
-			for _, line := range p.log.lines("tunnel")[1:] {
-				if line["ended_by"] != "gateway" || line["how"] != "shutdown" || line["up"] != 5.0 || line["down"] != 5.0 {
-					t.Errorf("logged: %v", line)
+	bothWays(t, func(t *testing.T, way string) {
+		for _, drain := range []time.Duration{0, 300 * time.Millisecond} {
+			t.Run(drain.String(), func(t *testing.T) {
+				p := start(t, "-drain="+drain.String(), way)
+				backend := startEcho(t)
+				const tunnels = 3
+				for range tunnels {
+					c := openTunnel(t, p.addr, backend)
+					echo(t, c, "hello")
 				}
-			}
-			if n := len(p.log.lines("tunnel")); n != 1+tunnels {
-				t.Errorf("%d tunnels in the log, want %d", n, 1+tunnels)
-			}
-			if last := p.log.waitLine(t, "stopped", 1); last["cut"] != float64(tunnels) {
-				t.Errorf("logged: %v", last)
-			}
-		})
-	}
+				finish(t, openTunnel(t, p.addr, backend)) // not one of those that are cut
+				p.log.waitLine(t, "tunnel", 1)
+				start := time.Now()
+				p.signal(t, syscall.SIGTERM)
+				if code := p.wait(t); code != 0 {
+					t.Errorf("exit code %d", code)
+				}
+				if d := time.Since(start); d < drain {
+					t.Errorf("ended after %v, before the drain of %v was over", d, drain)
+				}
+				for _, line := range p.log.lines("tunnel")[1:] {
+					if line["ended_by"] != "gateway" || line["how"] != "shutdown" || line["up"] != 5.0 || line["down"] != 5.0 {
+						t.Errorf("logged: %v", line)
+					}
+				}
+				if n := len(p.log.lines("tunnel")); n != 1+tunnels {
+					t.Errorf("%d tunnels in the log, want %d", n, 1+tunnels)
+				}
+				if last := p.log.waitLine(t, "stopped", 1); last["cut"] != float64(tunnels) {
+					t.Errorf("logged: %v", last)
+				}
+			})
+		}
+	})
 }
 
 func TestASecondSignalEndsAtOnce(t *testing.T) {
@@ -568,26 +596,28 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 
 func TestHandshakesUnderWayAtASignalAreServed(t *testing.T) {
 	needSignals(t)
-	p := start(t, "-drain=1h")
-	backend := startEcho(t)
-	line := sealed(t, backend)
-	silent, half := connect(t, p.addr), connect(t, p.addr)
-	send(t, half, line[:20])
-	// Connections are accepted in their order.
-	finish(t, openTunnel(t, p.addr, backend))
+	bothWays(t, func(t *testing.T, way string) {
+		p := start(t, "-drain=1h", way)
+		backend := startEcho(t)
+		line := sealed(t, backend)
+		silent, half := connect(t, p.addr), connect(t, p.addr)
+		send(t, half, line[:20])
+		// Connections are accepted in their order.
+		finish(t, openTunnel(t, p.addr, backend))
 
-	p.signal(t, syscall.SIGTERM)
-	waitRefused(t, p.addr)
-	send(t, silent, line)
-	send(t, half, line[20:])
-	for _, c := range []*net.TCPConn{silent, half} {
-		expect(t, c, "200")
-		echo(t, c, "hello")
-		finish(t, c)
-	}
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+		p.signal(t, syscall.SIGTERM)
+		waitRefused(t, p.addr)
+		send(t, silent, line)
+		send(t, half, line[20:])
+		for _, c := range []*net.TCPConn{silent, half} {
+			expect(t, c, "200")
+			echo(t, c, "hello")
+			finish(t, c)
+		}
+		if code := p.wait(t); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	})
 }
 
 func TestAPortIsSharedOnlyIfBothSharersAgree(t *testing.T) {

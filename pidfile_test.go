@@ -87,36 +87,49 @@ func writeFile(t testing.TB, name, text string) {
 	}
 }
 
-// Whoever starts a gateway waits for its pid file, then connects to it or
-// kills it.
-func TestThePIDFileAppearsOnceTheGatewayAcceptsAndHandlesSignals(t *testing.T) {
+// awaitPIDFile launches a gateway in dir and waits, at full speed, for its pid
+// file.
+func awaitPIDFile(t testing.TB, dir string, args ...string) (p *process, text string) {
+	t.Helper()
+	p = launch(t, commandIn(t, dir, args...))
+	for deadline := time.Now().Add(patience); ; {
+		text, err := os.ReadFile(filepath.Join(dir, "gateway.pid"))
+		if err == nil {
+			return p, string(text)
+		}
+		if time.Now().After(deadline) || !p.runs() {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Whoever starts a gateway waits for its pid file, then connects to it or ends
+// it.
+func TestThePIDFileAppearsOnceTheGatewayAccepts(t *testing.T) {
 	needSignals(t)
 	for range 5 {
 		dir := t.TempDir()
 		addr := closedPort(t)
-		p := launch(t, commandIn(t, dir, "-addr="+addr))
-		var text []byte
-		var err error
-		for deadline := time.Now().Add(patience); ; {
-			if text, err = os.ReadFile(filepath.Join(dir, "gateway.pid")); err == nil {
-				break
-			}
-			if time.Now().After(deadline) || !p.runs() {
-				t.Fatal(err)
-			}
-		}
-		c, dialErr := net.Dial("tcp", addr)
-		p.signal(t, syscall.SIGTERM)
-		if dialErr != nil {
-			t.Fatal(dialErr)
+		p, text := awaitPIDFile(t, dir, "-addr="+addr)
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
 		}
 		c.Close()
-		if want := fmt.Sprintln(p.pid()); string(text) != want {
+		if want := fmt.Sprintln(p.pid()); text != want {
 			t.Errorf("at first sight: %q, want %q", text, want)
 		}
-		if code := p.wait(t); code != 0 {
-			t.Errorf("exit code %d", code)
-		}
+		p.end(t)
+		wantFiles(t, dir)
+	}
+}
+
+func TestSignalsAreHandledBeforeThePIDFileAppears(t *testing.T) {
+	needSignals(t)
+	for range 10 {
+		dir := t.TempDir()
+		p, _ := awaitPIDFile(t, dir)
+		p.end(t)
 		wantFiles(t, dir)
 	}
 }
@@ -181,6 +194,23 @@ func TestAKilledGatewaysLineIsDroppedByTheNextThatComesOrGoes(t *testing.T) {
 	f := startIn(t, dir)
 	wantLines(t, dir, f)
 	f.end(t)
+	wantFiles(t, dir)
+}
+
+// Somebody may tidy up. The new lock file knows nothing of the old gateway, and
+// the old gateway must not take the new one for dead.
+func TestALockFileThatIsDeletedCostsNobodyElsesLine(t *testing.T) {
+	needSignals(t)
+	dir := t.TempDir()
+	a := startIn(t, dir)
+	if err := os.Remove(filepath.Join(dir, "gateway.pid.lock")); err != nil {
+		t.Fatal(err)
+	}
+	b := startIn(t, dir)
+	wantLines(t, dir, b)
+	a.end(t)
+	wantLines(t, dir, b)
+	b.end(t)
 	wantFiles(t, dir)
 }
 
@@ -461,7 +491,7 @@ func TestHelperHoldsALock(t *testing.T) {
 
 func TestHelperComesAndGoes(t *testing.T) {
 	file := helperArgs(t)
-	for range 25 {
+	for range 100 {
 		p, err := createPIDFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -28,43 +29,45 @@ func setLimit(t testing.TB, pid int, n uint64) {
 }
 
 func TestAGatewayWithoutDescriptorsWaitsAndServesAgain(t *testing.T) {
-	p := start(t)
-	backend := startEcho(t)
-	c := openTunnel(t, p.addr, backend)
-	echo(t, c, "hello")
-	setLimit(t, p.pid(), uint64(descriptorsOf(p.pid()))+8)
+	bothWays(t, func(t *testing.T, way string) {
+		p := start(t, way)
+		backend := startEcho(t)
+		c := openTunnel(t, p.addr, backend)
+		echo(t, c, "hello")
+		setLimit(t, p.pid(), uint64(descriptorsOf(p.pid()))+8)
 
-	const warning = "cannot accept, trying again"
-	began := time.Now()
-	for range 2 {
-		// Each takes a descriptor, for as long as its request is awaited; the
-		// last few wait to be accepted.
-		var taking []net.Conn
-		for range 16 {
-			taking = append(taking, connect(t, p.addr))
+		const warning = "cannot accept, trying again"
+		began := time.Now()
+		for range 2 {
+			// Each takes a descriptor, for as long as its request is awaited; the
+			// last few wait to be accepted.
+			var taking []net.Conn
+			for range 16 {
+				taking = append(taking, connect(t, p.addr))
+			}
+			p.log.waitLine(t, warning, 1)
+			// The tunnel goes on, through several attempts to accept. There is no
+			// descriptor for a pipe either.
+			bulk := strings.Repeat("bulk", 16<<10)
+			for until := time.Now().Add(100 * time.Millisecond); time.Now().Before(until); {
+				go io.WriteString(c, bulk)
+				expect(t, c, bulk)
+			}
+			for _, c := range taking {
+				c.Close()
+			}
+			eventually(t, "the gateway serves again", func() bool {
+				return tunnelWorks(t, p.addr, backend)
+			})
 		}
-		p.log.waitLine(t, warning, 1)
-		// The tunnel goes on, through several attempts to accept. There is no
-		// descriptor for a pipe either.
-		bulk := strings.Repeat("bulk", 16<<10)
-		for until := time.Now().Add(100 * time.Millisecond); time.Now().Before(until); {
-			go io.WriteString(c, bulk)
-			expect(t, c, bulk)
+		warned := len(p.log.lines(warning))
+		if atMost := 1 + int(time.Since(began)/(10*time.Second)); warned > atMost {
+			t.Errorf("warned %d times in %v", warned, time.Since(began))
 		}
-		for _, c := range taking {
-			c.Close()
-		}
-		eventually(t, "the gateway serves again", func() bool {
-			return tunnelWorks(t, p.addr, backend)
-		})
-	}
-	warned := len(p.log.lines(warning))
-	if atMost := 1 + int(time.Since(began)/(10*time.Second)); warned > atMost {
-		t.Errorf("warned %d times in %v", warned, time.Since(began))
-	}
-	echo(t, c, "still here")
-	finish(t, c)
-	p.end(t)
+		echo(t, c, "still here")
+		finish(t, c)
+		p.end(t)
+	})
 }
 
 // tunnelWorks tries to get an answer out of a gateway and its backend.
@@ -106,27 +109,29 @@ func stopped(pid int) bool {
 
 // A listener that closes resets what waits in its queue.
 func TestWhatWaitsInTheQueueAtASignalIsServed(t *testing.T) {
-	p := start(t, "-drain=1h", "-timeout=20s")
-	backend := startEcho(t)
-	finish(t, openTunnel(t, p.addr, backend)) // it has begun to accept
-	// A stopped gateway accepts nothing, but its kernel does.
-	p.signal(t, unix.SIGSTOP)
-	eventually(t, "the gateway stands still", func() bool { return stopped(p.pid()) })
-	line := sealed(t, backend)
-	clients := make([]*net.TCPConn, queue(t))
-	for i := range clients {
-		clients[i] = connect(t, p.addr)
-		send(t, clients[i], line)
-	}
-	p.signal(t, unix.SIGTERM) // is seen when it goes on
-	p.signal(t, unix.SIGCONT)
-	for _, c := range clients {
-		expect(t, c, "200")
-		finish(t, c)
-	}
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+	bothWays(t, func(t *testing.T, way string) {
+		p := start(t, way, "-drain=1h", "-timeout=20s")
+		backend := startEcho(t)
+		finish(t, openTunnel(t, p.addr, backend)) // it has begun to accept
+		// A stopped gateway accepts nothing, but its kernel does.
+		p.signal(t, unix.SIGSTOP)
+		eventually(t, "the gateway stands still", func() bool { return stopped(p.pid()) })
+		line := sealed(t, backend)
+		clients := make([]*net.TCPConn, queue(t))
+		for i := range clients {
+			clients[i] = connect(t, p.addr)
+			send(t, clients[i], line)
+		}
+		p.signal(t, unix.SIGTERM) // is seen when it goes on
+		p.signal(t, unix.SIGCONT)
+		for _, c := range clients {
+			expect(t, c, "200")
+			finish(t, c)
+		}
+		if code := p.wait(t); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	})
 }
 
 // queue returns how many connections a test may leave in the queue of a
@@ -150,29 +155,38 @@ func queue(t testing.TB) int {
 // The queue is emptied before the listener closes, and a flood keeps filling
 // it.
 func TestAFloodOfConnectsCannotKeepListening(t *testing.T) {
-	p := start(t, "-drain=1h")
-	finish(t, openTunnel(t, p.addr, startEcho(t)))
-	const tooMany = 20_000
-	var connects atomic.Int64
-	var flood sync.WaitGroup
-	for range 4 {
-		flood.Go(func() {
-			for connects.Add(1) < tooMany {
-				c, err := net.Dial("tcp", p.addr)
-				if err != nil {
-					return
+	bothWays(t, func(t *testing.T, way string) {
+		p := start(t, way, "-drain=1h")
+		finish(t, openTunnel(t, p.addr, startEcho(t)))
+		const tooMany = 20_000
+		var connects atomic.Int64
+		var flood sync.WaitGroup
+		for range 4 {
+			flood.Go(func() {
+				for connects.Add(1) < tooMany {
+					c, err := net.DialTimeout("tcp", p.addr, patience)
+					if errors.Is(err, unix.ECONNREFUSED) {
+						return
+					}
+					if errors.Is(err, unix.ECONNRESET) { // the listener closed between SYN and ACK
+						continue
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					c.(*net.TCPConn).SetLinger(0) // ports are not endless
+					c.Close()
 				}
-				c.(*net.TCPConn).SetLinger(0) // ports are not endless
-				c.Close()
-			}
-		})
-	}
-	p.signal(t, unix.SIGTERM)
-	flood.Wait()
-	if connects.Load() >= tooMany {
-		t.Errorf("the gateway still listens after %d connects", tooMany)
-	}
-	if code := p.wait(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+			})
+		}
+		p.signal(t, unix.SIGTERM)
+		flood.Wait()
+		if connects.Load() >= tooMany {
+			t.Errorf("the gateway still listens after %d connects", tooMany)
+		}
+		if code := p.wait(t); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	})
 }

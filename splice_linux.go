@@ -55,8 +55,6 @@ func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
 // turnBytes bounds what one direction moves before the others have their turn.
 const turnBytes = 4 << 20
 
-const spliceFlags = unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
-
 // pump moves what can be moved from one end of t to the other.
 //
 // A message is cheapest through the loop's buffer: one read, one write. Once a
@@ -73,7 +71,9 @@ func (l *loop) pump(t *tunnel, from int) {
 		}
 		if f.ended {
 			f.done = true
-			unix.Shutdown(int(dst.fd), unix.SHUT_WR)
+			if !t.flows[1-from].done { // else both sockets are closed next
+				sysFinish(dst.fd)
+			}
 			return
 		}
 		if !src.readable {
@@ -98,7 +98,7 @@ func (l *loop) pump(t *tunnel, from int) {
 // kept, in memory of its own.
 func (l *loop) copy(t *tunnel, f *flow, src, dst *socket) int {
 	buf := l.buf[:l.bufferSize]
-	n, err := unix.Read(int(src.fd), buf)
+	n, err := sysRead(src.fd, buf)
 	if n <= 0 {
 		l.sourceEnded(t, f, src, n, err)
 		return 0
@@ -116,7 +116,7 @@ func (l *loop) copy(t *tunnel, f *flow, src, dst *socket) int {
 
 // write returns how many bytes were taken, or -1 if the receiver is gone.
 func (l *loop) write(t *tunnel, f *flow, dst *socket, b []byte) int {
-	n, err := unix.Write(int(dst.fd), b)
+	n, err := sysWrite(dst.fd, b)
 	if err != nil {
 		if !l.noRoom(t, f, dst, err) {
 			return -1
@@ -147,7 +147,7 @@ func (l *loop) flush(t *tunnel, f *flow, dst *socket) bool {
 		f.unsent = nil
 	}
 	for f.inPipe > 0 {
-		n, err := unix.Splice(f.pipe.r, nil, int(dst.fd), nil, int(f.inPipe), spliceFlags)
+		n, err := sysSplice(f.pipe.r, int(dst.fd), int(f.inPipe))
 		if err != nil {
 			if l.noRoom(t, f, dst, err) {
 				l.awaitRoom(t, dst)
@@ -155,8 +155,8 @@ func (l *loop) flush(t *tunnel, f *flow, dst *socket) bool {
 			return false
 		}
 		f.inPipe -= int32(n)
-		f.moved += n
-		l.spliced += n
+		f.moved += int64(n)
+		l.spliced += int64(n)
 	}
 	l.releasePipe(f)
 	return true
@@ -169,7 +169,7 @@ func (l *loop) splice(t *tunnel, f *flow, src, dst *socket) int {
 		return l.copy(t, f, src, dst)
 	}
 	// The pipe is empty, so EAGAIN can only come from the source.
-	n, err := unix.Splice(int(src.fd), nil, f.pipe.w, nil, f.pipe.size, spliceFlags)
+	n, err := sysSplice(int(src.fd), f.pipe.w, f.pipe.size)
 	if n <= 0 {
 		l.releasePipe(f)
 		if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EPERM {
@@ -195,7 +195,7 @@ func (l *loop) releasePipe(f *flow) {
 // discard drops what the client sends to a backend that is gone; see
 // pair.discard.
 func (l *loop) discard(t *tunnel, src *socket) int {
-	n, err := unix.Read(int(src.fd), l.buf)
+	n, err := sysRead(src.fd, l.buf)
 	if n <= 0 {
 		l.sourceEnded(t, &t.flows[clientSide], src, n, err)
 		return 0
