@@ -1,6 +1,8 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
 # make test    runs everything that CI runs, but for make lint
+# make bench   compares the gateway with HAProxy, nginx and others (Linux; see
+#              bench/README.md); make bench-peers installs those
 GO          ?= go
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
@@ -10,7 +12,7 @@ FUZZTIME    ?= 30s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   := linux/amd64 linux/arm64 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo test unit cross fuzz lint install clean test-deps
+.PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps
 
 all: gateway
 
@@ -48,6 +50,24 @@ lint:
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
+# BENCHFLAGS are described in bench/README.md and by bin/bench -help.
+bench: gateway
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./bench
+	bin/bench -gateway=./gateway $(BENCHFLAGS)
+
+# The peers of make bench, from the packages of Debian and its relatives. Their
+# services are not wanted: none is started, now or at the next boot.
+bench-peers:
+	@set -e; policy=/usr/sbin/policy-rc.d; \
+	for p in haproxy nginx; do command -v $$p >/dev/null || new="$$new $$p"; done; \
+	if [ ! -e $$policy ]; then \
+		printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; \
+		trap "rm -f $$policy" EXIT; \
+	fi; \
+	apt-get update; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends haproxy nginx libnginx-mod-stream; \
+	for p in $$new; do systemctl disable $$p 2>/dev/null || true; done
+
 install: gateway
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 gateway $(DESTDIR)$(PREFIX)/bin/gateway
@@ -63,4 +83,4 @@ test-deps:
 	fi
 
 clean:
-	rm -f gateway
+	rm -rf gateway bin

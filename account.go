@@ -22,7 +22,7 @@ func (f *frontend) account(s *session, end tunnelEnd) {
 		attrs = append(attrs,
 			slog.String("client", s.client.String()),
 			slog.String("backend", s.backend.String()))
-		if s.dialed.IsValid() {
+		if s.dialed != nil {
 			attrs = append(attrs, slog.String("backend_ip", s.dialed.String()))
 		}
 		attrs = append(attrs,

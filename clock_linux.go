@@ -14,8 +14,8 @@ import (
 func (l *loop) tick() { l.now = time.Since(l.start).Nanoseconds() }
 
 func (l *loop) anythingTimed() bool {
-	return l.sweepable > 0 || len(l.requests.queue) > 0 || len(l.dials.queue) > 0 ||
-		len(l.watches.queue) > 0 || len(l.lingers.queue) > 0 || l.pausedListeners > 0
+	return l.sweepable > 0 || !l.requests.empty() || !l.dials.empty() ||
+		!l.watches.empty() || !l.lingers.empty() || l.pausedListeners > 0
 }
 
 // deadlines is a queue of deadlines of one duration: they expire in the order
@@ -23,13 +23,14 @@ func (l *loop) anythingTimed() bool {
 type deadlines struct {
 	after int64 // nanoseconds
 	queue []deadline
+	head  int // the first that is still to come
 }
 
 type deadline struct {
 	t          *tunnel
 	generation uint32
 	state      tunnelState
-	at         int64 // also a mark of the entry, see void
+	at         int64
 }
 
 // set gives t a deadline in the state that it is in, instead of any former.
@@ -40,31 +41,45 @@ func (d *deadlines) set(t *tunnel, now int64) {
 
 // push queues an entry that leaves t's deadline alone.
 func (d *deadlines) push(t *tunnel, now int64) {
-	// Most connections move on long before their time: dropping them here
-	// keeps the queue as short as the list of those that wait.
-	for len(d.queue) > 0 && d.queue[0].void() {
-		d.queue = d.queue[1:]
+	// Most connections move on long before their time. Dropping those at the
+	// head here keeps the queue about as short as the list of those that wait.
+	for d.head < len(d.queue) && d.queue[d.head].void() {
+		d.pop()
 	}
 	d.queue = append(d.queue, deadline{t, t.generation, t.state, now + d.after})
 }
 
+// void tells whether the tunnel has moved on.
 func (e *deadline) void() bool {
 	return e.t.generation != e.generation || e.t.state != e.state
 }
 
+// pop drops the head.
+func (d *deadlines) pop() {
+	d.head++
+	if d.head == len(d.queue) || d.head >= 64 && 2*d.head >= len(d.queue) {
+		n := copy(d.queue, d.queue[d.head:])
+		clear(d.queue[n:])
+		d.queue, d.head = d.queue[:n], 0
+	}
+}
+
+func (d *deadlines) empty() bool { return len(d.queue) == 0 }
+
 // due removes and returns the next tunnel whose time has come, or nil.
 func (d *deadlines) due(now int64) (t *tunnel, at int64) {
-	for len(d.queue) > 0 {
-		e := d.queue[0]
-		if !e.void() && e.at > now {
+	for d.head < len(d.queue) {
+		e := d.queue[d.head]
+		if e.void() {
+			d.pop()
+			continue
+		}
+		if e.at > now {
 			return nil, 0
 		}
-		d.queue = d.queue[1:]
-		if !e.void() {
-			return e.t, e.at
-		}
+		d.pop()
+		return e.t, e.at
 	}
-	d.queue = nil // and the array with it
 	return nil, 0
 }
 
@@ -127,8 +142,8 @@ func (l *loop) untilDue() int {
 		}
 	}
 	for _, d := range []*deadlines{&l.requests, &l.dials, &l.watches, &l.lingers} {
-		if len(d.queue) > 0 {
-			earlier(d.queue[0].at)
+		if !d.empty() {
+			earlier(d.queue[d.head].at)
 		}
 	}
 	for _, sl := range l.listeners {

@@ -111,6 +111,7 @@ type keyring struct {
 	secrets [][]byte // all of them open, the first seals
 	kdfs    []kdf    // tried in this order, the first seals
 	slow    slowKeys // guards PBKDF2
+	recent  recentLines
 }
 
 // newKeyring returns a keyring for at least one secret and one derivation.
@@ -118,6 +119,7 @@ func newKeyring(secrets [][]byte, kdfs []kdf) *keyring {
 	return &keyring{
 		secrets: secrets,
 		kdfs:    kdfs,
+		recent:  recentLines{opened: make(map[string]address.Address)},
 		slow: slowKeys{
 			// Half of the processors, so that a flood of bad lines leaves the
 			// other half to the tunnels.
@@ -155,6 +157,18 @@ var strictBase64 = base64.StdEncoding.Strict()
 // its newline. ctx bounds only the wait for a turn at PBKDF2. Every error is
 // an openError.
 func (k *keyring) open(ctx context.Context, line []byte) (address.Address, error) {
+	if addr, ok := k.recent.get(line); ok {
+		return addr, nil
+	}
+	addr, err := k.decrypt(ctx, line)
+	if err == nil {
+		k.recent.put(line, addr)
+	}
+	return addr, err
+}
+
+// decrypt is open without memory.
+func (k *keyring) decrypt(ctx context.Context, line []byte) (address.Address, error) {
 	if bytes.ContainsAny(line, "\r\n") {
 		return address.Address{}, errBadBase64
 	}
@@ -315,4 +329,40 @@ func (s *slowKeys) remember(index int, salt []byte, ki keyIV) {
 		}
 	}
 	s.worked[key] = ki
+}
+
+// recentLines remembers lines that opened. All players of a server may hold
+// the same line, and after a network failure all of them come back at once.
+// Only good lines get in, so nobody without the secret can push one out.
+type recentLines struct {
+	mu     sync.Mutex
+	opened map[string]address.Address
+}
+
+// Both bounds together keep it under 64 KiB.
+const (
+	maxRecentLines  = 256
+	maxRecentLength = 128 // bytes; enough for the longest IPv6 literal
+)
+
+func (r *recentLines) get(line []byte) (address.Address, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	addr, ok := r.opened[string(line)]
+	return addr, ok
+}
+
+func (r *recentLines) put(line []byte, addr address.Address) {
+	if len(line) > maxRecentLength {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.opened) >= maxRecentLines {
+		for l := range r.opened { // an arbitrary one
+			delete(r.opened, l)
+			break
+		}
+	}
+	r.opened[string(line)] = addr
 }

@@ -34,7 +34,7 @@ type session struct {
 	client   netip.AddrPort
 	accepted time.Time
 	backend  address.Address // zero until one is opened
-	dialed   netip.AddrPort  // where the backend's name led to; zero for a literal
+	dialed   *netip.AddrPort // where the backend's name led to; nil for a literal
 	finished bool
 }
 

@@ -94,7 +94,8 @@ func (g *Gateway) serveConn(client *net.TCPConn, s *session, received []byte) {
 		return
 	}
 	if !req.addr.IP.IsValid() {
-		s.dialed = peerOf(backend)
+		dialed := peerOf(backend)
+		s.dialed = &dialed
 	}
 	if _, err := io.WriteString(client, string(statusOK)); err != nil {
 		backend.SetLinger(0) // as if the client had reset it

@@ -82,7 +82,7 @@ func (ls *loops) run(s *session, client, backend *net.TCPConn, early []byte) {
 			}
 		}
 		ls.log.Error("cannot relay a connection", "err", err)
-		ls.account(s, tunnelEnd{by: byGateway, how: howError})
+		ls.account(s, tunnelEnd{ending: ending{byGateway, howError}})
 		return
 	}
 	l := ls.idlest()
@@ -91,7 +91,7 @@ func (ls *loops) run(s *session, client, backend *net.TCPConn, early []byte) {
 	if !l.send(func() { l.adopt(s, cfd, bfd, early) }) {
 		unix.Close(cfd)
 		unix.Close(bfd)
-		ls.account(s, tunnelEnd{by: byGateway, how: howShutdown})
+		ls.account(s, tunnelEnd{ending: ending{byGateway, howShutdown}})
 	}
 }
 
@@ -249,7 +249,7 @@ type tunnel struct {
 	sockets      [2]socket
 	flows        [2]flow
 	session      session
-	end          tunnelEnd
+	end          ending
 
 	deadline int64 // of the state it is in; 0: none
 	progress int64 // bytes moved, as the last sweep saw it
@@ -468,8 +468,7 @@ func (l *loop) move(t *tunnel) {
 // finish accounts for a tunnel and releases it.
 func (l *loop) finish(t *tunnel) {
 	s := t.session
-	t.end.up, t.end.down = t.flows[clientSide].moved, t.flows[backendSide].moved
-	end := t.end
+	end := tunnelEnd{t.flows[clientSide].moved, t.flows[backendSide].moved, t.end}
 	l.release(t)
 	l.publish()
 	l.account(&s, end)

@@ -68,9 +68,12 @@ func (c *relayConfig) sweepPeriod() time.Duration {
 
 // tunnelEnd is the account of a finished tunnel.
 type tunnelEnd struct {
-	up, down int64  // bytes from client to backend, and back
-	by, how  string // who ended it: a by… constant; and how: a how… constant
+	up, down int64 // bytes from client to backend, and back
+	ending
 }
+
+// ending tells who ended a tunnel, a by… constant; and how, a how… constant.
+type ending struct{ by, how string }
 
 const (
 	byClient  = "client"
@@ -86,7 +89,7 @@ const (
 
 // note records who ended the tunnel and how. The first reset, time-out or cut
 // tells more than a FIN, before or after it.
-func (e *tunnelEnd) note(by, how string) {
+func (e *ending) note(by, how string) {
 	if e.how == "" || e.how == howFIN && how != howFIN {
 		e.by, e.how = by, how
 	}

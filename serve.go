@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"time"
+
+	"gateway/internal/sockopt"
 )
 
 // ErrGatewayClosed is what Serve returns after Shutdown or Close.
@@ -49,15 +51,21 @@ func (g *Gateway) Serve(ln net.Listener) error {
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
 func (g *Gateway) acceptQueued(ln net.Listener) {
-	l, ok := ln.(interface{ SetDeadline(time.Time) error })
+	l, ok := ln.(*net.TCPListener)
 	if !ok {
 		return
 	}
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return
+	}
+	l.SetDeadline(time.Now().Add(time.Second)) // the one that woke us has passed
 	// "At once" has to end even under a storm of connects. 65536 is more than
 	// a queue holds (net.core.somaxconn, 4096 by default).
 	for range 1 << 16 {
-		// A deadline in the past would fail without asking the kernel.
-		l.SetDeadline(time.Now().Add(time.Millisecond))
+		if !sockopt.Readable(raw) {
+			return
+		}
 		conn, err := ln.Accept()
 		if err != nil {
 			return

@@ -1,6 +1,6 @@
 // Package sockopt asks the operating system for what package net does not
-// offer: sharing a port, seeing a peer's reset without reading, counting the
-// bytes a peer has not acknowledged, and giving up a peer that acknowledges
-// nothing. Where a system lacks one of them, the
-// function says so or does the nearest thing.
+// offer: sharing a port, telling what waits or that a peer has reset without
+// reading, counting the bytes a peer has not acknowledged, and giving up a peer
+// that acknowledges nothing. Where a system lacks one of them, the function
+// says so or does the nearest thing.
 package sockopt

@@ -12,5 +12,8 @@ func ReusePort(network, address string, c syscall.RawConn) error {
 	return errors.New("SO_REUSEPORT is not supported by this operating system")
 }
 
+// Readable returns false: the system is not asked here.
+func Readable(c syscall.RawConn) bool { return false }
+
 // AwaitReset returns false: resets show only in reads and writes here.
 func AwaitReset(c syscall.RawConn) bool { return false }

@@ -21,6 +21,21 @@ func ReusePort(network, address string, c syscall.RawConn) error {
 	return err
 }
 
+// Readable tells, without waiting, whether a read would not block; for a
+// listener, whether a connection stands in its queue.
+func Readable(c syscall.RawConn) bool {
+	var readable bool
+	err := c.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 0)
+		for err == unix.EINTR {
+			n, err = unix.Poll(fds, 0)
+		}
+		readable = n > 0
+	})
+	return err == nil && readable
+}
+
 // AwaitReset returns true once the peer has reset the connection, or the
 // kernel has given it up. A peer that only finished sending does not count,
 // and nothing is read from the socket. It returns false when the connection's

@@ -1,0 +1,126 @@
+package main
+
+import "fmt"
+
+// The names of the contenders.
+const (
+	gatewayName = "gateway"
+	haproxyName = "haproxy"
+	splicedName = "haproxy-splice"
+	nginxName   = "nginx"
+	ioCopyName  = "go-io.Copy"
+	directName  = "direct"
+)
+
+// quantity is what a bar is about.
+type quantity string
+
+const (
+	cost        quantity = "cost"        // the least CPU or memory per unit
+	rate        quantity = "rate"        // the highest
+	descriptors quantity = "descriptors" // the median; of the gateway alone
+)
+
+// bar is what the gateway has to reach, pinned to one CPU: its figure as a
+// ratio to the peer's is at most the limit; for a rate, at least.
+type bar struct {
+	Workload string
+	Peer     string // empty: the figure itself
+	Quantity quantity
+	Limit    float64
+}
+
+// bars lists them all.
+func bars() []bar {
+	var list []bar
+	add := func(q quantity, peer string, limit float64, workloads ...string) {
+		for _, w := range workloads {
+			list = append(list, bar{w, peer, q, limit})
+		}
+	}
+	one := []string{"bulk-up-1", "bulk-down-1"}
+	eight := []string{"bulk-up-8", "bulk-down-8"}
+	bulk := append(append([]string(nil), one...), eight...)
+
+	add(cost, haproxyName, .16, bulk...)
+	add(cost, splicedName, 1.04, one...)
+	add(cost, splicedName, .95, eight...)
+
+	add(cost, haproxyName, .94, "echo-64B-1")
+	add(cost, haproxyName, .87, "echo-64B-64")
+	add(cost, haproxyName, .78, "echo-64B-1000")
+	add(cost, haproxyName, .87, "echo-1KiB-64")
+	add(cost, nginxName, 1.00, "echo-64B-1")
+	add(cost, nginxName, .95, "echo-64B-64")
+	add(cost, nginxName, .93, "echo-64B-1000")
+	add(cost, nginxName, .95, "echo-1KiB-64")
+
+	add(cost, haproxyName, 1.08, "short")
+
+	add(cost, haproxyName, .20, "idle", idleBurst)
+	add(descriptors, "", 2, "idle", idleBurst)
+
+	add(rate, splicedName, .95, bulk...)
+	add(rate, haproxyName, 1.00, "echo-64B-1", "echo-64B-64", "echo-64B-1000", "echo-1KiB-64")
+	return list
+}
+
+// value returns the figure that a bar judges; ok is false if it is not known.
+func (b bar) value(t *table) (value float64, ok bool) {
+	ours, theirs := t.at(b.Workload, gatewayName), t.at(b.Workload, b.Peer)
+	switch b.Quantity {
+	case cost:
+		return ratio(first(ours.costs()), first(theirs.costs()))
+	case rate:
+		return ratio(last(ours.rates()), last(theirs.rates()))
+	default:
+		value = median(ours.descriptors())
+		return value, value > 0
+	}
+}
+
+// met compares with the two decimals in which limits are given.
+func (b bar) met(value float64) bool {
+	value = float64(int(value*100+.5)) / 100
+	if b.Quantity == rate {
+		return value >= b.Limit
+	}
+	return value <= b.Limit
+}
+
+// verdict is a bar and what came of it.
+type verdict struct {
+	bar
+	Known bool // whether both figures were measured
+	Value float64
+	Met   bool
+}
+
+func judge(t *table) []verdict {
+	var list []verdict
+	for _, b := range bars() {
+		value, ok := b.value(t)
+		list = append(list, verdict{b, ok, value, ok && b.met(value)})
+	}
+	return list
+}
+
+func (v verdict) String() string {
+	sign, word := "≤", "ok"
+	if v.Quantity == rate {
+		sign = "≥"
+	}
+	if !v.Met {
+		word = "MISSED"
+	}
+	return fmt.Sprintf("%s (%s %s %s)", short2(v.Value), sign, short2(v.Limit), word)
+}
+
+// short2 writes a ratio with two decimals and, below 1, without the zero.
+func short2(v float64) string {
+	text := fmt.Sprintf("%.2f", v)
+	if v < 1 && text[0] == '0' {
+		return text[1:]
+	}
+	return text
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// load is the load generator: all clients in one thread and one epoll set. A
+// client waits for each answer before it sends again, so the load follows the
+// contender's speed.
+type load struct {
+	*poller
+	targets []*endpoint
+	lines   [][]byte // none: no handshake
+	msg     []byte   // template of every message; see stamp
+	buf     []byte
+	tunnels []tunnel
+	dialed  int
+	reply   loadReply
+	delays  *histogram
+
+	// patience is how long after its regular end a step may still go on. It is
+	// generous: a packet that a full queue drops comes again after a second.
+	patience time.Duration
+}
+
+// tunnel is one client's connection, known to epoll by its place in the list.
+type tunnel struct {
+	fd     int
+	state  tunnelState
+	line   []byte // sealed, with its newline; nil: no handshake
+	want   int    // bytes of the answer that are still to come
+	unsent int    // bytes of a burst
+	count  uint64 // messages
+	since  int64  // when the message went out, or the connection began
+}
+
+type tunnelState byte
+
+const (
+	connecting tunnelState = iota
+	asking                 // the line is out, 200 is awaited
+	waiting                // the message is out, its echo is awaited
+	resting
+)
+
+const (
+	statusOK = "200"
+	// openingAtOnce bounds the tunnels that are being opened side by side, so
+	// that no listener's queue overflows.
+	openingAtOnce = 64
+)
+
+var start = time.Now()
+
+// now is a monotonic clock in nanoseconds.
+func now() int64 { return int64(time.Since(start)) }
+
+func newLoad() (*load, error) {
+	poller, err := newPoller()
+	return &load{poller: poller, buf: make([]byte, 1<<20), patience: patience}, err
+}
+
+// do performs one step.
+func (l *load) do(req loadRequest) loadReply {
+	l.reply.Err, l.reply.Units, l.reply.Elapsed = "", 0, 0
+	l.reply.Latencies, l.reply.Congestion = nil, ""
+	l.delays = new(histogram)
+	var err error
+	switch req.Op {
+	case opOpen:
+		if err = l.prepare(req); err == nil {
+			err = l.open()
+		}
+	case opShort:
+		if err = l.prepare(req); err == nil {
+			err = l.short(req.Time)
+		}
+	case opEcho:
+		err = l.echo(req.Time)
+	case opUp, opDown:
+		err = l.bulk(req.Op, req.Time)
+	case opBurst:
+		err = l.burst()
+	case opClose:
+		l.close()
+	default:
+		err = fmt.Errorf("unknown step %q", req.Op)
+	}
+	if err != nil {
+		l.reply.Err = err.Error()
+		l.close()
+	}
+	l.reply.Latencies = l.delays.pairs()
+	return l.reply
+}
+
+func (l *load) prepare(req loadRequest) error {
+	l.close()
+	l.reply = loadReply{}
+	targets, err := endpointsOf(req.Targets)
+	if err != nil {
+		return err
+	}
+	l.targets, l.lines, l.dialed = targets, nil, 0
+	for _, line := range req.Lines {
+		l.lines = append(l.lines, []byte(line+"\n"))
+	}
+	l.msg = bytes.Repeat([]byte{'.'}, req.Size)
+	l.msg[0] = req.Mode
+	l.tunnels = make([]tunnel, req.Tunnels)
+	for i := range l.tunnels {
+		l.tunnels[i].fd = -1
+	}
+	return nil
+}
+
+// dial begins tunnel i.
+func (l *load) dial(i int) error {
+	fd, err := newSocket()
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	t := &l.tunnels[i]
+	*t = tunnel{fd: fd, count: t.count, since: now()}
+	if len(l.lines) > 0 {
+		t.line = l.lines[l.dialed%len(l.lines)]
+	}
+	target := l.targets[l.dialed%len(l.targets)]
+	l.dialed++
+	setNoDelay(fd)
+	if err := connect(fd, target); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	return l.add(fd, i, watchEdges)
+}
+
+// step moves tunnel i on to its first or next echo, and reports whether that
+// has come.
+func (l *load) step(i int, events uint32) (done bool, err error) {
+	t := &l.tunnels[i]
+	switch t.state {
+	case connecting:
+		if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+			return false, fmt.Errorf("connect: %w", socketError(t.fd))
+		}
+		if events&unix.EPOLLOUT == 0 {
+			return false, nil
+		}
+		if t.line == nil {
+			return false, l.say(i)
+		}
+		t.state, t.want = asking, len(statusOK)
+		return false, l.sendAll(t.fd, t.line)
+	case asking:
+		if done, err := l.hear(t, []byte(statusOK)); !done {
+			return false, err
+		}
+		return false, l.say(i)
+	case waiting:
+		if done, err = l.hear(t, l.stamp(i)); done {
+			l.reply.Rcvd += int64(len(l.msg))
+			t.state = resting
+		}
+	}
+	return done, err
+}
+
+// stamp makes l.msg the current message of tunnel i, different from every
+// other one where there is room.
+func (l *load) stamp(i int) []byte {
+	if len(l.msg) >= 24 {
+		binary.LittleEndian.PutUint64(l.msg[8:], uint64(i))
+		binary.LittleEndian.PutUint64(l.msg[16:], l.tunnels[i].count)
+	}
+	return l.msg
+}
+
+func (l *load) say(i int) error {
+	t := &l.tunnels[i]
+	t.count++
+	t.state, t.want = waiting, len(l.msg)
+	l.reply.Sent += int64(len(l.msg))
+	return l.sendAll(t.fd, l.stamp(i))
+}
+
+// sendAll sends little on a connection that has nothing under way.
+func (l *load) sendAll(fd int, b []byte) error {
+	n, err := send(fd, b)
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return fmt.Errorf("sending: %w", err)
+	}
+	return nil
+}
+
+var errFinished = errors.New("the contender closed the connection")
+
+// hear receives what remains of an answer, and reports whether it is complete.
+// A part of it may have come in one event with the end of the connection, so
+// only EAGAIN proves that the rest is still under way.
+func (l *load) hear(t *tunnel, answer []byte) (bool, error) {
+	for t.want > 0 {
+		n, err := recv(t.fd, l.buf[:t.want], 0)
+		if errors.Is(err, unix.EAGAIN) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("waiting for an answer: %w", err)
+		}
+		if n == 0 {
+			return false, errFinished
+		}
+		from := len(answer) - t.want
+		if !bytes.Equal(l.buf[:n], answer[from:from+n]) {
+			return false, fmt.Errorf("answered %.40q, not %.40q", l.buf[:n], answer[from:])
+		}
+		t.want -= n
+	}
+	return true, nil
+}
+
+// each waits for events and hands them to f until remaining is 0 or it is too
+// late.
+func (l *load) each(remaining *int, end int64, f func(i int, events uint32) error) error {
+	for *remaining > 0 {
+		events, err := l.wait(100 * time.Millisecond)
+		if err != nil {
+			return err
+		}
+		for _, ev := range events {
+			if err := f(int(ev.Fd), ev.Events); err != nil {
+				return err
+			}
+		}
+		if now() > end+int64(l.patience) {
+			return fmt.Errorf("%d of %d tunnels got no answer in time", *remaining, len(l.tunnels))
+		}
+	}
+	return nil
+}
+
+func (l *load) close() {
+	for i := range l.tunnels {
+		l.hangUp(i)
+	}
+	l.tunnels = nil
+}
+
+func (l *load) hangUp(i int) {
+	if t := &l.tunnels[i]; t.fd >= 0 {
+		closeSocket(t.fd)
+		t.fd = -1
+	}
+}

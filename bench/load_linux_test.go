@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// silent is a server that accepts and never answers.
+func silent(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	return ln.Addr().String()
+}
+
+func TestTheLoadDoesNotWaitForEver(t *testing.T) {
+	l, err := newLoad()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeSocket(l.fd)
+	l.patience = 20 * time.Millisecond
+	reply := l.do(loadRequest{Op: opOpen, Targets: []string{silent(t)}, Tunnels: 3, Mode: modeEcho, Size: 64})
+	if !strings.Contains(reply.Err, "3 of 3 tunnels got no answer") {
+		t.Errorf("got %+v", reply)
+	}
+}
+
+// answering is a server that gives each connection the same answer to its
+// first bytes, and closes.
+func answering(t *testing.T, answer string) string {
+	t.Helper()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			c.Read(make([]byte, 4096))
+			io.WriteString(c, answer)
+			c.Close()
+		}
+	}()
+	return ln.Addr().String()
+}
+
+func TestTheLoadIsHardToPlease(t *testing.T) {
+	refused, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused.Close()
+	for _, test := range []struct {
+		name, target string
+		lines        []string
+		want         string
+	}{
+		{"an error status", answering(t, "401"), []string{"line"}, `answered "401", not "200"`},
+		{"the end instead of a status", answering(t, ""), []string{"line"}, "closed the connection"},
+		{"another echo", answering(t, strings.Repeat("x", 64)), nil, `answered "xxx`},
+		{"half an echo", answering(t, "e......."), nil, "closed the connection"},
+		{"nobody", refused.Addr().String(), nil, "connection refused"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l, err := newLoad()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer closeSocket(l.fd)
+			reply := l.do(loadRequest{Op: opOpen, Targets: []string{test.target}, Lines: test.lines, Tunnels: 1, Mode: modeEcho, Size: 64})
+			if !strings.Contains(reply.Err, test.want) {
+				t.Errorf("got %q, want %q", reply.Err, test.want)
+			}
+		})
+	}
+}
+
+func TestTheLoadAndTheBackendCountTheSame(t *testing.T) {
+	s := testSuite(t)
+	before, err := s.backend()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := newLoad()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeSocket(l.fd)
+	do := func(req loadRequest) loadReply {
+		t.Helper()
+		req.Time = 5 * time.Millisecond
+		reply := l.do(req)
+		if reply.Err != "" {
+			t.Fatalf("%s: %s", req.Op, reply.Err)
+		}
+		return reply
+	}
+	for _, test := range []struct {
+		mode  byte
+		steps []string
+	}{
+		{modeEcho, []string{opEcho, opBurst, opEcho}},
+		{modeSink, []string{opUp}},
+		{modeSource, []string{opDown}},
+		{modeEcho, []string{opShort}},
+	} {
+		open := loadRequest{Op: opOpen, Targets: s.serving, Tunnels: 20, Mode: test.mode, Size: 64}
+		reply := loadReply{}
+		if test.steps[0] != opShort {
+			do(open)
+		}
+		for _, step := range test.steps {
+			open.Op = step
+			reply = do(open)
+		}
+		do(loadRequest{Op: opClose})
+		after, err := s.settle()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if in, out := after.In-before.In, after.Out-before.Out; in != reply.Sent || out != reply.Rcvd || in == 0 || out == 0 {
+			t.Errorf("%v: sent %d and received %d, but the backend has %d and %d", test.steps, reply.Sent, reply.Rcvd, in, out)
+		}
+		if after.Resets != before.Resets {
+			t.Errorf("%v: %d resets", test.steps, after.Resets-before.Resets)
+		}
+		before = after
+	}
+}

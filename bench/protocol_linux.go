@@ -1,0 +1,58 @@
+package main
+
+import "time"
+
+// What the benchmark and its load generator and backend say to each other: a
+// JSON value a line, on the standard input and output of the two.
+
+// The first byte of a connection's first message says what the backend is to
+// do with everything behind that message. The message itself is echoed always,
+// so that its return proves the whole way.
+const (
+	modeEcho   = 'e' // send it back
+	modeSink   = 'u' // drop it
+	modeSource = 'd' // at the next byte, send until the client has finished
+)
+
+// A loadRequest asks the load generator for one step of a measurement.
+type loadRequest struct {
+	Op string
+
+	// Of opOpen and opShort. The tunnels take the entries in turn, and the
+	// same one of both lists.
+	Targets []string // addresses to connect to
+	Lines   []string // sealed lines; none where no handshake is made
+	Tunnels int
+	Mode    byte
+	Size    int // of the messages
+
+	Time time.Duration // of opEcho, opUp, opDown and opShort
+}
+
+const (
+	opOpen  = "open"  // open tunnels; each echoes a first message
+	opEcho  = "echo"  // on each tunnel, one message after the other
+	opUp    = "up"    // send, finish, wait for the backend to finish
+	opDown  = "down"  // have the backend send until the client finishes
+	opShort = "short" // connect, echo once, close; without tunnels that are open
+	opBurst = "burst" // on each tunnel, echo burstBytes
+	opClose = "close" // the tunnels
+)
+
+// A loadReply is what came of it.
+type loadReply struct {
+	Err        string        `json:",omitempty"`
+	Units      int64         // round trips or connections
+	Sent, Rcvd int64         // bytes of payload since opOpen or opShort
+	Elapsed    time.Duration // until the last answer or byte
+	Latencies  []uint32      `json:",omitempty"` // histogram.pairs
+	Congestion string        `json:",omitempty"` // in force on a socket, of opOpen
+}
+
+// A backendReply is the backend's answer to any line: what it has seen so far.
+type backendReply struct {
+	In, Out int64 // bytes
+	Conns   int64 // accepted
+	Open    int64 // now
+	Resets  int64 // connections that ended otherwise than by FIN
+}

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// writeGrid writes rows of equal length, the first being the head, as a
+// Markdown table that is aligned for the eye too.
+func writeGrid(out io.Writer, rows [][]string) {
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, text := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(text))
+		}
+	}
+	for n, row := range rows {
+		var line strings.Builder
+		for i, text := range row {
+			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text))
+			if i == 0 {
+				line.WriteString("| " + text + pad + " |")
+			} else {
+				line.WriteString(" " + pad + text + " |")
+			}
+		}
+		fmt.Fprintln(out, line.String())
+		if n == 0 {
+			for i, width := range widths {
+				if i == 0 {
+					fmt.Fprint(out, "|"+strings.Repeat("-", width+2)+"|")
+				} else {
+					fmt.Fprint(out, strings.Repeat("-", width+1)+":|")
+				}
+			}
+			fmt.Fprintln(out)
+		}
+	}
+}
+
+// writeTable writes all that t holds.
+func writeTable(out io.Writer, t *table, all []workload) {
+	all = measured(t, all)
+	var work, resting []workload
+	for _, w := range all {
+		if w.kind == idle {
+			resting = append(resting, w)
+		} else {
+			work = append(work, w)
+		}
+	}
+	proxies := without(t.Contenders, directName)
+
+	if len(work) > 0 && len(proxies) > 0 {
+		fmt.Fprintf(out, "\nCPU time of the proxy per MiB, round trip or connection, best (median) of %d:\n\n", t.Rounds)
+		grid(out, "", work, proxies, func(w workload, _ string, s *series) string {
+			costs := s.costs()
+			return fmt.Sprintf("%s (%s)", duration(first(costs)), duration(median(costs)))
+		}, t)
+	}
+	if slices.Contains(t.Contenders, gatewayName) {
+		writeRatios(out, t, all)
+	}
+	if len(work) > 0 {
+		fmt.Fprintf(out, "\nThroughput, best (median) of %d:\n\n", t.Rounds)
+		grid(out, "", work, t.Contenders, func(w workload, _ string, s *series) string {
+			rates := s.rates()
+			return fmt.Sprintf("%s (%s)", perSecond(w, last(rates)), perSecond(w, median(rates)))
+		}, t)
+	}
+	if talking := ofKind(work, echo, short); len(talking) > 0 {
+		fmt.Fprintf(out, "\nLatency in µs, 50 / 99 / 99.9 %% of all rounds together:\n\n")
+		grid(out, "", talking, t.Contenders, func(w workload, _ string, s *series) string {
+			return fmt.Sprintf("%s / %s / %s", micros(s.P50), micros(s.P99), micros(s.P999))
+		}, t)
+	}
+	if len(resting) > 0 && len(proxies) > 0 {
+		fmt.Fprintf(out, "\nIdle tunnels: resident memory of each, best (median) of %d, and descriptors:\n\n", t.Rounds)
+		grid(out, "", resting, proxies, func(w workload, _ string, s *series) string {
+			costs := s.costs()
+			return fmt.Sprintf("%s (%s), %.3g", kilobytes(first(costs)), kilobytes(median(costs)), median(s.descriptors()))
+		}, t)
+	}
+	if failures := t.failures(); len(failures) > 0 {
+		fmt.Fprintf(out, "\nNot measured:\n\n")
+		for _, f := range failures {
+			fmt.Fprintf(out, "- %s\n", f)
+		}
+	}
+}
+
+// writeRatios writes the gateway's figures as ratios to the others', with what
+// the bars say where t is the judged run.
+func writeRatios(out io.Writer, t *table, all []workload) {
+	peers := without(without(t.Contenders, directName), gatewayName)
+	if len(peers) == 0 {
+		return
+	}
+	verdicts := make(map[bar]verdict)
+	if t.Pinned {
+		for _, v := range judge(t) {
+			b := v.bar
+			b.Limit = 0
+			verdicts[b] = v
+		}
+	}
+	compare := func(q quantity, rows []workload, figure func(*series) float64) {
+		grid(out, "gateway to", rows, peers, func(w workload, peer string, s *series) string {
+			value, ok := ratio(figure(t.at(w.key, gatewayName)), figure(s))
+			if !ok {
+				return "–"
+			}
+			if v := verdicts[bar{w.key, peer, q, 0}]; v.Known {
+				return v.String()
+			}
+			return short2(value)
+		}, t)
+	}
+	fmt.Fprintf(out, "\nThe gateway's CPU time per unit (idle: memory per tunnel) as a ratio to its peers', best to best; less is better:\n\n")
+	compare(cost, all, func(s *series) float64 { return first(s.costs()) })
+	if work := ofKind(all, bulkUp, bulkDown, echo, short); len(work) > 0 {
+		fmt.Fprintf(out, "\nThe gateway's throughput as a ratio to its peers', best to best; more is better:\n\n")
+		compare(rate, work, func(s *series) float64 { return last(s.rates()) })
+	}
+}
+
+// grid writes one figure of every workload and contender.
+func grid(out io.Writer, corner string, rows []workload, columns []string, figure func(w workload, contender string, s *series) string, t *table) {
+	head := []string{corner}
+	head = append(head, columns...)
+	lines := [][]string{head}
+	for _, w := range rows {
+		line := []string{w.title}
+		for _, c := range columns {
+			text := "–"
+			if s := t.at(w.key, c); s != nil && len(s.Samples) > 0 {
+				text = figure(w, c, s)
+			} else if s != nil && s.Failure != "" {
+				text = "failed"
+			}
+			line = append(line, text)
+		}
+		lines = append(lines, line)
+	}
+	writeGrid(out, lines)
+}
+
+// measured leaves out the workloads of which t holds nothing.
+func measured(t *table, all []workload) []workload {
+	var list []workload
+	for _, w := range all {
+		for _, r := range t.Results {
+			if r.Workload == w.key {
+				list = append(list, w)
+				break
+			}
+		}
+	}
+	return list
+}
+
+func ofKind(all []workload, kinds ...kind) []workload {
+	var list []workload
+	for _, w := range all {
+		for _, k := range kinds {
+			if w.kind == k {
+				list = append(list, w)
+			}
+		}
+	}
+	return list
+}
+
+func without(list []string, name string) []string {
+	var rest []string
+	for _, s := range list {
+		if s != name {
+			rest = append(rest, s)
+		}
+	}
+	return rest
+}
+
+// duration writes nanoseconds with three figures.
+func duration(ns float64) string {
+	switch {
+	case ns < 1e3:
+		return figures(ns) + " ns"
+	case ns < 1e6:
+		return figures(ns/1e3) + " µs"
+	default:
+		return figures(ns/1e6) + " ms"
+	}
+}
+
+// perSecond writes a rate: of bytes for bulk, of units otherwise.
+func perSecond(w workload, units float64) string {
+	if w.kind == bulkUp || w.kind == bulkDown {
+		return figures(units*(1<<20)/1e9) + " GB/s"
+	}
+	return figures(units/1e3) + " k/s"
+}
+
+func kilobytes(bytes float64) string { return figures(bytes/1024) + " KiB" }
+
+func micros(d time.Duration) string { return figures(float64(d) / 1e3) }
+
+// figures writes v with three significant figures and no exponent.
+func figures(v float64) string {
+	if v == 0 || math.IsNaN(v) || math.IsInf(v, 0) {
+		return "0"
+	}
+	digits := 2 - int(math.Floor(math.Log10(math.Abs(v))))
+	return fmt.Sprintf("%.*f", min(max(digits, 0), 3), v)
+}
+
+// writeVerdict sums up the bars.
+func writeVerdict(out io.Writer, verdicts []verdict) {
+	met, known := 0, 0
+	var missed []string
+	for _, v := range verdicts {
+		switch {
+		case !v.Known:
+			continue
+		case v.Met:
+			met++
+		default:
+			of := string(v.Quantity)
+			if v.Peer != "" {
+				of += " to " + v.Peer
+			}
+			missed = append(missed, fmt.Sprintf("%s, %s: %s", v.Workload, of, v))
+		}
+		known++
+	}
+	if known == 0 {
+		return
+	}
+	fmt.Fprintf(out, "\nBars: %d of %d met.\n", met, known)
+	for _, m := range missed {
+		fmt.Fprintf(out, "- %s\n", m)
+	}
+}

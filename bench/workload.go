@@ -1,0 +1,64 @@
+package main
+
+import "fmt"
+
+// kind is what a workload does.
+type kind string
+
+const (
+	bulkUp   kind = "bulk up"   // the clients send as fast as they can
+	bulkDown kind = "bulk down" // the backend does
+	echo     kind = "echo"      // each client has one message under way
+	short    kind = "short"     // connect, one echo, close; again
+	idle     kind = "idle"      // many tunnels rest
+)
+
+// workload is one row of the tables.
+type workload struct {
+	key     string // names it in -workloads and in the JSON
+	title   string
+	kind    kind
+	tunnels int
+	size    int // of a message, in bytes
+}
+
+// idleBurst is the second row that the idle workload fills: the same tunnels
+// after a burst went through each.
+const idleBurst = "idle-burst"
+
+const (
+	burstBytes = 256 << 10
+	// shortClients is how many clients connect, talk and close side by side.
+	shortClients = 16
+)
+
+// workloads returns all of them. idleTunnels is -idle.
+func workloads(idleTunnels int) []workload {
+	list := []workload{
+		{"bulk-up-1", "bulk up, 1 stream", bulkUp, 1, 1},
+		{"bulk-down-1", "bulk down, 1 stream", bulkDown, 1, 1},
+		{"bulk-up-8", "bulk up, 8 streams", bulkUp, 8, 1},
+		{"bulk-down-8", "bulk down, 8 streams", bulkDown, 8, 1},
+		{"echo-64B-1", "64 B echo, 1 tunnel", echo, 1, 64},
+		{"echo-64B-64", "64 B echo, 64 tunnels", echo, 64, 64},
+		{"echo-64B-1000", "64 B echo, 1000 tunnels", echo, 1000, 64},
+		{"echo-1KiB-64", "1 KiB echo, 64 tunnels", echo, 64, 1024},
+		{"short", "short connections", short, shortClients, 64},
+	}
+	title := fmt.Sprintf("idle, %d tunnels", idleTunnels)
+	return append(list, workload{"idle", title, idle, idleTunnels, 64})
+}
+
+// rows is what the tables show of the workloads: themselves, and behind idle
+// its second row.
+func rows(list []workload) []workload {
+	var all []workload
+	for _, w := range list {
+		all = append(all, w)
+		if w.kind == idle {
+			w.key, w.title = idleBurst, "idle, after 256 KiB each"
+			all = append(all, w)
+		}
+	}
+	return all
+}
