@@ -10,7 +10,7 @@ LDFLAGS     := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 PREFIX      ?= /usr/local
 FUZZTIME    ?= 30s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-PLATFORMS   := linux/amd64 linux/arm64 darwin/arm64 freebsd/amd64 windows/amd64
+PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
 .PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps
 

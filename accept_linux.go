@@ -61,7 +61,7 @@ func (ls *loops) serve(ln *net.TCPListener, stopping <-chan struct{}) error {
 	defer unix.Close(fd)
 	// Accepted sockets inherit the options of their listener.
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	ls.setKeepalive(fd)
+	ls.liveness.Set(fd)
 
 	ls.onAll(func(l *loop) { l.listen(fd) })
 	<-stopping
@@ -73,26 +73,12 @@ func (ls *loops) serve(ln *net.TCPListener, stopping <-chan struct{}) error {
 func (ls *loops) onAll(f func(*loop)) {
 	done := make(chan struct{}, len(ls.all))
 	for _, l := range ls.all {
-		if !l.send(func() { f(l); done <- struct{}{} }) {
+		if !l.send(func() { defer func() { done <- struct{}{} }(); f(l) }) {
 			done <- struct{}{}
 		}
 	}
 	for range ls.all {
 		<-done
-	}
-}
-
-// setKeepalive finds peers that are gone without a word: on a socket that is
-// silent for the time of -keepalive, three probes a third of it apart.
-func (ls *loops) setKeepalive(fd int) {
-	if d := int(ls.keepalive.Seconds()); d > 0 {
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, d)
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, max(1, d/3))
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3)
-	}
-	if ms := int(ls.userTimeout.Milliseconds()); ms > 0 {
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms)
 	}
 }
 
@@ -117,18 +103,25 @@ func (l *loop) registerListener(i int) {
 func (l *loop) unlisten(fd int) {
 	l.tick()
 	for _, sl := range l.listeners {
-		if sl.fd != fd || sl.paused {
+		if sl.fd != fd {
 			continue
 		}
-		for range 1 << 16 { // more than a queue holds: a storm must not go on here
+		if sl.paused {
+			sl.paused = false
+			l.pausedListeners--
+		}
+		for range 4096 { // what a queue holds: a storm must not go on here
 			if !l.accept(sl) {
 				break
 			}
 		}
-		if !sl.paused {
+		if sl.paused {
+			sl.paused = false
+			l.pausedListeners--
+		} else {
 			unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, fd, nil)
 		}
-		sl.fd, sl.paused = -1, false
+		sl.fd = -1
 	}
 }
 
@@ -153,6 +146,9 @@ func (l *loop) resumeListeners() {
 
 // accept takes one connection. It reports whether there may be another.
 func (l *loop) accept(sl *sharedListener) bool {
+	if sl.fd < 0 {
+		return false // an event of before unlisten
+	}
 	fd, err := sysAccept(sl.fd, &l.sockaddr)
 	switch err {
 	case nil:
@@ -333,6 +329,10 @@ func (l *loop) dialing(t *tunnel, s *socket, events uint32) {
 		return
 	}
 	l.answer(t)
+	if broken && t.state == stateOpen {
+		l.turnDeaf(t) // reading the error has cleared it: no read will tell
+		l.move(t)
+	}
 }
 
 // isSelfConnect tells whether the kernel has joined the socket to itself. It
@@ -343,8 +343,16 @@ func (l *loop) isSelfConnect(t *tunnel) bool {
 	if addr.Port < l.group.firstLocalPort {
 		return false
 	}
-	err := sysGetsockname(t.sockets[backendSide].fd, &l.sockaddr)
-	return err == nil && addrPortOf(&l.sockaddr) == netip.AddrPortFrom(addr.IP.Unmap(), addr.Port)
+	fd := t.sockets[backendSide].fd
+	if sysName(unix.SYS_GETSOCKNAME, fd, &l.sockaddr) != nil {
+		return false
+	}
+	own := addrPortOf(&l.sockaddr)
+	if own.Port() != addr.Port {
+		return false
+	}
+	// The sealed address may be 0.0.0.0, which the kernel reads as this host.
+	return sysName(unix.SYS_GETPEERNAME, fd, &l.sockaddr) == nil && addrPortOf(&l.sockaddr) == own
 }
 
 // firstLocalPort returns the start of the range from which the kernel picks

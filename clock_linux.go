@@ -158,7 +158,7 @@ func (l *loop) untilDue() int {
 		return -1
 	}
 	l.tick()
-	return int(max(0, (next-l.now+1e6-1)/1e6))
+	return int(min(max(0, (next-l.now+1e6-1)/1e6), 1<<30)) // epoll takes an int
 }
 
 // sweepSlices is how many sweeps look at the whole table once: a table of
@@ -204,7 +204,7 @@ func (l *loop) sweepTunnel(t *tunnel, period int64) {
 	half := up.ended || up.done || down.ended || down.done || t.deaf
 	if !t.keepalive {
 		t.keepalive = true
-		l.group.setKeepalive(int(t.sockets[backendSide].fd))
+		l.liveness.Set(int(t.sockets[backendSide].fd))
 	}
 	bound := l.idleTimeout.Nanoseconds()
 	if half {

@@ -9,9 +9,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"gateway/internal/sockopt"
 )
 
 // Config is a validated configuration; see parseConfig. What each field means
@@ -288,6 +291,22 @@ func readSecrets(name string) ([][]byte, error) {
 		return nil, fmt.Errorf("%s holds no secret: want one a line", name)
 	}
 	return secrets, nil
+}
+
+// loopCount returns how many event loops there will be: 0 where goroutines
+// serve.
+func (cfg *Config) loopCount() int {
+	switch {
+	case !loopsSupported || cfg.Loops < 0:
+		return 0
+	case cfg.Loops == 0:
+		return runtime.NumCPU() // of the affinity mask
+	}
+	return cfg.Loops
+}
+
+func (cfg *Config) liveness() sockopt.Liveness {
+	return sockopt.Liveness{Keepalive: cfg.Keepalive, UserTimeout: cfg.UserTimeout}
 }
 
 // keepalive returns -keepalive in the words of net.Dialer and ListenConfig:

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"gateway/internal/address"
-	"gateway/internal/sockopt"
 )
 
 // dialer turns an opened address into a connected backend. Its methods are
@@ -32,8 +31,8 @@ type dialer struct {
 func newDialer(cfg *Config) *dialer {
 	d := &dialer{attempts: cfg.Retry, timeout: cfg.Timeout}
 	d.base.KeepAlive, d.base.KeepAliveConfig = cfg.keepalive()
-	if cfg.UserTimeout > 0 {
-		d.base.Control = sockopt.UserTimeout(cfg.UserTimeout)
+	d.base.Control = func(_, _ string, c syscall.RawConn) error {
+		return cfg.liveness().SetUserTimeout(c)
 	}
 	return d
 }
@@ -52,6 +51,7 @@ func (e *dialError) Unwrap() error { return e.err }
 var (
 	errClientGone = &dialError{"", "client_gone", errors.New("the client broke the connection while its backend was dialed")}
 	errShutdown   = &dialError{"", "shutdown", errors.New("the gateway ended")}
+	errInternal   = &dialError{"", "internal", errors.New("a bug or a failure of the gateway itself; the log says more")}
 )
 
 // dial connects to addr. The caller closes the connection. Every error is a

@@ -56,20 +56,23 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		bufferSize:       cfg.Buffer,
 		idleTimeout:      cfg.IdleTimeout,
 		halfCloseTimeout: cfg.HalfCloseTimeout,
-		keepalive:        cfg.Keepalive,
-		userTimeout:      cfg.UserTimeout,
+		liveness:         cfg.liveness(),
 		log:              log,
 		account:          g.account,
 	}
-	if cfg.Loops < 0 || !loopsSupported {
-		g.relay = newRelay(rc)
+	g.relay = newRelay(rc)
+	if cfg.loopCount() == 0 {
 		return g, nil
 	}
 	loops, err := newLoops(cfg, rc, g.frontend, g.serveDescriptor)
-	if err != nil {
-		return nil, fmt.Errorf("%w (-loops=-1 does without)", err)
+	switch {
+	case err == nil:
+		g.loops, g.relay = loops, loops
+	case cfg.Loops > 0: // asked for
+		return nil, fmt.Errorf("-loops: %w (-loops=-1 does without)", err)
+	default:
+		log.Warn("no event loops here, goroutines serve instead", "err", err)
 	}
-	g.loops, g.relay = loops, loops
 	return g, nil
 }
 
@@ -119,8 +122,18 @@ func (g *Gateway) serveDescriptor(fd int, s *session, received []byte) {
 		return
 	}
 	client := conn.(*net.TCPConn)
+	g.setKeepalive(client)
 	g.track(client)
 	g.serveConn(client, s, received)
+}
+
+// setKeepalive undoes what net.FileConn does on its own: its own keepalive.
+func (g *Gateway) setKeepalive(client *net.TCPConn) {
+	if g.dialer.base.KeepAlive < 0 {
+		client.SetKeepAlive(false)
+	} else {
+		client.SetKeepAliveConfig(g.dialer.base.KeepAliveConfig)
+	}
 }
 
 // readRequest reads until there is a request. It gives up at the end of

@@ -37,20 +37,20 @@ type loops struct {
 	all            []*loop
 	pipes          atomic.Int32 // pipes of all loops
 	firstLocalPort uint16       // the least that the kernel picks by itself
+	rawWait        bool         // loops may sleep in raw waits
 }
 
 // newLoops starts the loops.
 func newLoops(cfg *Config, rc relayConfig, front *frontend, slowWay func(int, *session, []byte)) (*loops, error) {
-	n := cfg.Loops
-	if n == 0 {
-		n = runtime.NumCPU() // of the affinity mask
-	}
+	n := cfg.loopCount()
 	ls := &loops{
 		front:          front,
 		slowWay:        slowWay,
 		relayConfig:    rc,
 		attempts:       cfg.Retry,
 		firstLocalPort: firstLocalPort(),
+		// A raw wait keeps its processor, so it needs one to itself.
+		rawWait: runtime.GOMAXPROCS(0) > n,
 	}
 	for range n {
 		l, err := newLoop(ls, cfg)
@@ -81,8 +81,13 @@ func (ls *loops) run(s *session, client, backend *net.TCPConn, early []byte) {
 				unix.Close(fd)
 			}
 		}
-		ls.log.Error("cannot relay a connection", "err", err)
-		ls.account(s, tunnelEnd{ending: ending{byGateway, howError}})
+		end := ending{byGateway, howError}
+		if errors.Is(err, net.ErrClosed) { // by Gateway.Close
+			end.how = howShutdown
+		} else {
+			ls.log.Error("cannot relay a connection", "err", err)
+		}
+		ls.account(s, tunnelEnd{ending: end})
 		return
 	}
 	l := ls.idlest()
@@ -151,7 +156,9 @@ type loop struct {
 
 	table []*tunnel // by slot
 	free  []uint32  // slots of table
+	work  []func()  // taken from the inbox
 	todo  []*tunnel // to go on with before the next wait
+	spent int       // bytes spliced in this turn
 	pipes pipePool
 
 	spliceable bool
@@ -201,7 +208,7 @@ func newLoop(ls *loops, cfg *Config) (*loop, error) {
 		epfd:        epfd,
 		wakefd:      wakefd,
 		buf:         make([]byte, max(cfg.Buffer, cfg.HandshakeMax+len("\r\n"))),
-		pipes:       pipePool{made: &ls.pipes},
+		pipes:       pipePool{made: &ls.pipes, maxIdle: max(1, maxIdlePipes/cfg.loopCount())},
 		spliceable:  cfg.Splice,
 		start:       time.Now(),
 	}
@@ -274,6 +281,7 @@ func (l *loop) alloc() *tunnel {
 		slab := make([]tunnel, 64)
 		for i := range slab {
 			slab[i].slot = uint32(len(l.table))
+			slab[i].sockets[clientSide].fd, slab[i].sockets[backendSide].fd = -1, -1
 			l.free = append(l.free, slab[i].slot)
 			l.table = append(l.table, &slab[i])
 		}
@@ -281,8 +289,7 @@ func (l *loop) alloc() *tunnel {
 	slot := l.free[len(l.free)-1]
 	l.free = l.free[:len(l.free)-1]
 	t := l.table[slot]
-	*t = tunnel{slot: slot, generation: t.generation + 1}
-	t.sockets[clientSide].fd, t.sockets[backendSide].fd = -1, -1
+	t.generation++
 	return t
 }
 
@@ -299,6 +306,7 @@ func (l *loop) release(t *tunnel) {
 		l.sweepable--
 	}
 	*t = tunnel{slot: t.slot, generation: t.generation}
+	t.sockets[clientSide].fd, t.sockets[backendSide].fd = -1, -1
 	l.free = append(l.free, t.slot)
 	l.load.Add(-1)
 }
@@ -311,7 +319,7 @@ func (l *loop) watch(t *tunnel, s *socket) error {
 		side = backendSide
 	}
 	ev := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff,
+		Events: unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff,
 		Fd:     int32(t.slot<<1) | int32(side),
 		Pad:    int32(t.generation),
 	}
@@ -350,7 +358,7 @@ func (l *loop) run() {
 func (l *loop) end() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.inbox) > 0 {
+	if len(l.inbox)+len(l.work) > 0 {
 		return false
 	}
 	l.gone = true
@@ -365,10 +373,11 @@ func (l *loop) turn() (done bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			logPanic(l.log, v)
-			if t := l.current; t != nil && t.state != stateFree {
+			t := l.current
+			l.current = nil
+			if t != nil {
 				l.cut(t, howError)
 			}
-			l.current = nil
 		}
 	}()
 	for l.handled < l.pending {
@@ -376,7 +385,16 @@ func (l *loop) turn() (done bool) {
 		l.handled++
 		l.dispatch(ev)
 	}
-	for range len(l.todo) { // what comes to it now waits for the next turn
+	for len(l.work) > 0 {
+		f := l.work[0]
+		l.work = l.work[1:]
+		f()
+		l.current = nil
+	}
+	// Bulk comes last and in portions, so that messages wait for one portion
+	// and not for all the bulk there is. What comes to todo now waits too.
+	l.spent = 0
+	for n := len(l.todo); n > 0 && l.spent < turnBytes; n-- {
 		t := l.todo[0]
 		l.todo = l.todo[1:]
 		t.queued = false
@@ -419,7 +437,7 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		s.readable = true
 	}
-	if ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+	if ev.Events&(unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		s.hung = true
 	}
 	if ev.Events&unix.EPOLLERR != 0 {
@@ -433,13 +451,14 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 	case stateLinger:
 		l.linger(t)
 	case stateOpen:
-		if s == &t.sockets[clientSide] && ev.Events&unix.EPOLLERR != 0 {
-			// A reset overtakes what it finds unread and unsent, as it does
-			// between two hosts.
-			t.end.note(byClient, howOf(socketError(s.fd)))
-			l.reset(t)
-		} else {
-			l.move(t)
+		broken := ev.Events&unix.EPOLLERR != 0
+		if t.flows[ev.Fd&1].splicing && !broken {
+			l.goOn(t)
+			break
+		}
+		l.move(t)
+		if broken && t.state == stateOpen {
+			l.broken(t, s)
 		}
 	}
 	l.current = nil
@@ -447,8 +466,8 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 
 // move pumps both directions of an open tunnel and ends it when both are done.
 func (l *loop) move(t *tunnel) {
-	l.pump(t, clientSide)
 	wasDeaf := t.deaf
+	l.pump(t, clientSide)
 	l.pump(t, backendSide)
 	if t.deaf != wasDeaf {
 		l.pump(t, clientSide)
@@ -463,6 +482,25 @@ func (l *loop) move(t *tunnel) {
 	case up.ended || up.done || down.ended || down.done || t.deaf:
 		l.sweepFor(t)
 	}
+}
+
+// broken deals with a reset that move did not come across: it cannot read on
+// before somebody takes what it holds.
+func (l *loop) broken(t *tunnel, s *socket) {
+	how := howReset
+	if err := socketError(s.fd); err != nil {
+		how = howOf(err)
+	}
+	if s == &t.sockets[clientSide] {
+		// What it sent before is out as far as the backend takes it.
+		t.end.note(byClient, how)
+		l.reset(t)
+		return
+	}
+	// What it sent before can still be read.
+	t.end.note(byBackend, how)
+	l.turnDeaf(t)
+	l.move(t)
 }
 
 // finish accounts for a tunnel and releases it.
@@ -498,7 +536,6 @@ func (l *loop) adopt(s *session, cfd, bfd int, early []byte) {
 		return
 	}
 	l.open(t, early)
-	l.current = nil
 }
 
 // open begins to relay: the backend is registered, the client may be.
@@ -527,9 +564,17 @@ func (l *loop) cut(t *tunnel, how string) {
 	case stateFree:
 	case stateOpen:
 		t.end.note(byGateway, how)
-		l.finish(t)
+		if t.flows[clientSide].holds() {
+			l.reset(t) // a FIN would call what the backend got complete
+		} else {
+			l.finish(t)
+		}
 	default:
-		l.abandon(t, errShutdown)
+		err := errInternal
+		if how == howShutdown {
+			err = errShutdown
+		}
+		l.abandon(t, err)
 	}
 }
 
@@ -562,12 +607,9 @@ func (l *loop) readInbox() {
 	var count [8]byte
 	unix.Read(l.wakefd, count[:])
 	l.mu.Lock()
-	work := l.inbox
+	l.work = append(l.work, l.inbox...)
 	l.inbox = nil
 	l.mu.Unlock()
-	for _, f := range work {
-		f()
-	}
 }
 
 // wait returns how many events there are, after waiting for at least one or
@@ -584,14 +626,14 @@ func (l *loop) readInbox() {
 // world and cannot while a thread sleeps unknown to the scheduler.
 func (l *loop) wait() int {
 	n, err := sysWait(l.epfd, l.events[:], 0)
-	if n > 0 || len(l.todo) > 0 {
+	if n > 0 || len(l.todo) > 0 || len(l.work) > 0 {
 		return max(n, 0)
 	}
 	timeout := l.untilDue()
 	if timeout == 0 {
 		return 0
 	}
-	if err != unix.EINTR {
+	if err != unix.EINTR && l.group.rawWait {
 		brief := 5
 		if timeout > 0 {
 			brief = min(brief, timeout)

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -79,7 +80,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "the configuration is valid")
 		return exitOK
 	}
-	lines := logwriter.New(stderr)
+	lines := logwriter.New(stderr, func(n int) []byte {
+		var line bytes.Buffer
+		newLogger(cfg, &line).Warn("log lines were dropped: their reader is too slow", "lines", n)
+		return line.Bytes()
+	})
 	err = serve(cfg, newLogger(cfg, lines))
 	lines.Close(time.Second)
 	if err != nil {
@@ -120,19 +125,19 @@ func serve(cfg *Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if n := cfg.loopCount(); n > 0 && os.Getenv("GOMAXPROCS") == "" {
+		// The loops' threads, and one for everything else. Without it the rest
+		// would have to take a processor from a loop.
+		runtime.GOMAXPROCS(n + 1)
+	}
 	g, err := NewGateway(cfg, log)
 	if err != nil {
 		ln.Close()
 		return err
 	}
-	if g.loops != nil && os.Getenv("GOMAXPROCS") == "" {
-		// The loops' threads, and one for everything else. Without it the rest
-		// would have to take a processor from a loop.
-		runtime.GOMAXPROCS(g.loops.count() + 1)
-	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(ln) }()
-	defer func() { g.Close(); <-served }()
+	defer g.Close()
 
 	if cfg.PIDFile != "" {
 		p, err := createPIDFile(cfg.PIDFile)
@@ -148,7 +153,12 @@ func serve(cfg *Config, log *slog.Logger) error {
 	log.Info("listening", "addr", ln.Addr().String(), "pid", os.Getpid(), "version", version,
 		"secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
 
-	sig := <-signals
+	var sig os.Signal
+	select {
+	case sig = <-signals:
+	case err := <-served:
+		return err // it cannot listen
+	}
 	log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
 	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain)
 	defer cancel()
@@ -180,10 +190,7 @@ func listen(cfg *Config) (net.Listener, error) {
 				return err
 			}
 		}
-		if cfg.UserTimeout > 0 { // accepted sockets inherit it
-			return sockopt.UserTimeout(cfg.UserTimeout)(network, address, c)
-		}
-		return nil
+		return cfg.liveness().Inherit(c)
 	}
 	// "tcp" would make 0.0.0.0 listen on IPv6 too.
 	network := "tcp"

@@ -2,6 +2,7 @@ package main
 
 import (
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,8 +18,12 @@ const (
 	// maxPipes bounds all pipes of the process, and with them the memory that
 	// stalled readers can pin: maxPipes × pipeSize. Beyond it, tunnels copy.
 	maxPipes = 256
-	// maxIdlePipes bounds the pipes that a loop keeps for the next use.
-	maxIdlePipes = 16
+	// maxIdlePipes bounds the pipes that wait for their next use: half of what
+	// pipe-user-pages-soft lets an unprivileged user have by default.
+	maxIdlePipes = 32
+	// pipeRetry is how long no pipe is asked for after one was refused. Asking
+	// each time would cost more than splicing saves.
+	pipeRetry = time.Second
 )
 
 // pipe is a pair of non-blocking descriptors.
@@ -29,8 +34,10 @@ type pipe struct {
 
 // pipePool lends pipes to the tunnels of one loop, and only that loop uses it.
 type pipePool struct {
-	made *atomic.Int32 // pipes of the process, idle or lent
-	idle []*pipe       // all empty
+	made    *atomic.Int32 // pipes of the process, idle or lent
+	maxIdle int
+	idle    []*pipe // all empty
+	refused time.Time
 }
 
 // get lends an empty pipe, or returns nil if none is to be had.
@@ -40,21 +47,23 @@ func (pp *pipePool) get() *pipe {
 		pp.idle = pp.idle[:n-1]
 		return p
 	}
-	if pp.made.Add(1) > maxPipes {
-		pp.made.Add(-1)
+	if pp.made.Load() >= maxPipes || !pp.refused.IsZero() && time.Since(pp.refused) < pipeRetry {
 		return nil
 	}
 	p := openPipe()
 	if p == nil {
-		pp.made.Add(-1)
+		pp.refused = time.Now()
+		return nil
 	}
+	pp.refused = time.Time{}
+	pp.made.Add(1)
 	return p
 }
 
 // put takes a pipe back. One that still has bytes in it is closed, or they
 // would come out in another tunnel.
 func (pp *pipePool) put(p *pipe, empty bool) {
-	if empty && len(pp.idle) < maxIdlePipes {
+	if empty && len(pp.idle) < pp.maxIdle {
 		pp.idle = append(pp.idle, p)
 		return
 	}

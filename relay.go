@@ -49,8 +49,7 @@ type relayConfig struct {
 	bufferSize       int           // bytes of a copy
 	idleTimeout      time.Duration // 0: never
 	halfCloseTimeout time.Duration
-	keepalive        time.Duration // 0: none
-	userTimeout      time.Duration // 0: the kernel's
+	liveness         sockopt.Liveness
 	log              *slog.Logger
 	account          func(*session, tunnelEnd)
 }

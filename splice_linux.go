@@ -52,8 +52,9 @@ type flow struct {
 
 func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
 
-// turnBytes bounds what one direction moves before the others have their turn.
-const turnBytes = 4 << 20
+// turnBytes bounds what one direction moves before the others have their turn,
+// and what all bulk together does before messages have theirs.
+const turnBytes = 1 << 20
 
 // pump moves what can be moved from one end of t to the other.
 //
@@ -174,11 +175,13 @@ func (l *loop) splice(t *tunnel, f *flow, src, dst *socket) int {
 		l.releasePipe(f)
 		if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EPERM {
 			l.spliceable = false // by this kernel, or in this sandbox
+			l.log.Warn("cannot splice, copying instead", "err", err)
 			return 0
 		}
 		l.sourceEnded(t, f, src, int(n), err)
 		return 0
 	}
+	l.spent += n
 	f.inPipe = int32(n)
 	f.splicing = int(n) >= l.bufferSize
 	l.flush(t, f, dst)

@@ -71,10 +71,11 @@ func sysConnect(fd int, sa *unix.RawSockaddrAny, size int) error {
 	return nil
 }
 
-// sysGetsockname puts the socket's own address into sa.
-func sysGetsockname(fd int32, sa *unix.RawSockaddrAny) error {
+// sysName puts an address of the socket into sa: its own with SYS_GETSOCKNAME,
+// its peer's with SYS_GETPEERNAME.
+func sysName(call uintptr, fd int32, sa *unix.RawSockaddrAny) error {
 	size := uint32(unix.SizeofSockaddrAny)
-	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(unsafe.Pointer(&size)))
+	_, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(unsafe.Pointer(&size)))
 	if errno != 0 {
 		return errno
 	}

@@ -20,7 +20,8 @@ const Limit = 4 << 20
 // Writer is an io.Writer that never waits for the one below it. It is safe for
 // concurrent use. It must be closed, or the last lines are lost.
 type Writer struct {
-	w io.Writer
+	w      io.Writer
+	notice func(dropped int) []byte
 
 	mu      sync.Mutex
 	buf     []byte
@@ -32,9 +33,9 @@ type Writer struct {
 }
 
 // New returns a Writer that writes to w. Only one write to w is under way at a
-// time.
-func New(w io.Writer) *Writer {
-	lw := &Writer{w: w}
+// time. notice makes the line that tells how many lines were dropped.
+func New(w io.Writer, notice func(dropped int) []byte) *Writer {
+	lw := &Writer{w: w, notice: notice}
 	lw.idle = sync.NewCond(&lw.mu)
 	return lw
 }
@@ -56,18 +57,15 @@ func (lw *Writer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Dropped returns how many lines were dropped so far.
-func (lw *Writer) Dropped() int {
-	lw.mu.Lock()
-	defer lw.mu.Unlock()
-	return lw.dropped
-}
-
 // flush writes what waits. What comes meanwhile waits for the next flush.
 func (lw *Writer) flush() {
 	lw.mu.Lock()
 	batch := lw.buf
 	lw.buf, lw.spare = lw.spare[:0], nil
+	if lw.dropped > 0 {
+		batch = append(batch, lw.notice(lw.dropped)...)
+		lw.dropped = 0
+	}
 	lw.mu.Unlock()
 
 	lw.w.Write(batch)
