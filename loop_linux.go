@@ -394,7 +394,7 @@ func (l *loop) turn() (done bool) {
 	// Bulk comes last and in portions, so that messages wait for one portion
 	// and not for all the bulk there is. What comes to todo now waits too.
 	l.spent = 0
-	for n := len(l.todo); n > 0 && l.spent < turnBytes; n-- {
+	for n := len(l.todo); n > 0 && l.spent < bulkBytes; n-- {
 		t := l.todo[0]
 		l.todo = l.todo[1:]
 		t.queued = false

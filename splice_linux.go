@@ -52,9 +52,12 @@ type flow struct {
 
 func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
 
-// turnBytes bounds what one direction moves before the others have their turn,
-// and what all bulk together does before messages have theirs.
-const turnBytes = 1 << 20
+// What one direction moves before the others have their turn, and what all
+// bulk together does before messages have theirs: about a millisecond's worth.
+const (
+	turnBytes = 1 << 20
+	bulkBytes = 4 << 20
+)
 
 // pump moves what can be moved from one end of t to the other.
 //
