@@ -19,6 +19,12 @@ import (
 // read, a literal address, a cheap key derivation. Whatever is not plain goes
 // the slow way, in a goroutine, and comes back through loops.run. Both ways
 // ask the frontend what to do with a client; only the waiting differs.
+//
+// In the order of a connection's life:
+//
+//	accept → begin → readRequest → dial → dialing → answer → open (tunnel_linux.go)
+//	                      ↓           ↓        ↓
+//	             leave or refuse    refuse   refuse → linger → dismiss
 
 // watchAfter is how long a backend may take to connect before its client is
 // watched for a reset. Registering every client twice would cost a system call
