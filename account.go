@@ -14,6 +14,7 @@ import (
 
 // account logs a finished tunnel.
 func (f *frontend) account(s *session, end tunnelEnd) {
+	defer f.finish(s)
 	if end.how == howShutdown {
 		f.cut.Add(1)
 	}
@@ -33,7 +34,6 @@ func (f *frontend) account(s *session, end tunnelEnd) {
 			slog.String("how", end.how))
 		f.log.LogAttrs(context.Background(), slog.LevelInfo, "tunnel", attrs...)
 	}
-	f.finish(s)
 }
 
 // accountRefused logs a request that came to no tunnel.

@@ -149,7 +149,8 @@ func gatewayCommand(t testing.TB, env []string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append([]string{beGateway + "=1", "PATH=" + os.Getenv("PATH")}, env...)
+	// With the race detector, an exit would take a second more.
+	cmd.Env = append([]string{beGateway + "=1", "PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"}, env...)
 	cmd.Dir = t.TempDir()
 	return cmd
 }

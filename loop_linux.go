@@ -352,6 +352,10 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 	switch t.state {
 	case stateRequest:
 		l.readRequest(t)
+		// A request and a reset may be one event; there will be no other.
+		if t.state == stateDial && ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+			l.abandon(t, errClientGone)
+		}
 	case stateDial:
 		l.dialing(t, s, ev.Events)
 	case stateLinger:

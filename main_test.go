@@ -86,7 +86,7 @@ func (p *process) runs() bool {
 func waitRefused(t testing.TB, addr string) {
 	t.Helper()
 	eventually(t, "connects to "+addr+" are refused", func() bool {
-		c, err := net.Dial("tcp", addr)
+		c, err := net.DialTimeout("tcp", addr, time.Second)
 		if err == nil {
 			c.Close()
 		}

@@ -34,8 +34,8 @@ const pidLockWait = 5 * time.Second
 // createPIDFile adds this process to the pid file at path. The caller removes
 // it with remove.
 func createPIDFile(path string) (*pidFile, error) {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file; -pidfile= writes none", path)
+	if _, err := readPIDs(path); err != nil { // before anything is made
+		return nil, err
 	}
 	lock, err := openPIDLock(path)
 	if err != nil {
@@ -145,10 +145,33 @@ func (p *pidFile) remove() error {
 
 // living returns the pids in the file of other gateways that run.
 func (p *pidFile) living() ([]int, error) {
-	text, err := os.ReadFile(p.path)
+	all, err := readPIDs(p.path)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, pid := range all {
+		if pid != os.Getpid() && p.isAlive(pid) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// readPIDs returns the pids in a file; none if there is no file. It refuses
+// what is no pid file, lest a mistyped name destroy it.
+func readPIDs(path string) ([]int, error) {
+	info, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file; -pidfile= writes none", path)
+	}
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -156,11 +179,9 @@ func (p *pidFile) living() ([]int, error) {
 	for _, field := range strings.Fields(string(text)) {
 		pid, err := strconv.Atoi(field)
 		if err != nil || pid <= 0 {
-			return nil, fmt.Errorf("%s exists and is not a pid file: remove it or name another", p.path)
+			return nil, fmt.Errorf("%s exists and is not a pid file: remove it or name another", path)
 		}
-		if pid != os.Getpid() && p.isAlive(pid) {
-			pids = append(pids, pid)
-		}
+		pids = append(pids, pid)
 	}
 	return pids, nil
 }

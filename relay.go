@@ -138,6 +138,7 @@ type pair struct {
 	end      tunnelEnd
 	upDone   bool // client to backend has ended
 	downDone bool // backend to client has ended
+	finSent  bool // the client has had its FIN, or is about to
 	deaf     bool // the backend takes no more: what the client sends is dropped
 
 	// For the sweeper alone.
@@ -185,6 +186,9 @@ func (p *pair) runUp(early []byte) {
 	case readErr != nil:
 		p.note(byClient, howOf(readErr))
 		p.reset()
+	case p.clientBroke():
+		p.note(byClient, howReset)
+		p.reset()
 	default:
 		p.note(byClient, howFIN)
 		p.backend.CloseWrite()
@@ -210,11 +214,28 @@ func (p *pair) runDown() {
 		p.client.SetReadDeadline(time.Unix(1, 0)) // call runUp
 	default:
 		p.note(byBackend, howFIN)
+		p.mu.Lock()
+		p.finSent = true
+		p.mu.Unlock()
 		p.client.CloseWrite()
 	}
 	p.mu.Lock()
 	p.downDone = true
 	p.mu.Unlock()
+}
+
+// clientBroke tells a reset from the FIN that it looks like: the kernel tells
+// of a reset once, and when it has told the other direction's write, a read
+// just ends. A reset leaves the socket without a peer; so does the end of both
+// directions, which is no reset.
+func (p *pair) clientBroke() bool {
+	raw, err := p.client.SyscallConn()
+	if err != nil || sockopt.HasPeer(raw) {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.finSent
 }
 
 // copy moves bytes from src to dst until src ends, adding each chunk to moved

@@ -59,10 +59,10 @@ func (g *Gateway) acceptQueued(ln net.Listener) {
 	if err != nil {
 		return
 	}
-	l.SetDeadline(time.Now().Add(time.Second)) // the one that woke us has passed
-	// "At once" has to end even under a storm of connects. 65536 is more than
-	// a queue holds (net.core.somaxconn, 4096 by default).
-	for range 1 << 16 {
+	l.SetDeadline(time.Time{}) // instead of the one that woke us
+	// "At once" has to end even under a storm of connects: no more than a queue
+	// holds (net.core.somaxconn, 4096 by default).
+	for range 4096 {
 		if !sockopt.Readable(raw) {
 			return
 		}

@@ -9,7 +9,7 @@ type tunnel struct {
 	deaf         bool  // the backend takes no more: what the client sends is dropped
 	queued       bool  // stands in todo
 	swept        bool  // counted in sweepable
-	keepalive    bool  // set on the backend
+	keepalive    bool  // set, see sweepTunnel
 	wasHalf      bool  // as the last sweep saw it
 	attempts     int16 // dials that are left
 	selfConnects int8
@@ -143,6 +143,7 @@ func (l *loop) finish(t *tunnel) {
 	end := tunnelEnd{t.flows[clientSide].moved, t.flows[backendSide].moved, t.end}
 	l.release(t)
 	l.publish()
+	defer l.front.finish(&s) // nothing, unless the account fails
 	l.account(&s, end)
 }
 

@@ -59,3 +59,11 @@ func AwaitReset(c syscall.RawConn) bool {
 	})
 	return err == nil && reset
 }
+
+// HasPeer returns false for a connection that was reset, of which both
+// directions have ended, or that was closed.
+func HasPeer(c syscall.RawConn) bool {
+	var err error
+	cerr := c.Control(func(fd uintptr) { _, err = unix.Getpeername(int(fd)) })
+	return cerr == nil && err != unix.ENOTCONN
+}
