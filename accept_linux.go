@@ -136,8 +136,10 @@ func (l *loop) pause(sl *sharedListener, err error) {
 	delay := sl.pace.next()
 	l.front.warnCannotAccept(err, delay)
 	unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, sl.fd, nil)
+	if !sl.paused {
+		l.pausedListeners++
+	}
 	sl.paused, sl.resumeAt = true, l.now+delay.Nanoseconds()
-	l.pausedListeners++
 }
 
 func (l *loop) resumeListeners() {

@@ -172,6 +172,9 @@ func readPIDs(path string) ([]int, error) {
 		return nil, fmt.Errorf("%s is not a regular file; -pidfile= writes none", path)
 	}
 	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil // removed since
+	}
 	if err != nil {
 		return nil, err
 	}
