@@ -132,9 +132,6 @@ func (ls *loops) close() {
 	}
 }
 
-// count returns how many loops there are.
-func (ls *loops) count() int { return len(ls.all) }
-
 func (ls *loops) moved() (spliced, copied int64) {
 	for _, l := range ls.all {
 		spliced += l.totalSpliced.Load()

@@ -17,6 +17,4 @@ func newLoops(*Config, relayConfig, *frontend, func(int, *session, []byte)) (*lo
 	return nil, errors.New("not supported by this operating system")
 }
 
-func (*loops) count() int { panic("no loops") }
-
 func (*loops) serve(*net.TCPListener, <-chan struct{}) error { panic("no loops") }
