@@ -37,6 +37,9 @@ const connectRetries = 2
 
 var errDialTimeout = os.ErrDeadlineExceeded
 
+// errFull is why accepting pauses before the descriptors run out.
+var errFull = errors.New("as many connections as the limit of descriptors allows (ulimit -n)")
+
 // sharedListener is a listening socket that all loops accept from.
 type sharedListener struct {
 	fd int
@@ -156,6 +159,11 @@ func (l *loop) resumeListeners() {
 func (l *loop) accept(sl *sharedListener) bool {
 	if sl.fd < 0 {
 		return false // an event of before unlisten
+	}
+	if l.group.full() {
+		l.tick()
+		l.pause(sl, errFull)
+		return false
 	}
 	fd, err := sysAccept(sl.fd, &l.sockaddr)
 	switch err {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"flag"
@@ -32,9 +33,74 @@ const testSecret = "a secret of the tests only"
 // tests run the very code, with the race detector, as an operator does.
 const beGateway = "BE_GATEWAY"
 
+// beBackend makes the test binary a backend with descriptors of its own: echo,
+// or flood, which writes without end.
+const beBackend = "BE_BACKEND"
+
+func runBackend(role string) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(ln.Addr())
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			os.Exit(1)
+		}
+		go func() {
+			defer c.Close()
+			if role == "flood" {
+				for buf := make([]byte, 64<<10); ; {
+					if _, err := c.Write(buf); err != nil {
+						return
+					}
+				}
+			}
+			buf := make([]byte, 4096)
+			for {
+				n, err := c.Read(buf)
+				if err != nil {
+					return
+				}
+				c.Write(buf[:n])
+			}
+		}()
+	}
+}
+
+// startBackendProcess runs a backend as a process until the test ends, and
+// returns its address.
+func startBackendProcess(t testing.TB, role string) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = []string{beBackend + "=" + role}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	addr, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(addr)
+}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(beGateway) != "" {
 		main()
+	}
+	if role := os.Getenv(beBackend); role != "" {
+		runBackend(role)
 	}
 	for _, kv := range os.Environ() {
 		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "GATEWAY_") || name == "CREDENTIALS_DIRECTORY" {

@@ -38,6 +38,7 @@ type loops struct {
 	pipes          atomic.Int32 // pipes of all loops
 	firstLocalPort uint16       // the least that the kernel picks by itself
 	rawWait        bool         // loops may sleep in raw waits
+	maxConns       int32        // that the descriptors suffice for
 }
 
 // newLoops starts the loops.
@@ -50,7 +51,8 @@ func newLoops(cfg *Config, rc relayConfig, front *frontend, slowWay func(int, *s
 		attempts:       cfg.Retry,
 		firstLocalPort: firstLocalPort(),
 		// A raw wait keeps its processor, so it needs one to itself.
-		rawWait: runtime.GOMAXPROCS(0) > n,
+		rawWait:  runtime.GOMAXPROCS(0) > n,
+		maxConns: maxConns(),
 	}
 	for range n {
 		l, err := newLoop(ls, cfg)
@@ -123,6 +125,27 @@ func (ls *loops) idlest() *loop {
 		}
 	}
 	return best
+}
+
+// full tells whether another connection might not get its two descriptors.
+// Then it is better off in the listener's queue than with a 502.
+func (ls *loops) full() bool {
+	var n int32
+	for _, l := range ls.all {
+		n += l.load.Load()
+	}
+	return n >= ls.maxConns
+}
+
+// maxConns returns how many connections the limit of descriptors allows, two
+// each, with some put by for everything else.
+func maxConns() int32 {
+	const putBy = 4*maxIdlePipes + 128
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
+		return 1 << 29
+	}
+	return max(16, (int32(limit.Cur)-putBy)/2)
 }
 
 // close cuts all tunnels and ends the loops.
