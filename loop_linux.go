@@ -31,7 +31,8 @@ type loops struct {
 	front *frontend
 	// slowWay serves an accepted client that has sent received, waiting where
 	// need be. It owns the descriptor.
-	slowWay func(fd int, s *session, received []byte)
+	slowWay  func(fd int, s *session, received []byte)
+	portable *relay // for want of descriptors
 	relayConfig
 	attempts       int // to dial
 	all            []*loop
@@ -47,6 +48,7 @@ func newLoops(cfg *Config, rc relayConfig, front *frontend, slowWay func(int, *s
 	ls := &loops{
 		front:          front,
 		slowWay:        slowWay,
+		portable:       newRelay(rc),
 		relayConfig:    rc,
 		attempts:       cfg.Retry,
 		firstLocalPort: firstLocalPort(),
@@ -71,27 +73,23 @@ func newLoops(cfg *Config, rc relayConfig, front *frontend, slowWay func(int, *s
 }
 
 // run hands a tunnel that was connected elsewhere to the loop with the fewest.
-// The descriptors change hands by dup: net keeps its own to itself.
+// The descriptors change hands by dup: net keeps its own to itself. Where there
+// are none left for that, goroutines relay: the client has its 200.
 func (ls *loops) run(s *session, client, backend *net.TCPConn, early []byte) {
-	cfd, err1 := dupConn(client)
-	bfd, err2 := dupConn(backend)
-	client.Close()
-	backend.Close()
-	if err := errors.Join(err1, err2); err != nil {
-		for _, fd := range []int{cfd, bfd} {
-			if fd >= 0 {
-				unix.Close(fd)
-			}
+	cfd, err := dupConn(client)
+	bfd := -1
+	if err == nil {
+		bfd, err = dupConn(backend)
+	}
+	if err != nil {
+		if cfd >= 0 {
+			unix.Close(cfd)
 		}
-		end := ending{byGateway, howError}
-		if errors.Is(err, net.ErrClosed) { // by Gateway.Close
-			end.how = howShutdown
-		} else {
-			ls.log.Error("cannot relay a connection", "err", err)
-		}
-		ls.account(s, tunnelEnd{ending: end})
+		ls.portable.run(s, client, backend, early)
 		return
 	}
+	client.Close()
+	backend.Close()
 	l := ls.idlest()
 	early = append([]byte(nil), early...) // not the whole of its array
 	l.load.Add(1)
@@ -150,12 +148,14 @@ func maxConns() int32 {
 
 // close cuts all tunnels and ends the loops.
 func (ls *loops) close() {
+	ls.portable.close()
 	for _, l := range ls.all {
 		l.send(l.shutdown)
 	}
 }
 
 func (ls *loops) moved() (spliced, copied int64) {
+	_, copied = ls.portable.moved()
 	for _, l := range ls.all {
 		spliced += l.totalSpliced.Load()
 		copied += l.totalCopied.Load()

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // descriptorsAtRest waits until a gateway's descriptors are down to want.
@@ -127,4 +129,60 @@ func TestNothingStaysOfTunnelsHoweverTheyEnd(t *testing.T) {
 	if code := p.wait(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
+}
+
+func TestATunnelWithoutDescriptorsToHandOverIsRelayedAllTheSame(t *testing.T) {
+	names := resolver(t, func(q []byte) []byte { return answer(q, noError, "127.0.0.1") })
+	var old unix.Rlimit
+	g := startConfigured(t, oneLoop, func(g *Gateway) { g.dialer.resolver = names })
+	backend := startEcho(t)
+	_, port, _ := net.SplitHostPort(backend)
+	c := openTunnel(t, g.addr, "game.test:"+port) // all that is opened once is open
+	c.Close()
+	g.log.waitLine(t, "tunnel", 1)
+
+	client, here := pairOfConns(t)
+	there, far := pairOfConns(t)
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	// No descriptor number is free below the limit.
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &old) }
+	defer restore()
+	g.serving.Add(1)
+	ran := make(chan struct{})
+	go func() {
+		defer close(ran)
+		g.loops.run(&session{}, here, there, []byte("early "))
+	}()
+	expect(t, far, "early ")
+	restore()
+	send(t, client, "hello")
+	expect(t, far, "hello")
+	send(t, far, "hello yourself")
+	expect(t, client, "hello yourself")
+	client.CloseWrite()
+	expectAll(t, far, "")
+	far.Close()
+	<-ran
+	g.log.waitLine(t, "tunnel", 2)
+}
+
+// pairOfConns returns both ends of a connection.
+func pairOfConns(t testing.TB) (a, b *net.TCPConn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	a = connect(t, ln.Addr().String())
+	c, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, c.(*net.TCPConn)
 }
