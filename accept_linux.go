@@ -42,7 +42,8 @@ var errFull = errors.New("as many connections as the limit of descriptors allows
 
 // sharedListener is a listening socket that all loops accept from.
 type sharedListener struct {
-	fd int
+	fd      int
+	forward *address.Address // where its clients go; nil: they say so
 
 	// One loop's view of it.
 	paused   bool // out of descriptors
@@ -52,7 +53,7 @@ type sharedListener struct {
 
 // serve accepts from ln in all loops until stopping is closed. It owns ln, and
 // returns once no loop accepts any more.
-func (ls *loops) serve(ln *net.TCPListener, stopping <-chan struct{}) error {
+func (ls *loops) serve(ln *net.TCPListener, forward *address.Address, stopping <-chan struct{}) error {
 	defer ln.Close()
 	// A descriptor of our own: net's is registered with the runtime's poller.
 	// File().Fd() would make the socket blocking, for both.
@@ -72,7 +73,7 @@ func (ls *loops) serve(ln *net.TCPListener, stopping <-chan struct{}) error {
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	ls.liveness.Set(fd)
 
-	ls.onAll(func(l *loop) { l.listen(fd) })
+	ls.onAll(func(l *loop) { l.listen(fd, forward) })
 	<-stopping
 	ls.onAll(func(l *loop) { l.unlisten(fd) })
 	return ErrGatewayClosed
@@ -94,8 +95,8 @@ func (ls *loops) onAll(f func(*loop)) {
 // listen has the loop accept from fd. EPOLLEXCLUSIVE wakes one loop for a
 // connection, not all. The registration is level-triggered: one accept for
 // each event shares a storm among the loops.
-func (l *loop) listen(fd int) {
-	sl := &sharedListener{fd: fd}
+func (l *loop) listen(fd int, forward *address.Address) {
+	sl := &sharedListener{fd: fd, forward: forward}
 	l.listeners = append(l.listeners, sl)
 	l.registerListener(len(l.listeners) - 1)
 }
@@ -188,8 +189,8 @@ func (l *loop) accept(sl *sharedListener) bool {
 	}
 	to.load.Add(1)
 	if to == l {
-		l.begin(fd, peer)
-	} else if !to.send(func() { to.begin(fd, peer) }) {
+		l.begin(fd, peer, sl.forward)
+	} else if !to.send(func() { to.begin(fd, peer, sl.forward) }) {
 		unix.Close(fd)
 		l.front.serving.Done()
 	}
@@ -197,18 +198,21 @@ func (l *loop) accept(sl *sharedListener) bool {
 }
 
 // begin starts the life of a connection.
-func (l *loop) begin(fd int, peer netip.AddrPort) {
+func (l *loop) begin(fd int, peer netip.AddrPort, forward *address.Address) {
 	l.tick()
 	t := l.alloc()
 	l.current = t
 	t.state = stateRequest
 	t.sockets[clientSide].fd = int32(fd)
-	t.session = session{client: peer, accepted: time.Now()}
-	if l.closing {
+	t.session = arrival(peer, forward)
+	switch {
+	case l.closing:
 		l.abandon(t, errShutdown)
-		return
+	case forward != nil:
+		l.route(t, request{addr: *forward}, nil)
+	default:
+		l.readRequest(t)
 	}
-	l.readRequest(t)
 	l.current = nil
 }
 
@@ -244,14 +248,26 @@ func (l *loop) readRequest(t *tunnel) {
 		l.leave(t, l.buf[:n])
 	case err != nil:
 		l.refuse(t, err)
-	case !req.addr.IP.IsValid(): // a name
-		l.leave(t, l.buf[:n])
 	default:
-		t.session.backend = req.addr
-		t.flows[clientSide].unsent = append([]byte(nil), req.early...)
-		t.attempts = int16(l.group.attempts)
-		l.dial(t)
+		l.route(t, req, l.buf[:n])
 	}
+}
+
+// route takes a connection to where its client wants to go. received is all
+// that the client has sent so far.
+func (l *loop) route(t *tunnel, req request, received []byte) {
+	if !req.addr.IP.IsValid() { // a name
+		l.leave(t, received)
+		return
+	}
+	t.session.backend = req.addr
+	if err := l.front.permit(netip.AddrPortFrom(req.addr.IP, req.addr.Port)); err != nil {
+		l.refuse(t, err)
+		return
+	}
+	t.flows[clientSide].unsent = append([]byte(nil), req.early...)
+	t.attempts = int16(l.group.attempts)
+	l.dial(t)
 }
 
 // leave hands a connection over to a goroutine, with what it has sent so far.
@@ -387,12 +403,23 @@ func firstLocalPort() uint16 {
 
 // answer says 200 and opens the tunnel.
 func (l *loop) answer(t *tunnel) {
-	// Three bytes into an empty send buffer are taken whole or not at all.
-	if _, err := sysWrite(t.sockets[clientSide].fd, []byte(statusOK)); err != nil {
-		l.abandon(t, errClientGone)
-		return
+	c := &t.sockets[clientSide]
+	if reply := t.session.reply(statusOK); len(reply) > 0 {
+		// So few bytes into an empty send buffer are taken whole or not at all.
+		if _, err := sysWrite(c.fd, reply); err != nil {
+			l.abandon(t, errClientGone)
+			return
+		}
 	}
-	l.open(t, t.flows[clientSide].unsent)
+	early := t.flows[clientSide].unsent
+	if l.front.sendProxy != 0 {
+		var local netip.AddrPort
+		if sysName(unix.SYS_GETSOCKNAME, c.fd, &l.sockaddr) == nil {
+			local = addrPortOf(&l.sockaddr)
+		}
+		early = l.front.announce(&t.session, local, early)
+	}
+	l.open(t, early)
 }
 
 // dialFailed tries again, or refuses the client.
@@ -416,7 +443,12 @@ func (l *loop) refuse(t *tunnel, err error) {
 	l.front.accountRefused(&t.session, status, err)
 	c := &t.sockets[clientSide]
 	t.flows[clientSide].unsent = nil
-	if _, err := sysWrite(c.fd, []byte(status)); err != nil {
+	reply := t.session.reply(status)
+	if len(reply) == 0 {
+		l.dismiss(t)
+		return
+	}
+	if _, err := sysWrite(c.fd, reply); err != nil {
 		l.dismiss(t)
 		return
 	}

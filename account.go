@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"time"
+
+	"gateway/internal/policy"
 )
 
 // The log has one line for each connection. It never holds a secret, a sealed
@@ -18,8 +20,9 @@ func (f *frontend) account(s *session, end tunnelEnd) {
 	if end.how == howShutdown {
 		f.cut.Add(1)
 	}
+	end.up = max(0, end.up-int64(s.preface))
 	if f.log.Enabled(context.Background(), slog.LevelInfo) {
-		attrs := make([]slog.Attr, 0, 8)
+		attrs := make([]slog.Attr, 0, 9)
 		attrs = append(attrs,
 			slog.String("client", s.client.String()),
 			slog.String("backend", s.backend.String()))
@@ -32,12 +35,23 @@ func (f *frontend) account(s *session, end tunnelEnd) {
 			slog.Int64("duration_ms", time.Since(s.accepted).Milliseconds()),
 			slog.String("ended_by", end.by),
 			slog.String("how", end.how))
+		if s.id != "" {
+			attrs = append(attrs, slog.String("id", s.id))
+		}
 		f.log.LogAttrs(context.Background(), slog.LevelInfo, "tunnel", attrs...)
 	}
 }
 
 // accountRefused logs a request that came to no tunnel.
 func (f *frontend) accountRefused(s *session, st status, err error) {
+	var (
+		de     *dialError
+		denial *policy.Denial
+	)
+	errors.As(err, &de)
+	if errors.As(err, &denial) {
+		f.denied.Add(1)
+	}
 	level, msg := slog.LevelInfo, "refused"
 	if err == errEmpty {
 		level, msg = slog.LevelDebug, "no request" // a health check most of the time
@@ -52,8 +66,7 @@ func (f *frontend) accountRefused(s *session, st status, err error) {
 	if s.backend.Port != 0 {
 		attrs = append(attrs, slog.String("backend", s.backend.String()))
 	}
-	var de *dialError
-	if errors.As(err, &de) {
+	if de != nil {
 		attrs = append(attrs, slog.String("reason", de.reason), slog.String("err", de.Error()))
 	} else {
 		attrs = append(attrs, slog.String("reason", err.Error()))

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"gateway/internal/address"
+	"gateway/internal/policy"
 	"gateway/internal/sockopt"
 )
 
@@ -24,14 +26,16 @@ type Config struct {
 	SecretSources []string // where they came from, for the log
 	KDFs          []kdf    // at least one; the first seals
 
-	Addr  string
-	Reuse bool
+	Listen []listening // where, and what clients get there; at least one
+	Reuse  bool
 
 	HandshakeTimeout time.Duration
 	HandshakeMax     int // bytes
 	Retry            int // attempts in all
 	Timeout          time.Duration
-	Buffer           int // bytes
+	Allow, Deny      []policy.Rule
+	SendProxy        string // "off", "v1" or "v2"
+	Buffer           int    // bytes
 
 	Loops            int // 0: one per CPU; below: goroutines
 	Splice           bool
@@ -51,7 +55,16 @@ type Config struct {
 	Arg    string
 
 	secret, secretFile string
+	addr               string
+	forward            *address.Address  // of -addr
 	sources            map[string]string // setting → what set it: flag or variable
+}
+
+// listening is an address to listen on.
+type listening struct {
+	addr    string
+	forward *address.Address // where every client goes; nil: to its sealed address
+	setting string           // the flag that said so
 }
 
 // action is one of the flags that do something other than serve.
@@ -98,7 +111,7 @@ func settings(cfg *Config) []setting {
 			"seals and opens addresses. The process list shows it, so prefer -secret-file,\n" +
 				"GATEWAY_SECRET, or systemd's LoadCredential=secret:FILE, which is read like\n" +
 				"-secret-file. Every source that is given counts, in this order; at least one\n" +
-				"is required"},
+				"is required, unless all listeners forward"},
 		{groupSecrets, "secret-file", "FILE", (*stringValue)(&cfg.secretFile),
 			"one secret a line: all open, the first seals; blank lines and lines that\n" +
 				"start with # are skipped"},
@@ -107,9 +120,16 @@ func settings(cfg *Config) []setting {
 				"CryptoJS. sha256: OpenSSL since. pbkdf2: openssl enc -pbkdf2; it costs\n" +
 				"milliseconds of CPU for each bad line, so it is tried only when named here"},
 
-		{groupListening, "addr", "ADDRESS", &addrValue{&cfg.Addr, false},
+		{groupListening, "addr", "ADDRESS", &addrValue{&cfg.addr, false},
 			"host:port to listen on. :port is every IPv4 and IPv6 address, 0.0.0.0:port\n" +
 				"every IPv4 address; port 0 is a free one, which the log names"},
+		{groupListening, "forward", "TARGET", &targetValue{&cfg.forward},
+			"host:port to which every client of -addr goes: a plain port forward, without\n" +
+				"handshake, status or secret"},
+		{groupListening, "listen", "ADDRESS=sealed|forward:TARGET", (*listenValue)(&cfg.Listen),
+			"one more address to listen on, for sealed lines or as a plain port forward.\n" +
+				"May be repeated (separated by spaces in GATEWAY_LISTEN). With -listen and\n" +
+				"neither -addr nor -forward, there is no -addr"},
 		{groupListening, "reuse", "0|1", (*switchValue)(&cfg.Reuse),
 			"1 sets SO_REUSEPORT, for several processes on one address"},
 
@@ -122,6 +142,16 @@ func settings(cfg *Config) []setting {
 			"to connect, in all; only a time-out is tried again"},
 		{groupBackend, "timeout", "TIME", &durationValue{&cfg.Timeout, false},
 			"for each attempt, its name lookup included"},
+		{groupBackend, "allow", "RULES", (*rulesValue)(&cfg.Allow),
+			"where backends may be, and nowhere else: CIDR, CIDR:PORT or CIDR:FROM-TO,\n" +
+				"separated by commas; may be repeated. Link-local and metadata addresses\n" +
+				"(169.254.0.0/16, fe80::/10 and the clouds') need a rule within their range;\n" +
+				"empty: everywhere else"},
+		{groupBackend, "deny", "RULES", (*rulesValue)(&cfg.Deny),
+			"where backends may not be, in the same form, whatever -allow says"},
+		{groupBackend, "send-proxy", "off|v1|v2", &choiceValue{&cfg.SendProxy, []string{"off", "v1", "v2"}},
+			"tell backends the client's address, by a PROXY protocol header before anything\n" +
+				"else; v2 carries a unique id too, which the log has"},
 
 		{groupTunnel, "buffer", "BYTES", &intValue{&cfg.Buffer, 1, 16 << 20},
 			"of the copy buffer. It has no effect on long runs of data on Linux, which\n" +
@@ -168,11 +198,12 @@ func settings(cfg *Config) []setting {
 func defaultConfig() *Config {
 	return &Config{
 		KDFs:             []kdf{kdfMD5, kdfSHA256},
-		Addr:             "0.0.0.0:0",
+		addr:             "0.0.0.0:0",
 		HandshakeTimeout: 10 * time.Second,
 		HandshakeMax:     1024,
 		Retry:            1,
 		Timeout:          3 * time.Second,
+		SendProxy:        "off",
 		Buffer:           16384,
 		Splice:           true,
 		HalfCloseTimeout: 60 * time.Second,
@@ -210,7 +241,35 @@ func parseConfig(args []string) (*Config, error) {
 	if err := cfg.readEnvironment(fs, all); err != nil {
 		return nil, err
 	}
+	if err := cfg.settleListening(); err != nil {
+		return nil, err
+	}
 	return cfg, cfg.loadSecrets()
+}
+
+// settleListening gathers all addresses to listen on: -addr comes first, unless
+// only -listen is given.
+func (cfg *Config) settleListening() error {
+	if len(cfg.Listen) == 0 || cfg.sources["addr"] != "" || cfg.forward != nil {
+		cfg.Listen = slices.Insert(cfg.Listen, 0, listening{cfg.addr, cfg.forward, "addr"})
+	}
+	first := cfg.Listen[0]
+	if slices.ContainsFunc(cfg.Listen[1:], func(l listening) bool { return l.addr == first.addr }) &&
+		!strings.HasSuffix(first.addr, ":0") {
+		return fmt.Errorf("%s has %s, and so has -addr: give it once", cfg.sources["listen"], first.addr)
+	}
+	return nil
+}
+
+// opensLines tells whether there is anything for a secret to do.
+func (cfg *Config) opensLines() bool {
+	return cfg.Action == actionSeal || cfg.Action == actionOpen ||
+		slices.ContainsFunc(cfg.Listen, func(l listening) bool { return l.forward == nil })
+}
+
+// proxyVersion is the version of -send-proxy's header, 0 for none.
+func (cfg *Config) proxyVersion() int {
+	return map[string]int{"v1": 1, "v2": 2}[cfg.SendProxy]
 }
 
 // readEnvironment sets what the command line has not.
@@ -257,7 +316,7 @@ func (cfg *Config) loadSecrets() error {
 			return fmt.Errorf("$CREDENTIALS_DIRECTORY: %w", err)
 		}
 	}
-	if len(cfg.Secrets) == 0 {
+	if len(cfg.Secrets) == 0 && cfg.opensLines() {
 		return errors.New("a secret is required: set -secret-file, GATEWAY_SECRET, -secret, or a systemd credential named secret")
 	}
 	return nil

@@ -64,7 +64,7 @@ func TestUnknownVariablesAreIgnored(t *testing.T) {
 		"GATEWAY", "GATEWAY_", "GATEWAY_RETRY_", "XGATEWAY_RETRY", "RETRY"} {
 		t.Setenv(name, "tcp://10.0.0.1:8000")
 	}
-	if cfg := configOf(t); cfg.Retry != 1 || cfg.Addr != "0.0.0.0:0" {
+	if cfg := configOf(t); cfg.Retry != 1 || len(cfg.Listen) != 1 || cfg.Listen[0].addr != "0.0.0.0:0" {
 		t.Errorf("%+v", cfg)
 	}
 }
@@ -319,9 +319,9 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 	printHelp(&out)
 	want := map[string]string{
 		"secret": "", "secret-file": "", "kdf": "md5,sha256",
-		"addr": "0.0.0.0:0", "reuse": "0",
+		"addr": "0.0.0.0:0", "forward": "", "listen": "", "reuse": "0",
 		"handshake-timeout": "10s", "handshake-max": "1024",
-		"retry": "1", "timeout": "3s", "buffer": "16384",
+		"retry": "1", "timeout": "3s", "allow": "", "deny": "", "send-proxy": "off", "buffer": "16384",
 		"splice": "1", "loops": "0", "idle-timeout": "0", "half-close-timeout": "60s",
 		"keepalive": "30s", "tcp-user-timeout": "0",
 		"pidfile": "gateway.pid", "drain": "30s", "log-format": "text", "log-level": "info", "pprof": "",

@@ -22,14 +22,17 @@ type dialer struct {
 	// timeout bounds one attempt, the name lookup and all addresses of the
 	// name included.
 	timeout time.Duration
+	// permit is asked for each address right before it is dialed, so that no
+	// name leads where a literal may not.
+	permit func(netip.AddrPort) error
 	// resolver looks up names; nil is the system's.
 	resolver *net.Resolver
 	// base has the options of a connected backend's socket.
 	base net.Dialer
 }
 
-func newDialer(cfg *Config) *dialer {
-	d := &dialer{attempts: cfg.Retry, timeout: cfg.Timeout}
+func newDialer(cfg *Config, permit func(netip.AddrPort) error) *dialer {
+	d := &dialer{attempts: cfg.Retry, timeout: cfg.Timeout, permit: permit}
 	d.base.KeepAlive, d.base.KeepAliveConfig = cfg.keepalive()
 	d.base.Control = func(_, _ string, c syscall.RawConn) error {
 		return cfg.liveness().SetUserTimeout(c)
@@ -88,15 +91,20 @@ func (d *dialer) attempt(ctx context.Context, addr address.Address) (*net.TCPCon
 			return nil, err
 		}
 	}
-	var firstErr error
+	var firstErr, denied error
 	for i, ip := range ips {
+		to := netip.AddrPortFrom(ip.Unmap(), addr.Port)
+		if err := d.permit(to); err != nil {
+			denied = err
+			continue
+		}
 		// An equal share of what is left for each address, so that one that
 		// swallows packets leaves time for the next.
 		now := time.Now()
 		share := deadline.Sub(now) / time.Duration(len(ips)-i)
 		nd := d.base
 		nd.Deadline = now.Add(share)
-		conn, err := nd.DialContext(ctx, "tcp", netip.AddrPortFrom(ip.Unmap(), addr.Port).String())
+		conn, err := nd.DialContext(ctx, "tcp", to.String())
 		if err == nil {
 			return conn.(*net.TCPConn), nil
 		}
@@ -104,6 +112,9 @@ func (d *dialer) attempt(ctx context.Context, addr address.Address) (*net.TCPCon
 		if firstErr == nil || isTimeout(err) && !isTimeout(firstErr) {
 			firstErr = err
 		}
+	}
+	if firstErr == nil && denied != nil {
+		return nil, denied
 	}
 	if firstErr == nil {
 		firstErr = fmt.Errorf("%s has no address", addr.Host)
@@ -118,6 +129,9 @@ func isTimeout(err error) bool {
 
 // classify gives a failed dial its status and its word in the log.
 func classify(err error) *dialError {
+	if de, ok := err.(*dialError); ok {
+		return de
+	}
 	if isTimeout(err) {
 		return &dialError{statusGatewayTimeout, "timeout", err}
 	}

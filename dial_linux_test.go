@@ -72,7 +72,7 @@ func TestTheAddressesOfANameShareOneAttemptsTime(t *testing.T) {
 		"\x03bad":  {"127.0.0.2", "127.0.0.2", "127.0.0.2"},
 		"\x04good": {"127.0.0.2", "127.0.0.3"},
 	}
-	d := &dialer{attempts: 1, timeout: 400 * time.Millisecond, resolver: resolver(t, func(q []byte) []byte {
+	d := &dialer{permit: everywhere, attempts: 1, timeout: 400 * time.Millisecond, resolver: resolver(t, func(q []byte) []byte {
 		for name, addrs := range names {
 			if string(q[12:12+len(name)]) == name {
 				return answer(q, noError, addrs...)

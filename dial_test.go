@@ -14,6 +14,9 @@ import (
 	"gateway/internal/address"
 )
 
+// everywhere is the policy of a dialer that may dial anything.
+func everywhere(netip.AddrPort) error { return nil }
+
 // DNS response codes (RFC 1035 section 4.1.1).
 const (
 	noError    = 0
@@ -124,7 +127,7 @@ func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
 		t.Skip("no 127.0.0.3 here: ", err)
 	}
 	defer ln.Close()
-	d := &dialer{attempts: 1, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+	d := &dialer{permit: everywhere, attempts: 1, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
 		return answer(q, noError, "127.0.0.2", "127.0.0.3")
 	})}
 	addr := mustParse(t, "game.test:1")
@@ -140,7 +143,7 @@ func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
 }
 
 func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
-	d := &dialer{attempts: 3, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+	d := &dialer{permit: everywhere, attempts: 3, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
 		return answer(q, serverFail)
 	})}
 	_, err := d.dial(context.Background(), mustParse(t, "game.test:1"))
@@ -151,7 +154,7 @@ func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
 
 func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 	const timeout, attempts = 150 * time.Millisecond, 3
-	d := &dialer{attempts: attempts, timeout: timeout, resolver: resolver(t, func([]byte) []byte { return nil })}
+	d := &dialer{permit: everywhere, attempts: attempts, timeout: timeout, resolver: resolver(t, func([]byte) []byte { return nil })}
 	start := time.Now()
 	_, err := d.dial(context.Background(), mustParse(t, "game.test:1"))
 	if statusOf(err) != statusGatewayTimeout {
@@ -164,7 +167,7 @@ func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 
 func TestARefusalIsNotTriedAgain(t *testing.T) {
 	asked := 0
-	d := &dialer{attempts: 5, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+	d := &dialer{permit: everywhere, attempts: 5, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
 		if q[len(q)-1] == 1 {
 			asked++
 		}

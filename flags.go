@@ -10,6 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"gateway/internal/address"
+	"gateway/internal/policy"
 )
 
 // The kinds of flag values; each is a flag.Value. Set's errors say what would
@@ -120,6 +123,87 @@ func (v *addrValue) Set(s string) error {
 		}
 	}
 	*v.p = s
+	return nil
+}
+
+// targetValue is a backend's address.
+type targetValue struct{ p **address.Address }
+
+func (v *targetValue) String() string {
+	if v.p == nil || *v.p == nil {
+		return ""
+	}
+	return (*v.p).String()
+}
+
+func (v *targetValue) Set(s string) error {
+	*v.p = nil
+	if s == "" {
+		return nil
+	}
+	var err error
+	*v.p, err = parseTarget(s)
+	return err
+}
+
+func parseTarget(s string) (*address.Address, error) {
+	a, err := address.Parse(s)
+	if err != nil {
+		return nil, fmt.Errorf("want host:port (%w)", err)
+	}
+	return &a, nil
+}
+
+// listenValue is a list of addresses to listen on.
+type listenValue []listening
+
+func (v *listenValue) String() string { return "" }
+
+func (v *listenValue) Set(s string) error {
+	for word := range strings.FieldsSeq(s) {
+		addr, what, _ := strings.Cut(word, "=")
+		l := listening{setting: "listen"}
+		err := (&addrValue{&l.addr, false}).Set(addr)
+		if err != nil {
+			return fmt.Errorf("%w, before =sealed or =forward:TARGET", err)
+		}
+		if target, ok := strings.CutPrefix(what, "forward:"); ok {
+			if l.forward, err = parseTarget(target); err != nil {
+				return err
+			}
+		} else if what != "sealed" {
+			return errors.New("want ADDRESS=sealed or ADDRESS=forward:HOST:PORT")
+		}
+		if same := slices.IndexFunc(*v, func(have listening) bool { return have.addr == l.addr }); same < 0 {
+			*v = append(*v, l)
+		} else if (&targetValue{&l.forward}).String() != (&targetValue{&(*v)[same].forward}).String() {
+			return fmt.Errorf("want one use of %s", l.addr)
+		}
+	}
+	return nil
+}
+
+// rulesValue is a list of a policy's rules.
+type rulesValue []policy.Rule
+
+func (v *rulesValue) String() string {
+	rules := make([]string, len(*v))
+	for i, r := range *v {
+		rules[i] = r.String()
+	}
+	return strings.Join(rules, ",")
+}
+
+func (v *rulesValue) Set(s string) error {
+	for word := range strings.FieldsFuncSeq(s, func(r rune) bool { return r == ',' || r == ' ' }) {
+		rule, err := policy.ParseRule(word)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(*v, rule) {
+			*v = append(*v, rule)
+		}
+	}
 	return nil
 }
 

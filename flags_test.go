@@ -33,11 +33,23 @@ var settingTests = []struct {
 		[]taken{{"md5", "md5"}, {"sha256", "sha256"}, {"pbkdf2", "pbkdf2"}, {"sha256,md5", "sha256,md5"},
 			{"pbkdf2,sha256,md5", "pbkdf2,sha256,md5"}},
 		[]string{"", ",", "md4", "MD5", "md5,", ",md5", "md5,,sha256", "md5,md5", "sha256,md5,sha256", "md5 sha256"}},
-	{"addr", func(c *Config) any { return c.Addr }, "0.0.0.0:0",
+	{"addr", func(c *Config) any { return c.addr }, "0.0.0.0:0",
 		[]taken{{":0", ":0"}, {":65535", ":65535"}, {"127.0.0.1:8000", "127.0.0.1:8000"}, {"[::1]:8000", "[::1]:8000"},
 			{"localhost:8000", "localhost:8000"}},
 		[]string{"", "8000", ":", "127.0.0.1", "127.0.0.1:", "::1", "::1:8000", ":65536", ":-1", ":+1", ":http", ":1x",
 			"http://127.0.0.1:80", "a:b:1"}},
+	{"forward", func(c *Config) any { return (&targetValue{&c.forward}).String() }, "",
+		[]taken{{"127.0.0.1:80", "127.0.0.1:80"}, {"[::1]:80", "[::1]:80"}, {"db.internal:5432", "db.internal:5432"}, {"", ""}},
+		[]string{"127.0.0.1", ":80", "127.1:80", "http", "a b:1", "127.0.0.1:0", "127.0.0.1:http"}},
+	{"listen", func(c *Config) any { return listenText(c) }, "",
+		[]taken{
+			{":8000=sealed", "listen :8000"},
+			{"127.0.0.1:8000=forward:10.0.0.1:80", "listen 127.0.0.1:8000 10.0.0.1:80"},
+			{"[::1]:8000=forward:[::1]:80", "listen [::1]:8000 [::1]:80"},
+			{":1=sealed :2=forward:a.b:3", "listen :1, listen :2 a.b:3"},
+		},
+		[]string{":8000", ":8000=", ":8000=open", "=sealed", "8000=sealed", ":8000=forward", ":8000=forward:", ":8000=forward:80",
+			":8000=forward:127.1:80", ":8000=sealed:x", ":8000=SEALED", ":70000=sealed", ":1=sealed,:2=sealed", ":1=sealed :1=forward:a:1"}},
 	{"reuse", func(c *Config) any { return c.Reuse }, false,
 		[]taken{{"1", true}, {"0", false}, {"true", true}, {"false", false}},
 		[]string{"", "2", "-1", "yes", "01"}},
@@ -53,6 +65,15 @@ var settingTests = []struct {
 	{"timeout", func(c *Config) any { return c.Timeout }, 3 * time.Second,
 		[]taken{{"3", 3 * time.Second}, {"1500ms", 1500 * time.Millisecond}},
 		[]string{"", "0", "-1s", "3 seconds"}},
+	{"allow", func(c *Config) any { return (*rulesValue)(&c.Allow).String() }, "",
+		[]taken{{"", ""}, {"10.0.0.0/8", "10.0.0.0/8"}, {"10.0.0.0/8:4000-4999,fd00::/8", "10.0.0.0/8:4000-4999,fd00::/8"}},
+		[]string{"10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/8:0", "10.0.0.0/8:2-1", "ten", "host:80", "10.0.0.0/8:http"}},
+	{"deny", func(c *Config) any { return (*rulesValue)(&c.Deny).String() }, "",
+		[]taken{{"", ""}, {"10.0.0.7/32:22", "10.0.0.7:22"}, {"::/0", "::/0"}},
+		[]string{"10.0.0.0/33", "fe80::%1/64", "10.0.0.0/-1"}},
+	{"send-proxy", func(c *Config) any { return c.SendProxy }, "off",
+		[]taken{{"off", "off"}, {"v1", "v1"}, {"v2", "v2"}},
+		[]string{"", "1", "V1", "v3", "on"}},
 	{"buffer", func(c *Config) any { return c.Buffer }, 16384,
 		[]taken{{"1", 1}, {"65536", 65536}, {"16777216", 16 << 20}},
 		[]string{"", "0", "-1", "16k", "16777217"}},
@@ -89,6 +110,19 @@ var settingTests = []struct {
 	{"pprof", func(c *Config) any { return c.Pprof }, "",
 		[]taken{{"", ""}, {"127.0.0.1:6060", "127.0.0.1:6060"}, {":6060", ":6060"}},
 		[]string{"6060", "localhost", "localhost:", ":65536"}},
+}
+
+// listenText describes all that a configuration listens on.
+func listenText(c *Config) string {
+	var list []string
+	for _, l := range c.Listen {
+		text := l.setting + " " + l.addr
+		if l.forward != nil {
+			text += " " + l.forward.String()
+		}
+		list = append(list, text)
+	}
+	return strings.Join(list, ", ")
 }
 
 // configOf parses a command line that has to be right, with testSecret.

@@ -2,16 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/policy"
 	"gateway/internal/sockopt"
 )
 
@@ -41,17 +44,20 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	g := &Gateway{
 		frontend: &frontend{
 			keys:             newKeyring(cfg.Secrets, cfg.KDFs),
+			policy:           policy.New(cfg.Allow, cfg.Deny),
 			log:              log,
 			handshakeTimeout: cfg.HandshakeTimeout,
 			handshakeMax:     cfg.HandshakeMax,
+			sendProxy:        cfg.proxyVersion(),
+			idPrefix:         strings.ToLower(rand.Text()[:12]),
 		},
-		dialer:    newDialer(cfg),
 		baseCtx:   ctx,
 		cancel:    cancel,
 		stopping:  make(chan struct{}),
 		listeners: make(map[net.Listener]struct{}),
 		clients:   make(map[net.Conn]struct{}),
 	}
+	g.dialer = newDialer(cfg, g.permit)
 	rc := relayConfig{
 		bufferSize:       cfg.Buffer,
 		idleTimeout:      cfg.IdleTimeout,
@@ -85,7 +91,11 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 func (g *Gateway) serveConn(client *net.TCPConn, s *session, received []byte) {
 	defer g.survive(client, s)
 
-	req, err := g.readRequest(client, s, received)
+	req := request{addr: s.backend} // of a client that is forwarded
+	var err error
+	if s.form != formForward {
+		req, err = g.readRequest(client, s, received)
+	}
 	if err != nil {
 		g.refuse(client, s, err)
 		return
@@ -97,17 +107,18 @@ func (g *Gateway) serveConn(client *net.TCPConn, s *session, received []byte) {
 		return
 	}
 	if !req.addr.IP.IsValid() {
-		dialed := peerOf(backend)
+		dialed := addrPort(backend.RemoteAddr())
 		s.dialed = &dialed
 	}
-	if _, err := io.WriteString(client, string(statusOK)); err != nil {
+	if _, err := client.Write(s.reply(statusOK)); err != nil {
 		backend.SetLinger(0) // as if the client had reset it
 		backend.Close()
 		g.refuse(client, s, errClientGone)
 		return
 	}
+	early := g.announce(s, addrPort(client.LocalAddr()), req.early)
 	g.untrack(client)
-	g.relay.run(s, client, backend, req.early) // ends in g.account
+	g.relay.run(s, client, backend, early) // ends in g.account
 }
 
 // serveDescriptor serves a connection that a loop has accepted but cannot
@@ -218,11 +229,12 @@ func (g *Gateway) refuse(client *net.TCPConn, s *session, err error) {
 	defer g.dismiss(client, s)
 	status := statusOf(err)
 	g.accountRefused(s, status, err)
-	if status == "" {
+	reply := s.reply(status)
+	if len(reply) == 0 {
 		return
 	}
 	client.SetDeadline(time.Now().Add(lingerTime))
-	if _, err := io.WriteString(client, string(status)); err != nil {
+	if _, err := client.Write(reply); err != nil {
 		return
 	}
 	client.CloseWrite()

@@ -648,7 +648,7 @@ func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
 				l.load.Add(1)
 				g.serving.Add(1)
 				inLoop(t, l, func() {
-					l.begin(fd, addrOf(c)) // which connects
+					l.begin(fd, addrOf(c), nil) // which connects
 					b, err := ln.Accept()
 					if err != nil {
 						t.Error(err)

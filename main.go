@@ -116,12 +116,7 @@ func serve(cfg *Config, log *slog.Logger) error {
 	// Who reads the log may die; the gateway need not follow.
 	signal.Ignore(syscall.SIGPIPE)
 
-	stopPprof, err := startPprof(cfg.Pprof, log)
-	if err != nil {
-		return err
-	}
-	defer stopPprof()
-	ln, err := listen(cfg)
+	listeners, err := listenAll(cfg)
 	if err != nil {
 		return err
 	}
@@ -132,12 +127,32 @@ func serve(cfg *Config, log *slog.Logger) error {
 	}
 	g, err := NewGateway(cfg, log)
 	if err != nil {
-		ln.Close()
+		closeAll(listeners)
 		return err
 	}
-	served := make(chan error, 1)
-	go func() { served <- g.Serve(ln) }()
 	defer g.Close()
+	for _, ln := range listeners {
+		g.Own(ln.Addr()) // all of them, before a client of any
+	}
+	if cfg.Pprof != "" {
+		at, stopPprof, err := startPprof(cfg.Pprof, log)
+		if err != nil {
+			closeAll(listeners)
+			return err
+		}
+		defer stopPprof()
+		g.Own(at)
+	}
+	served := make(chan error, len(listeners))
+	for i, ln := range listeners {
+		go func() {
+			if to := cfg.Listen[i].forward; to != nil {
+				served <- g.ServeForward(ln, *to)
+			} else {
+				served <- g.Serve(ln)
+			}
+		}()
+	}
 
 	if cfg.PIDFile != "" {
 		p, err := createPIDFile(cfg.PIDFile)
@@ -150,8 +165,15 @@ func serve(cfg *Config, log *slog.Logger) error {
 			}
 		}()
 	}
-	log.Info("listening", "addr", ln.Addr().String(), "pid", os.Getpid(), "version", version,
-		"secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
+	for i, ln := range listeners {
+		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
+		if to := cfg.Listen[i].forward; to != nil {
+			attrs = append(attrs, "forward", to.String())
+		} else {
+			attrs = append(attrs, "secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
+		}
+		log.Info("listening", attrs...)
+	}
 
 	var sig os.Signal
 	select {
@@ -173,12 +195,32 @@ func serve(cfg *Config, log *slog.Logger) error {
 	g.Shutdown(ctx)
 	g.Close()
 	spliced, copied := g.relay.moved()
-	log.Info("stopped", "cut", g.cut.Load(), "spliced", spliced, "copied", copied)
+	log.Info("stopped", "cut", g.cut.Load(), "denied", g.denied.Load(), "spliced", spliced, "copied", copied)
 	return nil
 }
 
-// listen opens the listening socket of -addr.
-func listen(cfg *Config) (net.Listener, error) {
+// listenAll opens all listening sockets.
+func listenAll(cfg *Config) ([]net.Listener, error) {
+	var list []net.Listener
+	for _, l := range cfg.Listen {
+		ln, err := listen(cfg, l)
+		if err != nil {
+			closeAll(list)
+			return nil, fmt.Errorf("-%s: %w", l.setting, err)
+		}
+		list = append(list, ln)
+	}
+	return list, nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, ln := range listeners {
+		ln.Close()
+	}
+}
+
+// listen opens a listening socket.
+func listen(cfg *Config, l listening) (net.Listener, error) {
 	var lc net.ListenConfig
 	// Since Go 1.24 listeners speak MPTCP unless told not to, and then some
 	// socket options fail (golang/go#74643).
@@ -194,18 +236,15 @@ func listen(cfg *Config) (net.Listener, error) {
 	}
 	// "tcp" would make 0.0.0.0 listen on IPv6 too.
 	network := "tcp"
-	host, _, _ := net.SplitHostPort(cfg.Addr)
+	host, _, _ := net.SplitHostPort(l.addr)
 	if ip := net.ParseIP(host); ip != nil && ip.To4() != nil {
 		network = "tcp4"
 	}
-	ln, err := lc.Listen(context.Background(), network, cfg.Addr)
+	ln, err := lc.Listen(context.Background(), network, l.addr)
 	if errors.Is(err, syscall.EADDRINUSE) && !cfg.Reuse {
-		return nil, fmt.Errorf("-addr: %w (stop who uses it, or start all with -reuse=1)", err)
+		return nil, fmt.Errorf("%w (stop who uses it, or start all with -reuse=1)", err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("-addr: %w", err)
-	}
-	return ln, nil
+	return ln, err
 }
 
 func versionLine() string {

@@ -9,15 +9,12 @@ import (
 	"time"
 )
 
-// startPprof serves net/http/pprof on addr, or nothing if addr is empty, until
-// the returned function is called.
-func startPprof(addr string, log *slog.Logger) (stop func(), err error) {
-	if addr == "" {
-		return func() {}, nil
-	}
+// startPprof serves net/http/pprof on addr until stop is called. at is where it
+// listens.
+func startPprof(addr string, log *slog.Logger) (at net.Addr, stop func(), err error) {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("-pprof: %w", err)
+		return nil, nil, fmt.Errorf("-pprof: %w", err)
 	}
 	srv := &http.Server{
 		Handler:           pprofMux(),
@@ -26,7 +23,7 @@ func startPprof(addr string, log *slog.Logger) (stop func(), err error) {
 	}
 	go srv.Serve(ln)
 	log.Info("pprof is on", "url", fmt.Sprintf("http://%s/debug/pprof/", ln.Addr()))
-	return func() { srv.Close() }, nil
+	return ln.Addr(), func() { srv.Close() }, nil
 }
 
 // pprofMux has every handler of net/http/pprof but cmdline, which would show

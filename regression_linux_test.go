@@ -262,8 +262,8 @@ func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := defaultConfig()
-			cfg.Keepalive, cfg.Addr = tt.keepalive, "127.0.0.1:0"
-			ln, err := listen(cfg)
+			cfg.Keepalive = tt.keepalive
+			ln, err := listen(cfg, listening{addr: "127.0.0.1:0"})
 			if err != nil {
 				t.Fatal(err)
 			}

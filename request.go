@@ -5,6 +5,14 @@ import (
 	"errors"
 )
 
+// form is how a client says where it wants to go, and so how it is answered.
+type form uint8
+
+const (
+	formLine    form = iota // a sealed line; the bare status answers it
+	formForward             // not at all: its listener leads to one backend; nothing is answered
+)
+
 // requestError is why no request could be read. The client gets 400 for each;
 // the log gets the reason.
 type requestError string

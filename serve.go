@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"gateway/internal/address"
 	"gateway/internal/sockopt"
 )
 
@@ -16,14 +17,23 @@ var ErrGatewayClosed = errors.New("gateway closed")
 // Serve accepts connections from ln, which it owns from here on, until
 // Shutdown or Close is called; then it returns ErrGatewayClosed. No failure to
 // accept ends it: it backs off and tries again.
-func (g *Gateway) Serve(ln net.Listener) error {
+func (g *Gateway) Serve(ln net.Listener) error { return g.serve(ln, nil) }
+
+// ServeForward is Serve for a listener whose clients all go to one backend,
+// without a handshake.
+func (g *Gateway) ServeForward(ln net.Listener, to address.Address) error {
+	return g.serve(ln, &to)
+}
+
+func (g *Gateway) serve(ln net.Listener, forward *address.Address) error {
 	defer ln.Close()
+	g.Own(ln.Addr())
 	if !g.startAccepting(ln) {
 		return ErrGatewayClosed
 	}
 	defer g.stopAccepting(ln)
 	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		return g.loops.serve(tcp, g.stopping)
+		return g.loops.serve(tcp, forward, g.stopping)
 	}
 
 	var pace backoff
@@ -31,11 +41,11 @@ func (g *Gateway) Serve(ln net.Listener) error {
 		conn, err := ln.Accept()
 		if err == nil {
 			pace.reset()
-			g.accepted(conn)
+			g.accepted(conn, forward)
 			continue
 		}
 		if g.isStopping() {
-			g.acceptQueued(ln)
+			g.acceptQueued(ln, forward)
 			return ErrGatewayClosed
 		}
 		// Out of descriptors most of the time: connections that end free some.
@@ -50,7 +60,7 @@ func (g *Gateway) Serve(ln net.Listener) error {
 
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
-func (g *Gateway) acceptQueued(ln net.Listener) {
+func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Address) {
 	l, ok := ln.(*net.TCPListener)
 	if !ok {
 		return
@@ -70,12 +80,20 @@ func (g *Gateway) acceptQueued(ln net.Listener) {
 		if err != nil {
 			return
 		}
-		g.accepted(conn)
+		g.accepted(conn, forward)
+	}
+}
+
+// Own tells the gateway of an address that belongs to it, besides those that it
+// serves: no client gets there.
+func (g *Gateway) Own(a net.Addr) {
+	if ap := addrPort(a); ap.IsValid() {
+		g.policy.Own(ap)
 	}
 }
 
 // accepted starts the life of a connection.
-func (g *Gateway) accepted(conn net.Conn) {
+func (g *Gateway) accepted(conn net.Conn, forward *address.Address) {
 	client, ok := conn.(*net.TCPConn)
 	if !ok {
 		conn.Close()
@@ -84,8 +102,8 @@ func (g *Gateway) accepted(conn net.Conn) {
 	}
 	g.serving.Add(1)
 	g.track(client)
-	s := &session{client: peerOf(client), accepted: time.Now()}
-	go g.serveConn(client, s, nil)
+	s := arrival(addrPort(client.RemoteAddr()), forward)
+	go g.serveConn(client, &s, nil)
 }
 
 // Shutdown stops listening at once and returns when all connections have ended

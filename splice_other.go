@@ -5,6 +5,8 @@ package main
 import (
 	"errors"
 	"net"
+
+	"gateway/internal/address"
 )
 
 const loopsSupported = false
@@ -17,4 +19,4 @@ func newLoops(*Config, relayConfig, *frontend, func(int, *session, []byte)) (*lo
 	return nil, errors.New("not supported by this operating system")
 }
 
-func (*loops) serve(*net.TCPListener, <-chan struct{}) error { panic("no loops") }
+func (*loops) serve(*net.TCPListener, *address.Address, <-chan struct{}) error { panic("no loops") }

@@ -1,0 +1,91 @@
+// Package proxyheader writes and reads the header of the PROXY protocol, by
+// which a proxy tells the next machine whose connection it passes on. Both
+// versions are those of HAProxy's doc/proxy-protocol.txt, which the comments
+// here call the specification: version 1 is a line of text (section 2.1),
+// version 2 is binary (section 2.2).
+package proxyheader
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/pires/go-proxyproto"
+)
+
+const (
+	// MaxSize is the longest header in bytes that Parse takes. The
+	// specification would let a peer send 64 KiB.
+	MaxSize = prefixSize + maxPayload
+
+	// MaxUniqueID is the longest unique id in bytes (section 2.2.5).
+	MaxUniqueID = 128
+)
+
+// Append appends the header that tells a backend of a client: src is the
+// client, dst is where the client connected to. Version 0 appends nothing, 1
+// and 2 are the protocol's. Version 2 carries id as PP2_TYPE_UNIQUE_ID unless
+// it is empty; version 1 has no room for it.
+//
+// The client's address is told whenever it is known, because a backend that is
+// not told takes every client for the gateway, which it may trust more:
+//   - addresses of two families are both told as IPv6, the IPv4 one mapped;
+//   - an invalid or unspecified dst, as that of an unconnected socket, is told
+//     as the unspecified address of src's family, with dst's port.
+//
+// Zones are left out. Only for an invalid src the header says that nothing is
+// known: UNKNOWN in version 1, LOCAL without id in version 2.
+//
+// The error is for another version or a longer id; b comes back as it was.
+func Append(b []byte, version int, src, dst netip.AddrPort, id string) ([]byte, error) {
+	if version == 0 {
+		return b, nil
+	}
+	if version != 1 && version != 2 {
+		return b, fmt.Errorf("there is no version %d of the PROXY protocol", version)
+	}
+	if version == 2 && len(id) > MaxUniqueID {
+		return b, fmt.Errorf("a unique id of %d bytes; at most %d are allowed", len(id), MaxUniqueID)
+	}
+	h := &proxyproto.Header{Version: byte(version), Command: proxyproto.LOCAL}
+	if src.IsValid() {
+		src = unmap(src)
+		dst = destination(src.Addr(), dst)
+		h.Command = proxyproto.PROXY
+		h.TransportProtocol = proxyproto.TCPv6
+		if src.Addr().Is4() && dst.Addr().Is4() {
+			h.TransportProtocol = proxyproto.TCPv4
+		}
+		h.SourceAddr = net.TCPAddrFromAddrPort(src)
+		h.DestinationAddr = net.TCPAddrFromAddrPort(dst)
+		if id != "" {
+			err := h.SetTLVs([]proxyproto.TLV{{Type: proxyproto.PP2_TYPE_UNIQUE_ID, Value: []byte(id)}})
+			if err != nil {
+				return b, err
+			}
+		}
+	}
+	header, err := h.Format()
+	if err != nil {
+		return b, err
+	}
+	return append(b, header...), nil
+}
+
+// destination returns dst in the form that goes with a client at src.
+func destination(src netip.Addr, dst netip.AddrPort) netip.AddrPort {
+	dst = unmap(dst)
+	if dst.IsValid() && !dst.Addr().IsUnspecified() {
+		return dst
+	}
+	unspecified := netip.IPv6Unspecified()
+	if src.Is4() {
+		unspecified = netip.IPv4Unspecified()
+	}
+	return netip.AddrPortFrom(unspecified, dst.Port())
+}
+
+// unmap turns an IPv4 address that is written as IPv6 back, and drops a zone.
+func unmap(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
+}
