@@ -204,14 +204,14 @@ func (l *loop) begin(fd int, peer netip.AddrPort, forward *address.Address) {
 	l.current = t
 	t.state = stateRequest
 	t.sockets[clientSide].fd = int32(fd)
-	t.session = arrival(peer, forward)
+	t.session = l.front.arrival(peer, forward)
 	switch {
 	case l.closing:
 		l.abandon(t, errShutdown)
-	case forward != nil:
-		l.route(t, request{addr: *forward}, nil)
-	default:
+	case t.session.asks():
 		l.readRequest(t)
+	default:
+		l.route(t, request{addr: *forward}, nil)
 	}
 	l.current = nil
 }
@@ -242,9 +242,10 @@ func (l *loop) readRequest(t *tunnel) {
 		l.leave(t, l.buf[:n])
 		return
 	}
-	req, err := l.front.request(context.Background(), l.buf[:n])
+	req, err := l.front.request(context.Background(), &t.session, l.buf[:n])
+	form := t.session.form
 	switch {
-	case err == errIncomplete:
+	case err == errIncomplete, err == nil && (form == formHTTP || form == formTLS):
 		l.leave(t, l.buf[:n])
 	case err != nil:
 		l.refuse(t, err)
@@ -404,7 +405,7 @@ func firstLocalPort() uint16 {
 // answer says 200 and opens the tunnel.
 func (l *loop) answer(t *tunnel) {
 	c := &t.sockets[clientSide]
-	if reply := t.session.reply(statusOK); len(reply) > 0 {
+	if reply := t.session.form.reply(statusOK); len(reply) > 0 {
 		// So few bytes into an empty send buffer are taken whole or not at all.
 		if _, err := sysWrite(c.fd, reply); err != nil {
 			l.abandon(t, errClientGone)
@@ -443,7 +444,7 @@ func (l *loop) refuse(t *tunnel, err error) {
 	l.front.accountRefused(&t.session, status, err)
 	c := &t.sockets[clientSide]
 	t.flows[clientSide].unsent = nil
-	reply := t.session.reply(status)
+	reply := t.session.form.reply(status)
 	if len(reply) == 0 {
 		l.dismiss(t)
 		return

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gateway/internal/policy"
+	"gateway/internal/web"
 )
 
 // The log has one line for each connection. It never holds a secret, a sealed
@@ -22,7 +23,7 @@ func (f *frontend) account(s *session, end tunnelEnd) {
 	}
 	end.up = max(0, end.up-int64(s.preface))
 	if f.log.Enabled(context.Background(), slog.LevelInfo) {
-		attrs := make([]slog.Attr, 0, 9)
+		attrs := make([]slog.Attr, 0, 10)
 		attrs = append(attrs,
 			slog.String("client", s.client.String()),
 			slog.String("backend", s.backend.String()))
@@ -38,6 +39,7 @@ func (f *frontend) account(s *session, end tunnelEnd) {
 		if s.id != "" {
 			attrs = append(attrs, slog.String("id", s.id))
 		}
+		attrs = appendVia(attrs, s)
 		f.log.LogAttrs(context.Background(), slog.LevelInfo, "tunnel", attrs...)
 	}
 }
@@ -59,19 +61,84 @@ func (f *frontend) accountRefused(s *session, st status, err error) {
 	if !f.log.Enabled(context.Background(), level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 5)
+	reason := err.Error()
+	var re requestError
+	switch {
+	case de != nil:
+		reason = de.reason
+	case errors.As(err, &re):
+		reason = string(re)
+	}
+	attrs := make([]slog.Attr, 0, 6)
 	attrs = append(attrs,
 		slog.String("client", s.client.String()),
 		slog.String("status", string(st)))
 	if s.backend.Port != 0 {
 		attrs = append(attrs, slog.String("backend", s.backend.String()))
 	}
-	if de != nil {
-		attrs = append(attrs, slog.String("reason", de.reason), slog.String("err", de.Error()))
-	} else {
-		attrs = append(attrs, slog.String("reason", err.Error()))
+	attrs = append(attrs, slog.String("reason", reason))
+	if text := err.Error(); text != reason {
+		attrs = append(attrs, slog.String("err", text))
 	}
+	attrs = appendVia(attrs, s)
 	f.log.LogAttrs(context.Background(), level, msg, attrs...)
+}
+
+// accountExchange logs a request of an HTTP client.
+func (f *frontend) accountExchange(s *session, e web.Exchange) {
+	var (
+		de     *dialError
+		denial *policy.Denial
+	)
+	errors.As(e.Err, &de)
+	if errors.As(e.Err, &denial) {
+		f.denied.Add(1)
+	}
+	if !f.log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs,
+		slog.String("client", s.client.String()),
+		slog.String("method", e.Method),
+		slog.Int("status", e.Status))
+	if s.backend.Port != 0 {
+		attrs = append(attrs, slog.String("backend", s.backend.String()))
+	}
+	if s.dialed != nil {
+		attrs = append(attrs, slog.String("backend_ip", s.dialed.String()))
+	}
+	attrs = append(attrs,
+		slog.Int64("up", e.Up),
+		slog.Int64("down", e.Down),
+		slog.Int64("duration_ms", e.Duration.Milliseconds()))
+	switch {
+	case de != nil:
+		attrs = append(attrs, slog.String("reason", de.reason), slog.String("err", de.Error()))
+	case e.Err != nil:
+		attrs = append(attrs, slog.String("reason", e.Err.Error()))
+	}
+	if s.id != "" {
+		attrs = append(attrs, slog.String("id", s.id))
+	}
+	via := e.Kind
+	if s.secure {
+		via += "+tls"
+	}
+	attrs = append(attrs, slog.String("via", via))
+	f.log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
+}
+
+// appendVia tells how the client came in, where that was not by a bare line.
+func appendVia(attrs []slog.Attr, s *session) []slog.Attr {
+	via := s.form.String()
+	switch {
+	case s.secure:
+		via += "+tls"
+	case s.form == formUnknown, s.form == formLine, s.form == formForward:
+		return attrs
+	}
+	return append(attrs, slog.String("via", via))
 }
 
 // warnCannotAccept tells of a listener's failure, once in 10 s for all of them.

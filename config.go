@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/certificate"
 	"gateway/internal/policy"
 	"gateway/internal/sockopt"
 )
@@ -28,6 +30,11 @@ type Config struct {
 
 	Listen []listening // where, and what clients get there; at least one
 	Reuse  bool
+
+	TrustedProxies  []netip.Prefix
+	TLSCert, TLSKey string // both or none
+	HTTPHeaderMax   int    // bytes
+	WSOrigins       []string
 
 	HandshakeTimeout time.Duration
 	HandshakeMax     int // bytes
@@ -132,11 +139,24 @@ func settings(cfg *Config) []setting {
 				"neither -addr nor -forward, there is no -addr"},
 		{groupListening, "reuse", "0|1", (*switchValue)(&cfg.Reuse),
 			"1 sets SO_REUSEPORT, for several processes on one address"},
+		{groupListening, "trusted-proxies", "CIDRS", (*prefixesValue)(&cfg.TrustedProxies),
+			"peers that must send a PROXY protocol header (v1 or v2) first, whose client\n" +
+				"address is believed, separated by commas; empty: nobody is believed"},
+		{groupListening, "tls-cert", "FILE", (*stringValue)(&cfg.TLSCert),
+			"certificate chain in PEM form: clients may then speak TLS. Read again when it\n" +
+				"changes"},
+		{groupListening, "tls-key", "FILE", (*stringValue)(&cfg.TLSKey),
+			"the certificate's private key"},
 
 		{groupRequest, "handshake-timeout", "TIME", &durationValue{&cfg.HandshakeTimeout, false},
 			"for the whole request, however it dribbles"},
 		{groupRequest, "handshake-max", "BYTES", &intValue{&cfg.HandshakeMax, 1, 1 << 20},
-			"largest sealed line"},
+			"largest sealed line, in whatever form it comes"},
+		{groupRequest, "http-header-max", "BYTES", &intValue{&cfg.HTTPHeaderMax, 4097, 1 << 20},
+			"largest header of an HTTP request"},
+		{groupRequest, "ws-origins", "PATTERNS", (*originsValue)(&cfg.WSOrigins),
+			"hosts (game.example, *.example) whose web pages may open WebSockets,\n" +
+				"separated by commas"},
 
 		{groupBackend, "retry", "ATTEMPTS", &intValue{&cfg.Retry, 1, 1000},
 			"to connect, in all; only a time-out is tried again"},
@@ -166,7 +186,8 @@ func settings(cfg *Config) []setting {
 		{groupTunnel, "half-close-timeout", "TIME", &durationValue{&cfg.HalfCloseTimeout, false},
 			"the same for a tunnel of which one side has finished"},
 		{groupTunnel, "keepalive", "TIME", &durationValue{&cfg.Keepalive, true},
-			"of silence after which TCP asks both ends whether they are there; 0: never"},
+			"of silence after which TCP asks both ends, and a ping asks a WebSocket's\n" +
+				"client, whether they are there; 0: never"},
 		{groupTunnel, "tcp-user-timeout", "TIME", &durationValue{&cfg.UserTimeout, true},
 			"after which a peer that acknowledges nothing is given up, or takes nothing\n" +
 				"(TCP_USER_TIMEOUT, Linux); 0: the kernel's, about 15 minutes"},
@@ -201,6 +222,8 @@ func defaultConfig() *Config {
 		addr:             "0.0.0.0:0",
 		HandshakeTimeout: 10 * time.Second,
 		HandshakeMax:     1024,
+		HTTPHeaderMax:    8192,
+		WSOrigins:        []string{"*"},
 		Retry:            1,
 		Timeout:          3 * time.Second,
 		SendProxy:        "off",
@@ -244,6 +267,9 @@ func parseConfig(args []string) (*Config, error) {
 	if err := cfg.settleListening(); err != nil {
 		return nil, err
 	}
+	if err := cfg.checkTLS(); err != nil {
+		return nil, err
+	}
 	return cfg, cfg.loadSecrets()
 }
 
@@ -257,6 +283,23 @@ func (cfg *Config) settleListening() error {
 	if slices.ContainsFunc(cfg.Listen[1:], func(l listening) bool { return l.addr == first.addr }) &&
 		!strings.HasSuffix(first.addr, ":0") {
 		return fmt.Errorf("%s has %s, and so has -addr: give it once", cfg.sources["listen"], first.addr)
+	}
+	return nil
+}
+
+// checkTLS sees whether there is a certificate to begin with.
+func (cfg *Config) checkTLS() error {
+	switch {
+	case cfg.TLSCert == "" && cfg.TLSKey == "":
+		return nil
+	case cfg.TLSCert == "":
+		return errors.New("-tls-key needs -tls-cert too")
+	case cfg.TLSKey == "":
+		return errors.New("-tls-cert needs -tls-key too")
+	}
+	_, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return fmt.Errorf("%s and %s: %w", cfg.sources["tls-cert"], cfg.sources["tls-key"], err)
 	}
 	return nil
 }

@@ -320,6 +320,7 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 	want := map[string]string{
 		"secret": "", "secret-file": "", "kdf": "md5,sha256",
 		"addr": "0.0.0.0:0", "forward": "", "listen": "", "reuse": "0",
+		"trusted-proxies": "", "tls-cert": "", "tls-key": "", "http-header-max": "8192", "ws-origins": "*",
 		"handshake-timeout": "10s", "handshake-max": "1024",
 		"retry": "1", "timeout": "3s", "allow": "", "deny": "", "send-proxy": "off", "buffer": "16384",
 		"splice": "1", "loops": "0", "idle-timeout": "0", "half-close-timeout": "60s",

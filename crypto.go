@@ -52,6 +52,7 @@ const (
 	errBadFormat  openError = "bad_format"  // no salt, or not whole AES blocks
 	errBadPadding openError = "bad_padding" // no secret and derivation fits
 	errBadAddress openError = "bad_address" // something was decrypted, but no address
+	errWrongWay   openError = "wrong_way"   // the address is for HTTP, and the client brings bytes
 	errKDFBusy    openError = "kdf_busy"    // the client's time ran out while it waited for -kdf=pbkdf2
 )
 

@@ -59,10 +59,10 @@ var (
 
 // dial connects to addr. The caller closes the connection. Every error is a
 // *dialError. Cancelling ctx ends the dial at once, with ctx's cause.
-func (d *dialer) dial(ctx context.Context, addr address.Address) (*net.TCPConn, error) {
+func (d *dialer) dial(ctx context.Context, addr address.Address) (net.Conn, error) {
 	var err error
 	for range d.attempts {
-		var conn *net.TCPConn
+		var conn net.Conn
 		conn, err = d.attempt(ctx, addr)
 		if err == nil {
 			return conn, nil
@@ -78,7 +78,7 @@ func (d *dialer) dial(ctx context.Context, addr address.Address) (*net.TCPConn, 
 }
 
 // attempt dials each address of addr in turn, all within one timeout.
-func (d *dialer) attempt(ctx context.Context, addr address.Address) (*net.TCPConn, error) {
+func (d *dialer) attempt(ctx context.Context, addr address.Address) (net.Conn, error) {
 	deadline := time.Now().Add(d.timeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -106,7 +106,7 @@ func (d *dialer) attempt(ctx context.Context, addr address.Address) (*net.TCPCon
 		nd.Deadline = now.Add(share)
 		conn, err := nd.DialContext(ctx, "tcp", to.String())
 		if err == nil {
-			return conn.(*net.TCPConn), nil
+			return conn, nil
 		}
 		// A time-out tells more than a refusal: trying again may help.
 		if firstErr == nil || isTimeout(err) && !isTimeout(firstErr) {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -195,7 +197,7 @@ func (v *rulesValue) String() string {
 }
 
 func (v *rulesValue) Set(s string) error {
-	for word := range strings.FieldsFuncSeq(s, func(r rune) bool { return r == ',' || r == ' ' }) {
+	for _, word := range words(s) {
 		rule, err := policy.ParseRule(word)
 		if err != nil {
 			return err
@@ -205,6 +207,57 @@ func (v *rulesValue) Set(s string) error {
 		}
 	}
 	return nil
+}
+
+// prefixesValue is a list of networks, each once.
+type prefixesValue []netip.Prefix
+
+func (v *prefixesValue) String() string {
+	list := make([]string, len(*v))
+	for i, p := range *v {
+		list[i] = p.String()
+	}
+	return strings.Join(list, ",")
+}
+
+func (v *prefixesValue) Set(s string) error {
+	for _, word := range words(s) {
+		p, err := netip.ParsePrefix(word)
+		if addr, aerr := netip.ParseAddr(word); aerr == nil && addr.Zone() == "" {
+			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+			return fmt.Errorf("%q: want addresses or networks such as 10.0.0.0/8 and fd00::/8, without bits beyond the prefix", word)
+		}
+		if !slices.Contains(*v, p) {
+			*v = append(*v, p)
+		}
+	}
+	return nil
+}
+
+// originsValue is a list of patterns as path.Match has them.
+type originsValue []string
+
+func (v *originsValue) String() string { return strings.Join(*v, ",") }
+
+func (v *originsValue) Set(s string) error {
+	list := words(s)
+	for _, pattern := range list {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return fmt.Errorf("%q: want hosts, in which * stands for anything", pattern)
+		}
+	}
+	if len(list) == 0 {
+		return errors.New("want hosts, or * for all")
+	}
+	*v = list
+	return nil
+}
+
+// words splits a list at commas and spaces.
+func words(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // choiceValue is one of a few words.

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -24,9 +24,11 @@ type frontend struct {
 	policy *policy.Policy // where backends may be
 	log    *slog.Logger
 
-	handshakeTimeout time.Duration // from accept to the end of the request
-	handshakeMax     int           // of a sealed line, in bytes
-	sendProxy        int           // version of the PROXY header for backends; 0: none
+	handshakeTimeout time.Duration  // from accept to the end of the request
+	handshakeMax     int            // of a sealed line, in bytes
+	sendProxy        int            // version of the PROXY header for backends; 0: none
+	trusted          []netip.Prefix // peers that tell of their clients by a PROXY header
+	tls              bool           // clients may speak it
 
 	serving sync.WaitGroup // connections, from accept to account
 	cut     atomic.Int64   // tunnels ended by Close
@@ -43,6 +45,10 @@ type session struct {
 	client   netip.AddrPort
 	accepted time.Time
 	form     form
+	secure   bool            // inside TLS
+	proxied  bool            // a trusted proxy is the socket's peer
+	header   int             // bytes of its PROXY header
+	local    netip.AddrPort  // where the client connected to, by that header; or invalid
 	backend  address.Address // zero until one is known
 	dialed   *netip.AddrPort // where the backend's name led to; nil for a literal
 	id       string          // told to the backend; empty without a PROXY header of version 2
@@ -52,31 +58,17 @@ type session struct {
 
 // arrival is the beginning of a connection. forward is where its listener
 // leads to, or nil where the client says so.
-func arrival(client netip.AddrPort, forward *address.Address) session {
-	s := session{client: client, accepted: time.Now()}
+func (f *frontend) arrival(peer netip.AddrPort, forward *address.Address) session {
+	s := session{client: peer, accepted: time.Now()}
 	if forward != nil {
 		s.form, s.backend = formForward, *forward
 	}
+	s.proxied = slices.ContainsFunc(f.trusted, func(p netip.Prefix) bool { return p.Contains(peer.Addr()) })
 	return s
 }
 
-// reply returns the bytes that tell the client of a status; none where the
-// client does not expect any.
-func (s *session) reply(st status) []byte {
-	if s.form == formForward {
-		return nil
-	}
-	return []byte(st)
-}
-
-// addrPort returns a socket's address, an IPv4-mapped one as IPv4.
-func addrPort(a net.Addr) netip.AddrPort {
-	if a, ok := a.(*net.TCPAddr); ok {
-		ap := a.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	}
-	return netip.AddrPort{}
-}
+// asks tells whether a client has to say something before it is connected.
+func (s *session) asks() bool { return s.form != formForward || s.proxied }
 
 // A status is the three ASCII bytes with which a request is answered. The
 // empty status answers nothing: nobody is there to read it.
@@ -98,6 +90,8 @@ func statusOf(err error) status {
 		de *dialError
 	)
 	switch {
+	case errors.Is(err, errTLS):
+		return ""
 	case errors.As(err, &re):
 		return statusBadRequest
 	case errors.As(err, &oe):
@@ -115,11 +109,36 @@ type request struct {
 }
 
 // request reads a request from all that a client has sent so far, and opens
-// its address. The result aliases received. The error is errIncomplete as long
-// as more has to be read; otherwise it is a requestError or an openError. ctx
-// bounds the wait for a slow key derivation.
-func (f *frontend) request(ctx context.Context, received []byte) (request, error) {
-	line, early, err := parseLine(received, f.handshakeMax)
+// its address; of HTTP and TLS it only tells which it is, and early is the
+// beginning. The result aliases received. The error is errIncomplete as long as
+// more has to be read; otherwise it is a requestError or an openError. The
+// session learns the form and what a trusted proxy says. ctx bounds the wait
+// for a slow key derivation.
+func (f *frontend) request(ctx context.Context, s *session, received []byte) (request, error) {
+	b, err := f.believe(s, received)
+	if err != nil {
+		return request{}, err
+	}
+	if s.form == formForward {
+		return request{s.backend, b}, nil
+	}
+	if len(b) == 0 {
+		return request{}, errIncomplete
+	}
+	var line, early []byte
+	s.form = sniff(b, f.tls && !s.secure)
+	switch s.form {
+	case formLine:
+		line, early, err = parseLine(b, f.handshakeMax)
+	case formPrefixed:
+		line, early, err = parsePrefixed(b, f.handshakeMax)
+	case formBinary:
+		line, early, err = parseBinary(b, f.handshakeMax)
+	case formHTTP, formTLS:
+		return request{early: b}, nil
+	default:
+		err = errIncomplete
+	}
 	if err != nil {
 		return request{}, err
 	}
@@ -127,7 +146,43 @@ func (f *frontend) request(ctx context.Context, received []byte) (request, error
 	if err != nil {
 		return request{}, err
 	}
+	if addr.Scheme == "http" {
+		return request{}, errWrongWay
+	}
 	return request{addr, early}, nil
+}
+
+// believe reads the PROXY header that a trusted proxy has to send, and returns
+// what stands behind it. Nobody else's is looked for.
+func (f *frontend) believe(s *session, received []byte) ([]byte, error) {
+	if !s.proxied || s.header > 0 {
+		return received[s.header:], nil
+	}
+	if len(received) == 0 {
+		return nil, errIncomplete
+	}
+	h, n, err := proxyheader.Parse(received)
+	switch {
+	case err == proxyheader.ErrIncomplete:
+		return nil, errIncomplete
+	case err != nil:
+		return nil, errNoHeader
+	}
+	s.header = n
+	if h.Source.IsValid() {
+		s.client, s.local = h.Source, h.Destination
+	}
+	return received[n:], nil
+}
+
+// requestMax is the most that is read of a client before its request is
+// complete, or refused.
+func (f *frontend) requestMax() int {
+	most := prefixSize + f.handshakeMax + len("\r\n")
+	if len(f.trusted) > 0 {
+		most += proxyheader.MaxSize
+	}
+	return most
 }
 
 // permit asks the policy whether a backend may be connected. The error is a
@@ -141,10 +196,13 @@ func (f *frontend) permit(backend netip.AddrPort) error {
 
 // announce returns what goes to the backend before anything else: the PROXY
 // header, if there is to be one, and what the client has sent early. local is
-// the address that the client connected to.
+// the socket's own address.
 func (f *frontend) announce(s *session, local netip.AddrPort, early []byte) []byte {
 	if f.sendProxy == 0 {
 		return early
+	}
+	if s.local.IsValid() {
+		local = s.local
 	}
 	if f.sendProxy == 2 {
 		s.id = f.newID()

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +15,10 @@ import (
 	"sync"
 	"time"
 
-	"gateway/internal/address"
+	"gateway/internal/certificate"
 	"gateway/internal/policy"
 	"gateway/internal/sockopt"
+	"gateway/internal/web"
 )
 
 // Gateway lets clients through to the backends whose sealed addresses they
@@ -23,9 +26,12 @@ import (
 // from any goroutine.
 type Gateway struct {
 	*frontend
-	dialer *dialer
-	relay  relayer
-	loops  *loops // the relay, if it is one of loops
+	dialer    *dialer
+	relay     relayer
+	loops     *loops      // the relay, if it is one of loops
+	streams   *relay      // for layers on top of TCP
+	web       *web.Server // for HTTP clients
+	tlsConfig *tls.Config // nil: clients do not speak TLS
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
@@ -49,6 +55,8 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 			handshakeTimeout: cfg.HandshakeTimeout,
 			handshakeMax:     cfg.HandshakeMax,
 			sendProxy:        cfg.proxyVersion(),
+			trusted:          cfg.TrustedProxies,
+			tls:              cfg.TLSCert != "",
 			idPrefix:         strings.ToLower(rand.Text()[:12]),
 		},
 		baseCtx:   ctx,
@@ -58,6 +66,14 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		clients:   make(map[net.Conn]struct{}),
 	}
 	g.dialer = newDialer(cfg, g.permit)
+	g.web = g.newWeb(cfg)
+	if cfg.TLSCert != "" {
+		reloader, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
+		if err != nil {
+			return nil, fmt.Errorf("-tls-cert and -tls-key: %w", err)
+		}
+		g.tlsConfig = certificate.Config(reloader)
+	}
 	rc := relayConfig{
 		bufferSize:       cfg.Buffer,
 		idleTimeout:      cfg.IdleTimeout,
@@ -66,11 +82,12 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		log:              log,
 		account:          g.account,
 	}
-	g.relay = newRelay(rc)
+	g.streams = newRelay(rc)
+	g.relay = g.streams
 	if cfg.loopCount() == 0 {
 		return g, nil
 	}
-	loops, err := newLoops(cfg, rc, g.frontend, g.serveDescriptor)
+	loops, err := newLoops(cfg, rc, g.frontend, g.streams, g.serveDescriptor)
 	switch {
 	case err == nil:
 		g.loops, g.relay = loops, loops
@@ -88,37 +105,42 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 //
 // On Linux the loops take most connections the same way with fewer system
 // calls, by the same functions (accept_linux.go).
-func (g *Gateway) serveConn(client *net.TCPConn, s *session, received []byte) {
-	defer g.survive(client, s)
+func (g *Gateway) serveConn(conn net.Conn, s *session, received []byte) {
+	defer g.survive(conn, s)
+	c := &client{conn, conn}
+	req, err := g.readRequest(c, s, received)
+	if err == nil && s.form == formTLS {
+		req, err = g.startTLS(c, s, req.early)
+	}
+	switch {
+	case err != nil:
+		g.refuse(c, s, err)
+	case s.form == formHTTP:
+		g.serveHTTP(c, s, req.early)
+	default:
+		g.serveTunnel(c, s, req)
+	}
+}
 
-	req := request{addr: s.backend} // of a client that is forwarded
-	var err error
-	if s.form != formForward {
-		req, err = g.readRequest(client, s, received)
-	}
-	if err != nil {
-		g.refuse(client, s, err)
-		return
-	}
+// serveTunnel dials, answers and relays.
+func (g *Gateway) serveTunnel(c *client, s *session, req request) {
 	s.backend = req.addr
-	backend, err := g.dial(client, req.addr)
+	backend, err := g.dial(c, s)
 	if err != nil {
-		g.refuse(client, s, err)
+		g.refuse(c, s, err)
 		return
 	}
-	if !req.addr.IP.IsValid() {
-		dialed := addrPort(backend.RemoteAddr())
-		s.dialed = &dialed
+	if reply := s.form.reply(statusOK); len(reply) > 0 {
+		if _, err := c.Write(reply); err != nil {
+			resetOnClose(backend) // as if the client had reset it
+			backend.Close()
+			g.refuse(c, s, errClientGone)
+			return
+		}
 	}
-	if _, err := client.Write(s.reply(statusOK)); err != nil {
-		backend.SetLinger(0) // as if the client had reset it
-		backend.Close()
-		g.refuse(client, s, errClientGone)
-		return
-	}
-	early := g.announce(s, addrPort(client.LocalAddr()), req.early)
-	g.untrack(client)
-	g.relay.run(s, client, backend, early) // ends in g.account
+	early := g.announce(s, addrPort(c.LocalAddr()), req.early)
+	g.untrack(c.socket)
+	g.relay.run(s, c.Conn, backend, early) // ends in g.account
 }
 
 // serveDescriptor serves a connection that a loop has accepted but cannot
@@ -132,10 +154,9 @@ func (g *Gateway) serveDescriptor(fd int, s *session, received []byte) {
 		g.finish(s)
 		return
 	}
-	client := conn.(*net.TCPConn)
-	g.setKeepalive(client)
-	g.track(client)
-	g.serveConn(client, s, received)
+	g.setKeepalive(conn.(*net.TCPConn))
+	g.track(conn)
+	g.serveConn(conn, s, received)
 }
 
 // setKeepalive undoes what net.FileConn does on its own: its own keepalive.
@@ -149,16 +170,16 @@ func (g *Gateway) setKeepalive(client *net.TCPConn) {
 
 // readRequest reads until there is a request. It gives up at the end of
 // handshakeTimeout.
-func (g *Gateway) readRequest(client *net.TCPConn, s *session, received []byte) (request, error) {
+func (g *Gateway) readRequest(c *client, s *session, received []byte) (request, error) {
 	deadline := s.accepted.Add(g.handshakeTimeout)
 	ctx, cancel := context.WithDeadline(g.baseCtx, deadline)
 	defer cancel()
-	client.SetReadDeadline(deadline)
-	defer client.SetReadDeadline(time.Time{})
+	c.SetReadDeadline(deadline)
+	defer c.SetReadDeadline(time.Time{})
 
-	buf := append(make([]byte, 0, max(len(received), g.handshakeMax+len("\r\n"))), received...)
+	buf := received
 	for {
-		req, err := g.request(ctx, buf)
+		req, err := g.request(ctx, s, buf)
 		if err != errIncomplete {
 			return req, err
 		}
@@ -168,17 +189,20 @@ func (g *Gateway) readRequest(client *net.TCPConn, s *session, received []byte) 
 			return request{}, errShutdown
 		}
 		// As long as the request is incomplete, the buffer is not full.
-		n, err := client.Read(buf[len(buf):cap(buf)])
+		if most := g.requestMax(); cap(buf) < most {
+			buf = append(make([]byte, 0, most), buf...)
+		}
+		n, err := c.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		switch {
 		case n > 0 || err == nil:
 		case g.baseCtx.Err() != nil:
 			return request{}, errShutdown
-		case len(buf) == 0:
+		case len(buf) == s.header:
 			return request{}, errEmpty
 		case isTimeout(err):
 			return request{}, errTooSlow
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			return request{}, errEOF
 		default:
 			return request{}, errReset
@@ -186,29 +210,53 @@ func (g *Gateway) readRequest(client *net.TCPConn, s *session, received []byte) 
 	}
 }
 
+// startTLS speaks TLS with a client that has begun to, and reads the request
+// inside.
+func (g *Gateway) startTLS(c *client, s *session, early []byte) (request, error) {
+	conn := tls.Server(&replayed{Conn: c.socket, early: bytes.Clone(early), remote: s.client}, g.tlsConfig)
+	ctx, cancel := context.WithDeadline(g.baseCtx, s.accepted.Add(g.handshakeTimeout))
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		if g.baseCtx.Err() != nil {
+			return request{}, errShutdown
+		}
+		return request{}, fmt.Errorf("%w: %w", errTLS, err)
+	}
+	c.Conn, s.secure, s.form, s.header, s.proxied = conn, true, formUnknown, 0, false
+	return g.readRequest(c, s, nil)
+}
+
 // dial connects the backend for a client that waits. A client that breaks the
 // connection ends the dial; one that only finishes sending does not: it still
 // wants the answer.
-func (g *Gateway) dial(client *net.TCPConn, addr address.Address) (*net.TCPConn, error) {
+func (g *Gateway) dial(c *client, s *session) (net.Conn, error) {
 	ctx, cancel := context.WithCancelCause(g.baseCtx)
 	defer cancel(nil)
 
-	raw, err := client.SyscallConn()
-	if err != nil {
-		return nil, errClientGone
+	if raw := rawConn(c.socket); raw != nil {
+		var watching sync.WaitGroup
+		watching.Go(func() {
+			if sockopt.AwaitReset(raw) {
+				cancel(errClientGone)
+			}
+		})
+		defer func() {
+			c.socket.SetReadDeadline(time.Unix(1, 0)) // call the watcher back
+			watching.Wait()
+			c.socket.SetReadDeadline(time.Time{})
+		}()
 	}
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		if sockopt.AwaitReset(raw) {
-			cancel(errClientGone)
-		}
-	})
-	defer func() {
-		client.SetReadDeadline(time.Unix(1, 0)) // call the watcher back
-		watching.Wait()
-		client.SetReadDeadline(time.Time{})
-	}()
-	return g.dialer.dial(ctx, addr)
+	return g.connect(ctx, s)
+}
+
+// connect dials a session's backend.
+func (g *Gateway) connect(ctx context.Context, s *session) (net.Conn, error) {
+	backend, err := g.dialer.dial(ctx, s.backend)
+	if err == nil && !s.backend.IP.IsValid() {
+		dialed := addrPort(backend.RemoteAddr())
+		s.dialed = &dialed
+	}
+	return backend, err
 }
 
 const (
@@ -225,33 +273,33 @@ const (
 // see the status. So the client is told that nothing more comes, and what it
 // has under way is read before the close (RFC 9112 section 9.6 has HTTP
 // servers do the same).
-func (g *Gateway) refuse(client *net.TCPConn, s *session, err error) {
-	defer g.dismiss(client, s)
+func (g *Gateway) refuse(c *client, s *session, err error) {
+	defer g.dismiss(c.socket, s)
 	status := statusOf(err)
 	g.accountRefused(s, status, err)
-	reply := s.reply(status)
+	reply := s.form.reply(status)
 	if len(reply) == 0 {
 		return
 	}
-	client.SetDeadline(time.Now().Add(lingerTime))
-	if _, err := client.Write(reply); err != nil {
+	c.SetDeadline(time.Now().Add(lingerTime))
+	if _, err := c.Write(reply); err != nil {
 		return
 	}
-	client.CloseWrite()
-	io.CopyN(io.Discard, client, lingerBytes)
+	closeWrite(c.Conn)
+	io.CopyN(io.Discard, c.Conn, lingerBytes)
 }
 
 // dismiss closes a client that is accounted for and never had a tunnel.
-func (g *Gateway) dismiss(client *net.TCPConn, s *session) {
-	client.Close()
-	g.untrack(client)
+func (g *Gateway) dismiss(socket net.Conn, s *session) {
+	socket.Close()
+	g.untrack(socket)
 	g.finish(s)
 }
 
 // survive keeps a bug met by one connection from ending all the others.
-func (g *Gateway) survive(client *net.TCPConn, s *session) {
+func (g *Gateway) survive(socket net.Conn, s *session) {
 	if v := recover(); v != nil {
 		logPanic(g.log, v)
-		g.dismiss(client, s)
+		g.dismiss(socket, s)
 	}
 }

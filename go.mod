@@ -5,3 +5,5 @@ go 1.26.0
 require golang.org/x/sys v0.49.0
 
 require github.com/pires/go-proxyproto v0.15.0
+
+require github.com/coder/websocket v1.8.15

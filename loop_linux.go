@@ -32,7 +32,7 @@ type loops struct {
 	// slowWay serves an accepted client that has sent received, waiting where
 	// need be. It owns the descriptor.
 	slowWay  func(fd int, s *session, received []byte)
-	portable *relay // for want of descriptors
+	portable *relay // for what is not TCP, and for want of descriptors
 	relayConfig
 	attempts       int // to dial
 	all            []*loop
@@ -43,12 +43,12 @@ type loops struct {
 }
 
 // newLoops starts the loops.
-func newLoops(cfg *Config, rc relayConfig, front *frontend, slowWay func(int, *session, []byte)) (*loops, error) {
+func newLoops(cfg *Config, rc relayConfig, front *frontend, portable *relay, slowWay func(int, *session, []byte)) (*loops, error) {
 	n := cfg.loopCount()
 	ls := &loops{
 		front:          front,
 		slowWay:        slowWay,
-		portable:       newRelay(rc),
+		portable:       portable,
 		relayConfig:    rc,
 		attempts:       cfg.Retry,
 		firstLocalPort: firstLocalPort(),
@@ -73,9 +73,10 @@ func newLoops(cfg *Config, rc relayConfig, front *frontend, slowWay func(int, *s
 }
 
 // run hands a tunnel that was connected elsewhere to the loop with the fewest.
-// The descriptors change hands by dup: net keeps its own to itself. Where there
-// are none left for that, goroutines relay: the client has its 200.
-func (ls *loops) run(s *session, client, backend *net.TCPConn, early []byte) {
+// The descriptors change hands by dup: net keeps its own to itself. What is not
+// TCP, goroutines relay; and where there are no descriptors left for a dup, they
+// relay everything: the client has its 200.
+func (ls *loops) run(s *session, client, backend net.Conn, early []byte) {
 	cfd, err := dupConn(client)
 	bfd := -1
 	if err == nil {
@@ -102,9 +103,13 @@ func (ls *loops) run(s *session, client, backend *net.TCPConn, early []byte) {
 
 // dupConn returns a descriptor for c's socket, non-blocking and close-on-exec,
 // or -1.
-func dupConn(c *net.TCPConn) (int, error) {
+func dupConn(c net.Conn) (int, error) {
 	fd := -1
-	raw, err := c.SyscallConn()
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return fd, errors.ErrUnsupported
+	}
+	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return fd, err
 	}

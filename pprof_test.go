@@ -78,7 +78,7 @@ func TestPprofIsOffByDefault(t *testing.T) {
 	}
 	c := connect(t, p.addr)
 	fmt.Fprint(c, "GET /debug/pprof/ HTTP/1.0\r\n\r\n")
-	expectAll(t, c, "401")
+	expect(t, c, "HTTP/1.0 400 Bad Request\r\n")
 }
 
 func TestATakenPprofPortEndsTheGateway(t *testing.T) {

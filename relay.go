@@ -28,13 +28,14 @@ import (
 //     whole one too, if so configured.
 //
 // There are two: relay, the portable reference with two goroutines a tunnel,
-// and on Linux the loops (loop_linux.go).
+// which joins connections of every kind, and on Linux the loops (loop_linux.go)
+// for TCP to TCP. Where a transport has no half-close, closeWrite is the end.
 type relayer interface {
 	// run joins a client and a backend, both connected, and owns both from
 	// here on. early is what the client has already sent for the backend; it
 	// may be kept until the end. The session is accounted for once, after
 	// both are closed. run may return before that or block until then.
-	run(s *session, client, backend *net.TCPConn, early []byte)
+	run(s *session, client, backend net.Conn, early []byte)
 
 	// moved returns how many bytes were spliced, and how many were copied.
 	moved() (spliced, copied int64)
@@ -105,9 +106,8 @@ func howOf(err error) string {
 	}
 }
 
-// relay is the portable relayer: one goroutine for each direction, which
-// holds a buffer even while the tunnel rests. Its methods are safe for
-// concurrent use.
+// relay is the portable relayer: one goroutine for each direction. Its methods
+// are safe for concurrent use.
 type relay struct {
 	relayConfig
 	buffers sync.Pool    // of *[]byte with bufferSize bytes
@@ -131,7 +131,7 @@ func newRelay(cfg relayConfig) *relay {
 // pair is one client joined to one backend.
 type pair struct {
 	relay           *relay
-	client, backend *net.TCPConn
+	client, backend net.Conn
 	up, down        atomic.Int64 // bytes moved
 
 	mu       sync.Mutex
@@ -147,7 +147,7 @@ type pair struct {
 	since    time.Time // when either last changed
 }
 
-func (r *relay) run(s *session, client, backend *net.TCPConn, early []byte) {
+func (r *relay) run(s *session, client, backend net.Conn, early []byte) {
 	p := &pair{relay: r, client: client, backend: backend, since: time.Now()}
 	if r.add(p) {
 		var both sync.WaitGroup
@@ -170,8 +170,12 @@ func (r *relay) moved() (spliced, copied int64) { return 0, r.copied.Load() }
 func (p *pair) runUp(early []byte) {
 	defer p.recover()
 	var readErr error
-	n, writeErr := p.backend.Write(early)
-	p.up.Add(int64(n))
+	var writeErr error
+	if len(early) > 0 {
+		var n int
+		n, writeErr = p.backend.Write(early)
+		p.up.Add(int64(n))
+	}
 	if writeErr == nil {
 		readErr, writeErr = p.relay.copy(p.backend, p.client, &p.up)
 	}
@@ -191,7 +195,7 @@ func (p *pair) runUp(early []byte) {
 		p.reset()
 	default:
 		p.note(byClient, howFIN)
-		p.backend.CloseWrite()
+		closeWrite(p.backend)
 	}
 	p.mu.Lock()
 	p.upDone = true
@@ -210,14 +214,14 @@ func (p *pair) runDown() {
 		// A reset says that the backend takes no more, not that what it sent
 		// is void: the client gets a FIN after the data.
 		p.note(byBackend, howOf(readErr))
-		p.client.CloseWrite()
+		failWrite(p.client)
 		p.client.SetReadDeadline(time.Unix(1, 0)) // call runUp
 	default:
 		p.note(byBackend, howFIN)
 		p.mu.Lock()
 		p.finSent = true
 		p.mu.Unlock()
-		p.client.CloseWrite()
+		closeWrite(p.client)
 	}
 	p.mu.Lock()
 	p.downDone = true
@@ -227,10 +231,9 @@ func (p *pair) runDown() {
 // clientBroke tells a reset from the FIN that it looks like: the kernel tells
 // of a reset once, and when it has told the other direction's write, a read
 // just ends. A reset leaves the socket without a peer; so does the end of both
-// directions, which is no reset.
+// directions, which is no reset. Layers on top of TCP tell for themselves.
 func (p *pair) clientBroke() bool {
-	raw, err := p.client.SyscallConn()
-	if err != nil || sockopt.HasPeer(raw) {
+	if _, ok := p.client.(*net.TCPConn); !ok || sockopt.HasPeer(rawConn(p.client)) {
 		return false
 	}
 	p.mu.Lock()
@@ -238,26 +241,46 @@ func (p *pair) clientBroke() bool {
 	return !p.finSent
 }
 
+// restBuffer is the size of the buffer that a direction holds while it rests,
+// in bytes: enough for the messages of most games.
+const restBuffer = 2 << 10
+
 // copy moves bytes from src to dst until src ends, adding each chunk to moved
 // once dst's kernel has taken it. Both errors are nil at src's FIN; else the
-// one that is not tells which side failed.
-func (r *relay) copy(dst, src *net.TCPConn, moved *atomic.Int64) (readErr, writeErr error) {
-	buf := r.buffers.Get().(*[]byte)
-	defer r.buffers.Put(buf)
+// one that is not tells which side failed. Only while a lot is coming it holds
+// a buffer of the full size.
+func (r *relay) copy(dst, src net.Conn, moved *atomic.Int64) (readErr, writeErr error) {
+	small := make([]byte, min(restBuffer, r.bufferSize))
+	var large *[]byte
+	defer func() {
+		if large != nil {
+			r.buffers.Put(large)
+		}
+	}()
 	for {
-		n, readErr := src.Read(*buf)
+		buf := small
+		if large != nil {
+			buf = *large
+		}
+		n, readErr := src.Read(buf)
 		if n > 0 {
-			m, writeErr := dst.Write((*buf)[:n])
+			m, writeErr := dst.Write(buf[:n])
 			moved.Add(int64(m))
 			if writeErr != nil {
 				return nil, writeErr
 			}
 		}
-		if readErr == io.EOF {
+		switch {
+		case readErr == io.EOF, errors.Is(readErr, io.ErrUnexpectedEOF):
+			// TLS clients often leave by a FIN alone.
 			return nil, nil
-		}
-		if readErr != nil {
+		case readErr != nil:
 			return readErr, nil
+		case large == nil && n == len(small):
+			large = r.buffers.Get().(*[]byte)
+		case large != nil && n < len(small):
+			r.buffers.Put(large)
+			large = nil
 		}
 	}
 }
@@ -286,10 +309,9 @@ func (p *pair) note(by, how string) {
 	p.end.note(by, how)
 }
 
-// reset ends the tunnel with a reset to the backend: with SO_LINGER on and
-// zero, close(2) sends RST and drops what was not sent.
+// reset ends the tunnel with a reset to the backend.
 func (p *pair) reset() {
-	p.backend.SetLinger(0)
+	resetOnClose(p.backend)
 	p.close()
 }
 
@@ -300,10 +322,11 @@ func (p *pair) cut(by, how string) {
 }
 
 // close closes both connections, which ends both directions. It may be called
-// again.
+// again. It goes below TLS, whose own Close would wait for a client that does
+// not read; who ended well has had its close_notify.
 func (p *pair) close() {
-	p.client.Close()
-	p.backend.Close()
+	socketOf(p.client).Close()
+	socketOf(p.backend).Close()
 }
 
 // recover keeps a bug in one tunnel from ending all the others.
@@ -358,8 +381,8 @@ func (p *pair) sweep(now time.Time) {
 	progress := p.up.Load() + p.down.Load()
 	if lingering {
 		// All was written, and the client is to acknowledge it.
-		if c, err := p.client.SyscallConn(); err == nil {
-			unacked, ok := sockopt.Unacked(c)
+		if raw := rawConn(p.client); raw != nil {
+			unacked, ok := sockopt.Unacked(raw)
 			if ok && unacked == 0 {
 				p.close() // whoever ended it is noted already
 				return

@@ -160,3 +160,122 @@ func FuzzParseLine(f *testing.F) {
 		checkParseLine(t, in, int(limit))
 	})
 }
+
+func TestFormsAreToldApartByTheirFirstBytes(t *testing.T) {
+	for _, tt := range []struct {
+		name, bytes string
+		form        form
+		decided     int // how many bytes it takes
+	}{
+		{"a line", "U2FsdGVkX19K", formLine, 3},
+		{"an empty line", "\n", formLine, 1},
+		{"a short line", "a\n", formLine, 2},
+		{"a newline before two zeros", "a\n\x00\x00", formLine, 2},
+		{"a newline first", "\n\x05\x00\x00", formLine, 1},
+		{"a newline in the third place", "ab\n\x00", formLine, 3},
+		{"a line that starts with a method", "GETmore\n", formLine, 4},
+		{"a method alone", "GET\n", formLine, 4},
+		{"an unknown method", "BREW / HTTP/1.1", formLine, 3},
+		{"a method in lower case", "get / HTTP/1.1", formLine, 3},
+		{"a line with HTTP inside", "U2FsHTTP/1.1", formLine, 3},
+		{"the methods of others", "PRI * HTTP/2.0", formLine, 3},
+		{"high bytes", "\xff\xff\xff\xff", formLine, 3},
+
+		{"GET", "GET / HTTP/1.1", formHTTP, 4},
+		{"HEAD", "HEAD / ", formHTTP, 5},
+		{"POST", "POST / ", formHTTP, 5},
+		{"PUT", "PUT / ", formHTTP, 4},
+		{"PATCH", "PATCH / ", formHTTP, 6},
+		{"DELETE", "DELETE / ", formHTTP, 7},
+		{"OPTIONS", "OPTIONS * ", formHTTP, 8},
+		{"TRACE", "TRACE / ", formHTTP, 6},
+		{"CONNECT", "CONNECT a:1 ", formHTTP, 8},
+
+		{"a length", "\x2c\x00\x00\x00U2Fs", formPrefixed, 4},
+		{"a length of two bytes", "\x00\x01\x00\x00", formPrefixed, 4},
+		{"no length", "\x00\x00\x00\x00", formPrefixed, 4},
+		{"a length like a method", "GE\x00\x00", formPrefixed, 4},
+		{"a length like TLS", "\x16\x03\x00\x00", formPrefixed, 4},
+		{"a length of 24 bits is none", "\x01\x00\x01\x00", formLine, 3},
+
+		{"binary", "\x00\x20Salted__", formBinary, 3},
+		{"binary of length 10", "\x00\nSa", formBinary, 2},
+		{"binary without a length", "\x00\x00Sa", formBinary, 3},
+
+		{"TLS", "\x16\x03\x01\x02\x00\x01", formTLS, 3},
+		{"TLS of a newer record", "\x16\x03\x03\x00\x2f", formTLS, 3},
+		{"SSL 3.0's record", "\x16\x03\x00\x02", formTLS, 4},
+		{"another record type", "\x17\x03\x03\x00", formLine, 3},
+		{"another major version", "\x16\x02\x01\x00", formLine, 3},
+	} {
+		for n := 1; n <= len(tt.bytes); n++ {
+			want := formUnknown
+			if n >= tt.decided {
+				want = tt.form
+			}
+			if got := sniff([]byte(tt.bytes[:n]), true); got != want {
+				t.Errorf("%s: %q is %v, want %v", tt.name, tt.bytes[:n], got, want)
+			}
+		}
+		if got := sniff([]byte(tt.bytes), false); tt.form == formTLS && got != formLine {
+			t.Errorf("%s, where nobody speaks TLS, is %v", tt.name, got)
+		}
+	}
+}
+
+func TestPrefixedAndBinaryRequestsAreCutAtTheirLength(t *testing.T) {
+	const limit = 60
+	for _, tt := range []struct {
+		name       string
+		parse      func([]byte, int) ([]byte, []byte, error)
+		bytes      string
+		line, rest string
+		err        error
+	}{
+		{"prefixed", parsePrefixed, "\x03\x00\x00\x00abc", "abc", "", nil},
+		{"prefixed, with more", parsePrefixed, "\x03\x00\x00\x00abcdef", "abc", "def", nil},
+		{"prefixed, with a newline", parsePrefixed, "\x04\x00\x00\x00abc\n", "abc\n", "", nil},
+		{"prefixed, incomplete", parsePrefixed, "\x03\x00\x00\x00ab", "", "", errIncomplete},
+		{"prefixed, half a length", parsePrefixed, "\x03\x00\x00", "", "", errIncomplete},
+		{"prefixed, of the limit", parsePrefixed, "\x3c\x00\x00\x00" + strings.Repeat("x", limit), strings.Repeat("x", limit), "", nil},
+		{"prefixed, beyond the limit", parsePrefixed, "\x3d\x00\x00\x00", "", "", errTooLong},
+		{"prefixed, far beyond", parsePrefixed, "\xff\xff\x00\x00", "", "", errTooLong},
+		{"prefixed, empty", parsePrefixed, "\x00\x00\x00\x00", "", "", errBadLength},
+		{"binary", parseBinary, "\x00\x03abc", "YWJj", "", nil},
+		{"binary, with more", parseBinary, "\x00\x03abcdef", "YWJj", "def", nil},
+		{"binary, incomplete", parseBinary, "\x00\x03ab", "", "", errIncomplete},
+		{"binary, without its length", parseBinary, "\x00", "", "", errIncomplete},
+		{"binary, empty", parseBinary, "\x00\x00", "", "", errBadLength},
+		{"binary, beyond the limit", parseBinary, "\x00\x3d", "", "", errTooLong},
+	} {
+		line, rest, err := tt.parse([]byte(tt.bytes), limit)
+		if string(line) != tt.line || string(rest) != tt.rest || err != tt.err {
+			t.Errorf("%s: %q, %q, %v", tt.name, line, rest, err)
+		}
+	}
+}
+
+func FuzzSniff(f *testing.F) {
+	f.Add([]byte("U2FsdGVk"), false)
+	f.Add([]byte("\x16\x03\x01\x02\x00"), true)
+	f.Add([]byte("\x2c\x00\x00\x00U2Fs"), true)
+	f.Add([]byte("CONNECT x"), true)
+	f.Fuzz(func(t *testing.T, b []byte, tls bool) {
+		decided := formUnknown
+		for n := 1; n <= len(b); n++ {
+			form := sniff(b[:n], tls)
+			if decided != formUnknown && form != decided {
+				t.Fatalf("%q is %v, and with more %v", b[:n-1], decided, form)
+			}
+			if decided = form; n >= 8 && form == formUnknown {
+				t.Fatalf("%q is not told by 8 bytes", b[:n])
+			}
+		}
+		for _, parse := range []func([]byte, int) ([]byte, []byte, error){parseLine, parsePrefixed, parseBinary} {
+			line, rest, err := parse(b, 100)
+			if err != nil && (line != nil || rest != nil) || err == nil && !bytes.HasSuffix(b, rest) {
+				t.Fatalf("%q: %q, %q, %v", b, line, rest, err)
+			}
+		}
+	})
+}

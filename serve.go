@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -94,16 +93,10 @@ func (g *Gateway) Own(a net.Addr) {
 
 // accepted starts the life of a connection.
 func (g *Gateway) accepted(conn net.Conn, forward *address.Address) {
-	client, ok := conn.(*net.TCPConn)
-	if !ok {
-		conn.Close()
-		g.log.Error("cannot serve what is not TCP", "type", fmt.Sprintf("%T", conn))
-		return
-	}
 	g.serving.Add(1)
-	g.track(client)
-	s := arrival(addrPort(client.RemoteAddr()), forward)
-	go g.serveConn(client, &s, nil)
+	g.track(conn)
+	s := g.arrival(addrPort(conn.RemoteAddr()), forward)
+	go g.serveConn(conn, &s, nil)
 }
 
 // Shutdown stops listening at once and returns when all connections have ended
@@ -111,6 +104,7 @@ func (g *Gateway) accepted(conn net.Conn, forward *address.Address) {
 // is left.
 func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.stop()
+	g.web.Shutdown()
 	idle := make(chan struct{})
 	go func() {
 		g.serving.Wait()
@@ -135,6 +129,7 @@ func (g *Gateway) Close() error {
 	}
 	g.mu.Unlock()
 	g.relay.close()
+	g.web.Close()
 	g.serving.Wait()
 	return nil
 }

@@ -15,7 +15,7 @@ const loopsSupported = false
 // relay serves everything.
 type loops struct{ relayer }
 
-func newLoops(*Config, relayConfig, *frontend, func(int, *session, []byte)) (*loops, error) {
+func newLoops(*Config, relayConfig, *frontend, *relay, func(int, *session, []byte)) (*loops, error) {
 	return nil, errors.New("not supported by this operating system")
 }
 

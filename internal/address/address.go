@@ -1,8 +1,11 @@
 // Package address knows the grammar of a backend's address and nothing else:
 //
-//	address = host ":" port
+//	address = [ scheme "://" ] host ":" port
+//	scheme  = "tcp" | "http", in lower case
 //	host    = IPv4 literal | "[" IPv6 literal "]" | host name
 //	port    = 1–65535, decimal, no sign, no leading zero
+//
+// Nothing follows the port, not even a slash.
 //
 // The grammar is strict on purpose. It is what tells a sealed address that was
 // opened with the right key from the garbage a wrong key makes, and what keeps
@@ -25,16 +28,22 @@ const (
 	maxLabel = 63
 )
 
+// schemes are the ways to speak to a backend that an address may name.
+var schemes = [...]string{"tcp", "http"}
+
 // The ways in which a text fails to be an address.
 var (
-	ErrPort = errors.New("want host:port with a port from 1 to 65535")
-	ErrIPv4 = errors.New("a host that ends in a number must be an IPv4 address in the form a.b.c.d")
-	ErrIPv6 = errors.New("brackets must hold an IPv6 address without a zone")
-	ErrName = errors.New("a host name has letters, digits, '-', '_' and dots between labels of 1 to 63 bytes, 253 bytes in all")
+	ErrScheme = errors.New("a scheme must be tcp:// or http://")
+	ErrPort   = errors.New("want host:port with a port from 1 to 65535")
+	ErrIPv4   = errors.New("a host that ends in a number must be an IPv4 address in the form a.b.c.d")
+	ErrIPv6   = errors.New("brackets must hold an IPv6 address without a zone")
+	ErrName   = errors.New("a host name has letters, digits, '-', '_' and dots between labels of 1 to 63 bytes, 253 bytes in all")
 )
 
 // Address is a parsed address. The zero value is no address.
 type Address struct {
+	// Scheme is "tcp" or "http", or empty if none was written.
+	Scheme string
 	// Host is the literal without brackets, or the name, as it was written.
 	Host string
 	// Port is from 1 to 65535.
@@ -45,6 +54,14 @@ type Address struct {
 
 // String returns the address in the form that Parse takes.
 func (a Address) String() string {
+	if a.Scheme == "" {
+		return a.HostPort()
+	}
+	return a.Scheme + "://" + a.HostPort()
+}
+
+// HostPort returns the address without its scheme, as net.Dial takes it.
+func (a Address) HostPort() string {
 	port := strconv.Itoa(int(a.Port))
 	if a.IP.Is6() {
 		return "[" + a.Host + "]:" + port
@@ -55,6 +72,10 @@ func (a Address) String() string {
 // Parse reads an address. Its errors are the package's Err values: they never
 // repeat the text, which may be a secret or garbage.
 func Parse(s string) (Address, error) {
+	scheme, s, err := cutScheme(s)
+	if err != nil {
+		return Address{}, err
+	}
 	colon := strings.LastIndexByte(s, ':')
 	if colon < 0 {
 		return Address{}, ErrPort
@@ -67,7 +88,21 @@ func Parse(s string) (Address, error) {
 	if err != nil {
 		return Address{}, err
 	}
-	return Address{Host: host, Port: port, IP: ip}, nil
+	return Address{Scheme: scheme, Host: host, Port: port, IP: ip}, nil
+}
+
+// cutScheme returns the scheme in front of "://", and what stands behind.
+func cutScheme(s string) (scheme, rest string, err error) {
+	before, after, found := strings.Cut(s, "://")
+	if !found {
+		return "", s, nil
+	}
+	for _, scheme := range schemes {
+		if before == scheme {
+			return scheme, after, nil
+		}
+	}
+	return "", "", ErrScheme
 }
 
 func parsePort(s string) (uint16, error) {

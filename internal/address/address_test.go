@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -43,11 +44,22 @@ func TestParseTakesEveryFormOfTheGrammar(t *testing.T) {
 		if tt.ip != "" {
 			ip = netip.MustParseAddr(tt.ip)
 		}
-		if a.Host != tt.host || a.Port != tt.port || a.IP != ip {
+		if a.Scheme != "" || a.Host != tt.host || a.Port != tt.port || a.IP != ip {
 			t.Errorf("Parse(%q) = %+v, want host %q, port %d, IP %v", tt.in, a, tt.host, tt.port, ip)
 		}
-		if a.String() != tt.in {
-			t.Errorf("Parse(%q).String() = %q", tt.in, a.String())
+		if a.String() != tt.in || a.HostPort() != tt.in {
+			t.Errorf("Parse(%q) gives back %q and %q", tt.in, a.String(), a.HostPort())
+		}
+		for _, scheme := range schemes {
+			in, want := scheme+"://"+tt.in, a
+			want.Scheme = scheme
+			got, err := Parse(in)
+			if err != nil || got != want {
+				t.Errorf("Parse(%q) = %+v, %v; want %+v", in, got, err, want)
+			}
+			if got.String() != in || got.HostPort() != tt.in {
+				t.Errorf("Parse(%q) gives back %q and %q", in, got.String(), got.HostPort())
+			}
 		}
 	}
 }
@@ -85,7 +97,29 @@ func TestParseRefusesWhatResolversAndNetDialWouldRepair(t *testing.T) {
 		"häuser:1":                        ErrName,
 		"a/b:1":                           ErrName,
 		"user@host:1":                     ErrName,
-		"http://host:1":                   ErrName,
+		"http://":                         ErrPort,
+		"http://host":                     ErrPort,
+		"http://host:1/":                  ErrPort,
+		"http://host:1/path":              ErrPort,
+		"http://host:1?a=b":               ErrPort,
+		"http://host:1 ":                  ErrPort,
+		"tcp://:1":                        ErrName,
+		"tcp://127.1:1":                   ErrIPv4,
+		"tcp://[::1%1]:1":                 ErrIPv6,
+		"tcp://tcp://host:1":              ErrName,
+		"http:///host:1":                  ErrName,
+		"http:/host:1":                    ErrName,
+		"http:host:1":                     ErrName,
+		"http//host:1":                    ErrName,
+		"https://host:1":                  ErrScheme,
+		"HTTP://host:1":                   ErrScheme,
+		"Tcp://host:1":                    ErrScheme,
+		"udp://host:1":                    ErrScheme,
+		"://host:1":                       ErrScheme,
+		" tcp://host:1":                   ErrScheme,
+		"tcp ://host:1":                   ErrScheme,
+		"host:1://host:1":                 ErrScheme,
+		"tcp://user@host:1":               ErrName,
 		"::1:80":                          ErrName,
 		"fe80::1%eth0:80":                 ErrName,
 		"a,b:1":                           ErrName,
@@ -126,6 +160,7 @@ func FuzzWhatParsesIsCanonicalAndSafeToDial(f *testing.F) {
 	for _, s := range []string{
 		"127.0.0.1:62863", "[::1]:80", "localhost:1", "127.1:80", "h:065", ":80", "[fe80::1%1]:80",
 		"0x7f.1:1", "a.b-c_d.e:65535", "[::ffff:1.2.3.4]:5", "h:\x00", "é:1", "..:1",
+		"tcp://127.0.0.1:1", "http://[::1]:80", "https://h:1", "tcp://h:1/", "http://http://h:1",
 	} {
 		f.Add(s)
 	}
@@ -140,7 +175,14 @@ func FuzzWhatParsesIsCanonicalAndSafeToDial(f *testing.F) {
 		if a.String() != s {
 			t.Fatalf("Parse(%q).String() = %q: two spellings of one address", s, a.String())
 		}
-		host, port, err := net.SplitHostPort(s)
+		hostPort := s
+		if a.Scheme != "" {
+			hostPort = strings.TrimPrefix(s, a.Scheme+"://")
+		}
+		if a.HostPort() != hostPort || a.Scheme != "" && !slices.Contains(schemes[:], a.Scheme) {
+			t.Fatalf("Parse(%q) = %+v, without its scheme %q", s, a, a.HostPort())
+		}
+		host, port, err := net.SplitHostPort(hostPort)
 		if err != nil || host != a.Host || port != strconv.Itoa(int(a.Port)) || a.Port == 0 {
 			t.Fatalf("Parse(%q) = %+v, but net.SplitHostPort says %q %q %v", s, a, host, port, err)
 		}

@@ -15,8 +15,8 @@ import (
 const localTTL = time.Second
 
 // localCache remembers which addresses are this machine's. Gateways that listen
-// on their backends' port number need that on every dial, and asking costs as
-// much as ten checks do. Addresses that share a slot drive each other out, so
+// on their backends' port number need that on every dial, and asking takes
+// some ten microseconds. Addresses that share a slot drive each other out, so
 // its memory is bounded. The zero value is empty.
 type localCache struct {
 	slots [256]atomic.Pointer[answer]

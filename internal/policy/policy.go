@@ -123,77 +123,86 @@ func (p *Policy) Check(ap netip.AddrPort) error {
 	if !ip.IsValid() || port == 0 {
 		return &Denial{Addr: ap, Why: ErrInvalid}
 	}
-	if why, by := p.forbids(ip, port); why != nil {
+	if by, why := p.forbids(ip, port); why != nil {
 		return &Denial{Addr: ap, Why: why, By: by}
 	}
 	if v4, ok := carried(ip); ok {
-		if why, by := p.forbids(v4, port); why != nil {
+		if by, why := p.forbids(v4, port); why != nil {
 			return &Denial{Addr: ap, Carried: v4, Why: why, By: by}
 		}
 	}
-	if len(p.allow) > 0 && !slices.ContainsFunc(p.allow, func(r Rule) bool { return r.covers(ip, port) }) {
-		return &Denial{Addr: ap, Why: ErrUnlisted}
+	if len(p.allow) == 0 {
+		return nil
 	}
-	return nil
-}
-
-// forbids takes the steps 2 to 4. It returns nil, or why and what forbids it.
-func (p *Policy) forbids(ip netip.Addr, port uint16) (why error, by string) {
-	for i := range never {
-		if never[i].prefix.Contains(ip) {
-			return ErrNever, never[i].String()
+	for i := range p.allow {
+		if p.allow[i].covers(ip, port) {
+			return nil
 		}
 	}
-	if why, by := p.owns(ip, port); why != nil {
-		return why, by
+	return &Denial{Addr: ap, Why: ErrUnlisted}
+}
+
+// forbids takes the steps 2 to 4. It returns what forbids ip and port and why,
+// or nil.
+func (p *Policy) forbids(ip netip.Addr, port uint16) (by string, why error) {
+	for i := range never {
+		if never[i].prefix.Contains(ip) {
+			return never[i].String(), ErrNever
+		}
+	}
+	if by, why := p.owns(ip, port); why != nil {
+		return by, why
 	}
 	for i := range sensitive {
 		if sensitive[i].prefix.Contains(ip) && !p.names(sensitive[i].prefix, ip, port) {
-			return ErrSensitive, sensitive[i].String()
+			return sensitive[i].String(), ErrSensitive
 		}
 	}
 	for i := range p.deny {
 		if p.deny[i].covers(ip, port) {
-			return ErrDenied, p.deny[i].String()
+			return p.deny[i].String(), ErrDenied
 		}
 	}
-	return nil, ""
+	return "", nil
 }
 
-// owns returns nil unless the gateway listens on ip and port, or may do so for
-// all that the system tells.
-func (p *Policy) owns(ip netip.Addr, port uint16) (why error, by string) {
+// owns is the part of step 2 about ip and port being one of our own listeners',
+// or perhaps being so, if the system does not tell.
+func (p *Policy) owns(ip netip.Addr, port uint16) (by string, why error) {
 	list := p.own.Load()
 	if list == nil {
-		return nil, ""
+		return "", nil
 	}
 	for _, own := range *list {
 		if own.Port() != port {
 			continue
 		}
 		if own.Addr() == ip {
-			return ErrOwn, own.String()
+			return own.String(), ErrOwn
 		}
 		if !own.Addr().IsUnspecified() || own.Addr().Is4() && !ip.Is4() {
 			continue
 		}
 		local, err := p.local.isLocal(ip, askSystem)
 		if err != nil {
-			return ErrUnknown, err.Error()
+			return err.Error(), ErrUnknown
 		}
 		if local {
-			return ErrOwn, own.String()
+			return own.String(), ErrOwn
 		}
 	}
-	return nil, ""
+	return "", nil
 }
 
-// names tells whether an allow rule that lies within the range covers ip and
-// port.
+// names tells whether an allow rule that lies within the range, which holds ip,
+// covers ip and port.
 func (p *Policy) names(within netip.Prefix, ip netip.Addr, port uint16) bool {
-	return slices.ContainsFunc(p.allow, func(r Rule) bool {
-		return r.covers(ip, port) && r.prefix.Bits() >= within.Bits()
-	})
+	for i := range p.allow {
+		if r := &p.allow[i]; r.prefix.Bits() >= within.Bits() && r.covers(ip, port) {
+			return true
+		}
+	}
+	return false
 }
 
 // plain returns the one form in which addresses are compared: IPv4 where it is

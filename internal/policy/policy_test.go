@@ -241,6 +241,22 @@ func TestOwnAndCheckMayRunAtOnce(t *testing.T) {
 	}
 }
 
+// Two that add at once would write to the same spare element, and the one that
+// loses might overwrite what the other has published.
+func TestOwnWritesToNoListThatIsInUse(t *testing.T) {
+	var p Policy
+	for port := range uint16(20) {
+		p.Own(netip.AddrPortFrom(netip.IPv6Loopback(), port+1))
+		list := *p.own.Load()
+		p.Own(netip.AddrPortFrom(netip.IPv6Loopback(), port+2))
+		for _, ap := range list[len(list):cap(list)] {
+			if ap.IsValid() {
+				t.Fatalf("a list of %d now holds %v behind its end", len(list), ap)
+			}
+		}
+	}
+}
+
 func TestTheRulesAreThePolicysOwn(t *testing.T) {
 	allow, deny := rules(t, "10.0.0.7"), rules(t, "10.0.0.7:22")
 	p := New(allow, deny)
@@ -255,6 +271,7 @@ func TestADenialSaysWhatForbidsIt(t *testing.T) {
 	p.Own(netip.MustParseAddrPort("0.0.0.0:8000"))
 	for addr, want := range map[string]string{
 		"0.0.0.0:80":                 "0.0.0.0:80: never allowed: 0.0.0.0/8 (unspecified)",
+		"[::]:80":                    "[::]:80: never allowed: ::/128 (unspecified)",
 		"127.0.0.1:8000":             "127.0.0.1:8000: the gateway itself listens there: 0.0.0.0:8000",
 		"169.254.169.254:80":         "169.254.169.254:80: only an allow rule within the range opens it: 169.254.0.0/16 (link-local, metadata of most clouds)",
 		"10.0.0.7:22":                "10.0.0.7:22: a deny rule covers it: 10.0.0.7:22-23",
@@ -289,24 +306,27 @@ func FuzzNoRuleOpensWhatIsNever(f *testing.F) {
 		var b [16]byte
 		binary.BigEndian.PutUint64(b[:8], high)
 		binary.BigEndian.PutUint64(b[8:], low)
-		v4 := netip.AddrFrom4([4]byte(b[12:]))
-		mapped := netip.AddrFrom16(v4.As16())
-		for _, ip := range []netip.Addr{netip.AddrFrom16(b), v4, mapped} {
-			err := p.Check(netip.AddrPortFrom(ip, port))
-			if err != nil {
+		ip, v4 := netip.AddrFrom16(b), netip.AddrFrom4([4]byte(b[12:]))
+		ask := map[netip.AddrPort]netip.Addr{netip.AddrPortFrom(ip, port): ip.Unmap()}
+		for _, s := range spellings(v4.String(), port) {
+			if ap := netip.MustParseAddrPort(s); ap.Addr() != netip.IPv6Loopback() {
+				ask[ap] = v4
+			}
+		}
+		for ap, ip := range ask {
+			if err := p.Check(ap); err != nil {
 				continue
 			}
-			plain := ip.Unmap()
 			switch {
-			case port == 0, plain.IsUnspecified(), plain.IsMulticast():
-			case plain.Is4() && (plain.As4()[0] == 0 || plain.As4() == [4]byte{255, 255, 255, 255}):
-			case port == 8000 && plain.IsLoopback():
-			case (plain.IsLinkLocalUnicast() || plain == netip.MustParseAddr("100.100.100.200")) &&
-				!slices.ContainsFunc(allow, func(r Rule) bool { return r.prefix.Contains(plain) && r.prefix.Bits() >= 10 }):
+			case port == 0, ip.IsUnspecified(), ip.IsMulticast():
+			case ip.Is4() && (ip.As4()[0] == 0 || ip.As4() == [4]byte{255, 255, 255, 255}):
+			case port == 8000 && ip.IsLoopback():
+			case (ip.IsLinkLocalUnicast() || ip == netip.MustParseAddr("100.100.100.200")) &&
+				!slices.ContainsFunc(allow, func(r Rule) bool { return r.prefix.Contains(ip) && r.prefix.Bits() >= 10 }):
 			default:
 				continue
 			}
-			t.Fatalf("allow rules %v open %v port %d", allow, ip, port)
+			t.Fatalf("allow rules %v open %v", allow, ap)
 		}
 	})
 }

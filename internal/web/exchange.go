@@ -1,0 +1,305 @@
+package web
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gateway/internal/address"
+)
+
+// Why an exchange failed, in a word for the log.
+var (
+	errNotHTTP    = errors.New("not_http")    // the address cannot be spoken to this way
+	errNotTCP     = errors.New("not_tcp")     // the same, the other way round
+	errMethod     = errors.New("method")      // it is meant for another kind of proxy
+	errOrigin     = errors.New("origin")      // the page may not open WebSockets
+	errHandshake  = errors.New("handshake")   // not that of RFC 6455
+	errClientGone = errors.New("client_gone") // before the answer was finished
+	errBody       = errors.New("body")        // the request's body could not be read
+	errNoResponse = errors.New("no_response") // the backend does not speak HTTP, or broke off
+	errCutShort   = errors.New("cut_short")   // the response, by its backend
+	errIdle       = errors.New("idle")        // nothing moved for IdleTimeout
+)
+
+// dialError marks an error of Gate.Dial, among those that come out of net/http.
+type dialError struct{ error }
+
+func (e dialError) Unwrap() error { return e.error }
+
+// exchange is one request and what becomes of it.
+type exchange struct {
+	*Server
+	conn   *conn
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	began  time.Time
+
+	kind   string
+	method string
+	addr   address.Address
+
+	// For the handler's goroutine alone.
+	status   int
+	err      error
+	hijacked bool
+	rest     func() // what ServeConn is to do when the handler has returned
+
+	up, down   atomic.Int64 // bytes moved
+	bodyFailed atomic.Bool
+
+	mu    sync.Mutex
+	over  bool
+	dials sync.WaitGroup
+	idle  *time.Timer
+	moved int64 // what idle saw the last time
+}
+
+type exchangeKey struct{}
+
+// exchangeOf returns the exchange of a request's context.
+func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
+
+// handle is net/http's handler: one request.
+func handle(w http.ResponseWriter, r *http.Request) {
+	c := r.Context().Value(connKey{}).(*conn)
+	x := &exchange{Server: c.server, conn: c, began: time.Now(), kind: "http", method: methodName(r.Method)}
+	ctx, cancel := context.WithCancelCause(context.WithValue(r.Context(), exchangeKey{}, x))
+	x.ctx, x.cancel = ctx, cancel
+	x.watch(x.IdleTimeout)
+
+	finished := false
+	defer func() {
+		if !finished && x.err == nil { // the proxy aborts a response by a panic
+			x.err = errCutShort
+			if r.Context().Err() != nil {
+				x.err = errClientGone
+			}
+		}
+		x.end()
+	}()
+	r = r.WithContext(ctx)
+	if r.ContentLength != 0 {
+		r.Body = &body{r.Body, x}
+	}
+	x.serve(&response{w, x}, r)
+	finished = true
+}
+
+// end accounts for the exchange, unless ServeConn goes on with it. Nothing is
+// done for it after that.
+func (x *exchange) end() {
+	x.cancel(nil)
+	x.mu.Lock()
+	x.over = true
+	if x.idle != nil {
+		x.idle.Stop()
+	}
+	x.mu.Unlock()
+	x.dials.Wait()
+	if x.rest == nil {
+		x.account()
+	}
+	if x.hijacked {
+		x.conn.rest <- x.rest
+	}
+}
+
+func (x *exchange) account() {
+	x.gate.Served(x.conn.ctx, Exchange{
+		Kind:     x.kind,
+		Method:   x.method,
+		Addr:     x.addr,
+		Status:   x.status,
+		Up:       x.up.Load(),
+		Down:     x.down.Load(),
+		Duration: time.Since(x.began),
+		Err:      x.err,
+	})
+}
+
+// serve decides what becomes of a request.
+func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
+	ws := isWebSocket(r.Header)
+	sealed, from, err := findSealed(r.Header, r.URL.RawQuery, x.LineMax)
+	switch {
+	case ws && from == inOriginHeader:
+		x.kind = "upgrade"
+	case ws:
+		x.kind = "websocket"
+	case err == nil && (from == nowhere || from == inIdentHeader):
+		err = errNoAddress
+	}
+
+	switch {
+	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
+		x.refuse(w, http.StatusNotImplemented, errMethod)
+		return
+	case ws && !originAllowed(r, x.Origins):
+		x.refuse(w, http.StatusForbidden, errOrigin)
+		return
+	case err != nil:
+		x.refuse(w, http.StatusBadRequest, err)
+		return
+	case !isPrintable(r.Header.Get("Upgrade")): // the proxy would blame the backend
+		x.refuse(w, http.StatusBadRequest, errHandshake)
+		return
+	case from == nowhere:
+		x.awaitAddress(w, r)
+		return
+	}
+
+	addr, err := x.gate.Open(x.ctx, []byte(sealed))
+	if err != nil {
+		x.refuse(w, x.gate.Status(err), err)
+		return
+	}
+	x.addr = addr
+	switch {
+	case ws && (from != inOriginHeader || addr.Scheme == "tcp"):
+		x.kind = "websocket"
+		x.terminate(w, r)
+	case addr.Scheme == "tcp":
+		x.refuse(w, http.StatusUnauthorized, errNotHTTP)
+	default:
+		x.proxy.ServeHTTP(w, r)
+	}
+}
+
+// refuse answers with a status and nothing that could help an attacker. A
+// status of 0 only closes the connection.
+func (x *exchange) refuse(w http.ResponseWriter, status int, err error) {
+	x.err = err
+	switch {
+	case x.hijacked:
+	case status == 0:
+		panic(http.ErrAbortHandler)
+	default:
+		http.Error(w, fmt.Sprintf("%d %s", status, http.StatusText(status)), status)
+	}
+}
+
+// dial connects the backend. ctx has the values of x.ctx; the proxy's
+// transport, which would rather finish a dial that nobody waits for, takes its
+// end away, so x.ctx counts as well.
+func (x *exchange) dial(ctx context.Context) (net.Conn, error) {
+	x.mu.Lock()
+	if x.over {
+		x.mu.Unlock()
+		return nil, dialError{context.Canceled}
+	}
+	x.dials.Add(1)
+	x.mu.Unlock()
+	defer x.dials.Done()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(x.ctx, cancel)()
+	backend, err := x.gate.Dial(ctx, x.addr)
+	if err != nil {
+		return nil, dialError{err}
+	}
+	return backend, nil
+}
+
+// watch ends the exchange when nothing moves for bound, or for up to twice as
+// long. It replaces an earlier bound; zero is none.
+func (x *exchange) watch(bound time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.idle != nil {
+		x.idle.Stop()
+		x.idle = nil
+	}
+	if bound == 0 || x.over {
+		return
+	}
+	var t *time.Timer
+	t = time.AfterFunc(bound, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if x.idle != t {
+			return // stopped too late
+		}
+		if moved := x.up.Load() + x.down.Load(); moved != x.moved {
+			x.moved = moved
+			t.Reset(bound)
+			return
+		}
+		x.cancel(errIdle)
+		// Nobody may wait for the client any longer, except to tell it.
+		x.conn.SetDeadline(time.Now().Add(lingerTime))
+	})
+	x.idle = t
+}
+
+// response is a ResponseWriter that keeps the exchange's account.
+type response struct {
+	http.ResponseWriter
+	x *exchange
+}
+
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *response) WriteHeader(status int) {
+	if status >= 200 && w.x.status == 0 {
+		w.x.status = status
+		// Otherwise net/http would guess a type that the backend did not give.
+		if h := w.Header(); h["Content-Type"] == nil {
+			h["Content-Type"] = nil
+		}
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	if w.x.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.x.down.Add(int64(n))
+	return n, err
+}
+
+// Hijack is called by the proxy when the backend has agreed to an upgrade.
+func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	nc, brw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	w.x.hijacked = true
+	w.x.status = http.StatusSwitchingProtocols
+	return &upgraded{Conn: nc, br: brw.Reader, x: w.x}, brw, nil
+}
+
+// body is a request's body that keeps the exchange's account.
+type body struct {
+	io.ReadCloser
+	x *exchange
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.x.up.Add(int64(n))
+	if err != nil && err != io.EOF {
+		b.x.bodyFailed.Store(true)
+	}
+	return n, err
+}
+
+// methodName keeps what a client made up out of the log.
+func methodName(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
+		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
+		return method
+	}
+	return "other"
+}

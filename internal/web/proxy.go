@@ -1,0 +1,215 @@
+package web
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// maxIdleBackends bounds the connections to backends that wait for another
+	// request, of all addresses, and of one.
+	maxIdleBackends    = 1024
+	maxIdlePerBackend  = 64
+	idleBackendTimeout = time.Minute
+
+	// continueTimeout is how long a client that asked for it waits for the
+	// backend's 100 before its body is sent all the same.
+	continueTimeout = time.Second
+)
+
+// newProxy returns the proxy for all requests. Where one goes is in its
+// context (exchange).
+func newProxy(errorLog *log.Logger, share bool) *httputil.ReverseProxy {
+	transport := &http.Transport{
+		Proxy: nil, // the environment has no say here
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return exchangeOf(ctx).dial(ctx)
+		},
+		DisableCompression:    true, // nothing is added, nothing altered
+		DisableKeepAlives:     !share,
+		MaxIdleConns:          maxIdleBackends,
+		MaxIdleConnsPerHost:   maxIdlePerBackend,
+		IdleConnTimeout:       idleBackendTimeout,
+		ExpectContinueTimeout: continueTimeout,
+		Protocols:             new(http.Protocols),
+	}
+	transport.Protocols.SetHTTP1(true)
+	return &httputil.ReverseProxy{
+		Rewrite:       rewrite,
+		Transport:     transport,
+		FlushInterval: -1, // at once
+		ErrorLog:      errorLog,
+		BufferPool:    bufferPool{},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			x := exchangeOf(r.Context())
+			status, err := x.judge(err)
+			x.refuse(w, status, err)
+		},
+	}
+}
+
+// rewrite makes the backend's request of the client's. The hop-by-hop headers
+// are gone already, and so are those that the client has named in Connection:
+// what is set here cannot be taken away.
+func rewrite(pr *httputil.ProxyRequest) {
+	in, out := pr.In, pr.Out
+	query, _ := cutParam(in.URL.RawQuery, originParam)
+	// Nothing but path and query are the client's to say: it may have sent an
+	// absolute URL.
+	out.URL = &url.URL{
+		Scheme:     "http",
+		Host:       exchangeOf(in.Context()).addr.HostPort(),
+		Path:       in.URL.Path,
+		RawPath:    in.URL.RawPath,
+		RawQuery:   query,
+		ForceQuery: in.URL.ForceQuery,
+	}
+	stripSealed(out.Header)
+	out.Trailer = in.Trailer // filled in when the body has been read
+
+	out.Header["X-Forwarded-For"] = in.Header["X-Forwarded-For"]
+	pr.SetXForwarded() // the client's real address comes last
+
+	// Within HTTP/2 the client could send what headers it likes.
+	if strings.EqualFold(out.Header.Get("Upgrade"), "h2c") {
+		out.Header.Del("Upgrade")
+		out.Header.Del("Connection")
+		out.Header.Del("HTTP2-Settings")
+	}
+}
+
+// judge returns the status for an error of the proxy, and the error for the
+// account, without anything that the client or the backend has sent.
+func (x *exchange) judge(err error) (status int, reason error) {
+	var (
+		dialErr dialError
+		opErr   *net.OpError
+	)
+	failedDial := errors.As(err, &dialErr)
+	switch {
+	case context.Cause(x.ctx) == errIdle:
+		return http.StatusGatewayTimeout, errIdle
+	case x.ctx.Err() != nil:
+		return 0, errClientGone
+	case failedDial:
+		return x.gate.Status(dialErr.error), dialErr.error
+	case x.bodyFailed.Load():
+		return http.StatusBadRequest, errBody
+	case errors.As(err, &opErr):
+		return http.StatusBadGateway, fmt.Errorf("%w: %w", errNoResponse, opErr)
+	}
+	return http.StatusBadGateway, errNoResponse
+}
+
+const bufferSize = 32 << 10
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// bufferPool lends the proxy its buffers.
+type bufferPool struct{}
+
+func (bufferPool) Get() []byte  { return buffers.Get().(*[bufferSize]byte)[:] }
+func (bufferPool) Put(b []byte) { buffers.Put((*[bufferSize]byte)(b)) }
+
+// upgraded is the client's side of a connection that its backend has upgraded.
+// The proxy copies in both directions, passes on the end of each, and closes
+// both when both have ended or one has failed.
+type upgraded struct {
+	net.Conn
+	br *bufio.Reader // what was read with the request
+	x  *exchange
+}
+
+func (u *upgraded) Read(p []byte) (int, error) {
+	r := io.Reader(u.Conn)
+	if u.br != nil {
+		if u.br.Buffered() > 0 {
+			p = p[:min(len(p), u.br.Buffered())]
+			r = u.br
+		} else {
+			u.br = nil
+		}
+	}
+	n, err := r.Read(p)
+	u.x.up.Add(int64(n))
+	if err == io.EOF {
+		u.x.watch(u.x.halfCloseBound())
+	}
+	return n, err
+}
+
+func (u *upgraded) Write(p []byte) (int, error) {
+	n, err := u.Conn.Write(p)
+	u.x.down.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite is called at the end of what the backend sends.
+func (u *upgraded) CloseWrite() error {
+	u.x.watch(u.x.halfCloseBound())
+	return u.Conn.(interface{ CloseWrite() error }).CloseWrite()
+}
+
+// WriteTo and ReadFrom are what io.Copy uses of the client's side.
+func (u *upgraded) WriteTo(w io.Writer) (int64, error)  { return copyLean(w, readerOnly{u}) }
+func (u *upgraded) ReadFrom(r io.Reader) (int64, error) { return copyLean(writerOnly{u}, r) }
+
+type (
+	readerOnly struct{ io.Reader }
+	writerOnly struct{ io.Writer }
+)
+
+// halfCloseBound bounds an upgraded connection of which one side has finished.
+func (o *Options) halfCloseBound() time.Duration {
+	if o.HalfCloseTimeout == 0 {
+		return o.IdleTimeout
+	}
+	return o.HalfCloseTimeout
+}
+
+// copyLean is io.Copy for a connection that rests most of the time: while it
+// waits it holds a small buffer, and it borrows a large one for as long as
+// there is much to copy.
+func copyLean(w io.Writer, r io.Reader) (copied int64, err error) {
+	small := make([]byte, 512)
+	for {
+		n, err := copyOnce(w, r, small)
+		copied += int64(n)
+		if n == len(small) && err == nil {
+			large := buffers.Get().(*[bufferSize]byte)
+			for n >= len(small) && err == nil {
+				n, err = copyOnce(w, r, large[:])
+				copied += int64(n)
+			}
+			buffers.Put(large)
+		}
+		if err == io.EOF {
+			return copied, nil
+		}
+		if err != nil {
+			return copied, err
+		}
+	}
+}
+
+// copyOnce copies what one read yields. Its error is io.EOF at the end.
+func copyOnce(w io.Writer, r io.Reader, buf []byte) (int, error) {
+	n, readErr := r.Read(buf)
+	if n > 0 {
+		if m, err := w.Write(buf[:n]); err != nil {
+			return m, err
+		}
+	}
+	return n, readErr
+}

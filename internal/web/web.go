@@ -1,0 +1,305 @@
+// Package web serves HTTP/1.1 and WebSocket clients on connections that
+// somebody else has accepted. Each request brings the sealed address of its
+// backend, and this package decides what becomes of it:
+//
+//   - An ordinary request is proxied (proxy.go). So is the upgrade to a
+//     WebSocket that the backend itself is to speak.
+//   - Other WebSockets end here (websocket.go), and their messages become the
+//     bytes of a TCP connection.
+//
+// What an address is worth, how a backend is reached and how bytes are pumped
+// is not known here; that is asked of a Gate.
+package web
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"sync"
+	"time"
+
+	"gateway/internal/address"
+)
+
+// Gate is what is asked of whoever uses this package. Its methods are called
+// from any goroutine. The contexts hold the values of the context that the
+// client's connection came with.
+type Gate interface {
+	// Open opens a sealed address, which has at most Options.LineMax bytes.
+	Open(ctx context.Context, sealed []byte) (address.Address, error)
+
+	// Dial connects to a backend; the caller closes the connection. ctx ends
+	// when nobody waits for the backend any longer.
+	Dial(ctx context.Context, addr address.Address) (net.Conn, error)
+
+	// Status returns the HTTP status for an error of Open or Dial: 400, 401,
+	// 502 or 504; or 0 if nobody is there to read one.
+	Status(err error) int
+
+	// Relay pumps bytes between a WebSocket and its TCP backend until both
+	// have ended, closes both and accounts for them. early comes first to the
+	// backend. ctx ends when the server is closed.
+	Relay(ctx context.Context, addr address.Address, client *Conn, backend net.Conn, early []byte)
+
+	// Served accounts for what Relay does not: a request that was answered, a
+	// connection that was upgraded by its backend and has ended, a WebSocket
+	// that was refused. The client's connection may still serve others. What
+	// net/http refuses itself is not told.
+	Served(ctx context.Context, e Exchange)
+}
+
+// Exchange is the account of one request.
+type Exchange struct {
+	// Kind is "http"; "upgrade" for a request that the backend was to upgrade
+	// to a WebSocket; or "websocket" for one that was to end here.
+	Kind string
+	// Method is the request's, or "other" if it is none of RFC 9110 or PATCH.
+	Method string
+	// Addr is the zero value if no address was opened.
+	Addr address.Address
+	// Status is what the client was answered, 0 for nothing.
+	Status int
+	// Up and Down count the bytes of bodies, or of an upgraded connection,
+	// from the client and to the client.
+	Up, Down int64
+	// Duration is from the request's headers to the end of the answer.
+	Duration time.Duration
+	// Err is why the exchange failed. It never holds anything that the client
+	// or the backend has sent. A response that was begun and not finished has
+	// its status and an error.
+	Err error
+}
+
+// Options are the bounds of a Server. Durations of zero mean no bound.
+type Options struct {
+	// HeaderMax bounds the first line and the headers of a request, in bytes;
+	// what is longer gets 431. net/http has a lower limit of 4097.
+	HeaderMax int
+	// LineMax bounds a sealed address, in bytes, wherever it stands.
+	LineMax int
+	// HeaderTimeout bounds the time from a request's first byte to the end of
+	// its headers, and the time in which a WebSocket without an address has
+	// to send one.
+	HeaderTimeout time.Duration
+	// KeepAliveTimeout bounds how long a connection rests between requests.
+	KeepAliveTimeout time.Duration
+	// IdleTimeout bounds how long nothing moves within a request, or in a
+	// connection that the backend upgraded.
+	IdleTimeout time.Duration
+	// HalfCloseTimeout is the same for an upgraded connection of which one
+	// side has finished.
+	HalfCloseTimeout time.Duration
+	// PingInterval is how often a silent WebSocket is pinged, and how long the
+	// client has to answer.
+	PingInterval time.Duration
+	// Origins says which pages may open WebSockets: patterns of path.Match for
+	// the Origin's host, or for scheme://host if they contain "://". "*" is
+	// any page. Clients that are no browsers send no Origin and are let in, as
+	// are pages of the very host that is asked.
+	Origins []string
+	// ShareBackends lets requests of all clients share the connections to a
+	// backend. It must be off if these begin by naming their client, as with
+	// the PROXY protocol: then there is one for each request.
+	ShareBackends bool
+	// Log gets what net/http has to tell; nil is slog.Default().
+	Log *slog.Logger
+}
+
+// Server serves HTTP clients. Its methods may be called from any goroutine.
+type Server struct {
+	Options
+	gate  Gate
+	http  *http.Server
+	proxy *httputil.ReverseProxy
+
+	mu     sync.Mutex
+	conns  map[*conn]struct{}
+	closed bool
+}
+
+// NewServer returns a server. It must be closed.
+func NewServer(gate Gate, o Options) *Server {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	s := &Server{Options: o, gate: gate, conns: make(map[*conn]struct{})}
+	errorLog := log.New(errorLog{o.Log}, "", 0)
+	s.proxy = newProxy(errorLog, o.ShareBackends)
+	s.http = &http.Server{
+		Handler: http.HandlerFunc(handle),
+		// net/http takes 4096 bytes more than it is told.
+		MaxHeaderBytes:    max(o.HeaderMax-4096, 1),
+		ReadHeaderTimeout: o.HeaderTimeout,
+		IdleTimeout:       o.KeepAliveTimeout,
+		ErrorLog:          errorLog,
+		// "OPTIONS *" needs an address like any other request.
+		DisableGeneralOptionsHandler: true,
+		Protocols:                    new(http.Protocols),
+		BaseContext: func(ln net.Listener) context.Context {
+			c := ln.(*listener).conn
+			return context.WithValue(c.ctx, connKey{}, c)
+		},
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateClosed {
+				c.(interface{ base() *conn }).base().rest <- nil
+			}
+		},
+	}
+	s.http.Protocols.SetHTTP1(true)
+	return s
+}
+
+// ServeConn serves a connection, which it owns, and returns when it is closed
+// and nothing is done for it any more. ctx is the base of the contexts that
+// the Gate gets. The connection's RemoteAddr is what the backends are told
+// about the client; if it has a ConnectionState method, as *tls.Conn has, they
+// are told of https, and the TLS handshake must be finished.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
+	defer nc.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &conn{Conn: nc, server: s, ctx: ctx, cancel: cancel, rest: make(chan func(), 1)}
+	if !s.add(c) {
+		return
+	}
+	defer s.remove(c)
+
+	ln := &listener{conn: c}
+	s.http.Serve(ln) // starts a goroutine
+	if !ln.accepted {
+		return // the server was closed
+	}
+	if rest := <-c.rest; rest != nil {
+		rest()
+	}
+}
+
+// Shutdown closes the connections that rest between requests, and the others
+// after their request. WebSockets stay, and ServeConn still serves one request
+// of each connection. It does not wait.
+func (s *Server) Shutdown() { s.http.SetKeepAlivesEnabled(false) }
+
+// Close ends all connections; WebSocket clients are told 1001. Connections
+// that come later are closed. It does not wait: ServeConn returns soon.
+func (s *Server) Close() {
+	s.http.Close()
+	s.mu.Lock()
+	s.closed = true
+	for c := range s.conns {
+		c.end()
+	}
+	s.mu.Unlock()
+	s.proxy.Transport.(*http.Transport).CloseIdleConnections()
+}
+
+// add registers a connection; false means that the server is closed.
+func (s *Server) add(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.conns[c] = struct{}{}
+	}
+	return !s.closed
+}
+
+func (s *Server) remove(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// conn is a client's connection as net/http sees it.
+type conn struct {
+	net.Conn
+	server *Server
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	// rest gets what is left to do when net/http has finished with the
+	// connection: nil, or a function that serves a WebSocket. It is run by
+	// ServeConn, so that net/http's goroutine and all that hangs on it, a few
+	// kilobytes, are not kept for as long as the WebSocket lasts.
+	rest chan func()
+
+	ws *Conn // guarded by Server.mu; nil if there is none
+}
+
+type connKey struct{}
+
+func (c *conn) base() *conn { return c }
+
+// CloseWrite lets net/http send the end of an answer before it closes.
+func (c *conn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// end cuts the connection. The caller holds Server.mu.
+func (c *conn) end() {
+	c.cancel()
+	if c.ws != nil {
+		c.ws.Close()
+	} else {
+		c.Conn.Close()
+	}
+}
+
+// adopt registers the connection's WebSocket for Close.
+func (c *conn) adopt(ws *Conn) {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	c.ws = ws
+	if c.server.closed {
+		ws.Close()
+	}
+}
+
+// tlsConn is a conn of which net/http knows that it came by TLS.
+type tlsConn struct {
+	*conn
+	connectionStater
+}
+
+type connectionStater interface{ ConnectionState() tls.ConnectionState }
+
+// listener hands a single connection to net/http.
+type listener struct {
+	conn     *conn
+	accepted bool
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	if l.accepted {
+		return nil, io.EOF
+	}
+	l.accepted = true
+	if cs, ok := l.conn.Conn.(connectionStater); ok {
+		return &tlsConn{l.conn, cs}, nil
+	}
+	return l.conn, nil
+}
+
+func (l *listener) Close() error   { return nil }
+func (l *listener) Addr() net.Addr { return l.conn.LocalAddr() }
+
+// errorLog takes the lines that net/http and httputil log. They tell of
+// clients and backends that went away, except for one kind.
+type errorLog struct{ log *slog.Logger }
+
+func (l errorLog) Write(line []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.HasPrefix(line, []byte("http: panic ")) {
+		level = slog.LevelError
+	}
+	l.log.Log(context.Background(), level, "net/http", "text", string(bytes.TrimSpace(line)))
+	return len(line), nil
+}

@@ -1,0 +1,310 @@
+package web
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"gateway/internal/address"
+)
+
+// Why the first message of a WebSocket is no sealed address.
+var (
+	errTooSlow = errors.New("too_slow") // HeaderTimeout passed
+	errEOF     = errors.New("eof")      // the client closed the WebSocket, or vanished
+)
+
+// messageMax bounds a message from the client, in bytes. It costs no memory,
+// since messages are passed on as they come.
+const messageMax = 16 << 20
+
+// terminate ends a WebSocket here and relays its bytes: the backend is dialed
+// first, so that the client still gets an HTTP error if that fails.
+func (x *exchange) terminate(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case x.addr.Scheme == "http":
+		x.refuse(w, http.StatusUnauthorized, errNotTCP)
+		return
+	case !isHandshake(r):
+		x.refuseHandshake(w)
+		return
+	}
+	backend, err := x.dial(x.ctx)
+	if err != nil {
+		status, err := x.judge(err)
+		x.refuse(w, status, err)
+		return
+	}
+	ws, err := x.accept(w, r)
+	if err != nil {
+		backend.Close()
+		x.refuse(w, 0, errClientGone)
+		return
+	}
+	gate, ctx, addr := x.gate, x.conn.ctx, x.addr
+	x.rest = func() {
+		defer ws.finish()
+		gate.Relay(ctx, addr, ws, backend, nil)
+	}
+}
+
+// awaitAddress accepts a WebSocket whose first message is the sealed address.
+func (x *exchange) awaitAddress(w http.ResponseWriter, r *http.Request) {
+	if !isHandshake(r) {
+		x.refuseHandshake(w)
+		return
+	}
+	ws, err := x.accept(w, r)
+	if err != nil {
+		x.refuse(w, 0, errClientGone)
+		return
+	}
+	f := &first{Server: x.Server, ctx: x.conn.ctx, began: x.began, ws: ws}
+	x.rest = f.serve
+}
+
+func (x *exchange) refuseHandshake(w http.ResponseWriter) {
+	w.Header().Set("Sec-WebSocket-Version", "13") // RFC 6455 section 4.4
+	x.refuse(w, http.StatusBadRequest, errHandshake)
+}
+
+// accept answers 101. All that could be refused has been.
+func (x *exchange) accept(w http.ResponseWriter, r *http.Request) (*Conn, error) {
+	c := &Conn{interval: x.PingInterval / 2}
+	lib, err := websocket.Accept(&hijacker{w, x, c}, r, &websocket.AcceptOptions{
+		InsecureSkipVerify: true, // see originAllowed
+		Subprotocols:       firstToken(r.Header["Sec-Websocket-Protocol"]),
+		CompressionMode:    websocket.CompressionDisabled,
+		OnPingReceived:     c.onPing,
+		OnPongReceived:     c.onPong,
+	})
+	if err != nil {
+		return nil, err
+	}
+	lib.SetReadLimit(messageMax)
+	c.lib = lib
+	x.conn.adopt(c)
+	c.startPings()
+	return c, nil
+}
+
+// firstToken returns the first of the subprotocols that the client offers, if
+// any. Bytes are bytes by any name, and browsers give up a WebSocket that
+// chooses none of theirs.
+func firstToken(values []string) []string {
+	for _, v := range values {
+		for token := range strings.SplitSeq(v, ",") {
+			if token = strings.TrimSpace(token); token != "" {
+				return []string{token}
+			}
+		}
+	}
+	return nil
+}
+
+// wsBufferSize is the size of the two buffers that a WebSocket holds as long
+// as it lasts: an ordinary message fits in, and larger ones pass by.
+const wsBufferSize = 1 << 10
+
+// hijacker hands the library a connection that the Conn has its hand on.
+type hijacker struct {
+	http.ResponseWriter
+	x *exchange
+	c *Conn
+}
+
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	// Below the exchange's own Hijack, which is for the proxy.
+	nc, brw, err := http.NewResponseController(h.ResponseWriter.(*response).ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	h.x.hijacked = true
+	early, _ := brw.Reader.Peek(brw.Reader.Buffered())
+	w := &wire{Conn: nc, early: bytes.Clone(early)}
+	h.c.wire = w
+	h.c.br = bufio.NewReaderSize(w, wsBufferSize)
+	return w, bufio.NewReadWriter(h.c.br, bufio.NewWriterSize(w, wsBufferSize)), nil
+}
+
+// first is a WebSocket whose first message is the sealed address.
+type first struct {
+	*Server
+	ctx   context.Context
+	began time.Time
+	ws    *Conn
+	addr  address.Address
+}
+
+// serve reads the line, opens, dials, answers and relays.
+func (f *first) serve() {
+	defer f.ws.finish()
+	if f.HeaderTimeout > 0 {
+		f.ws.SetReadDeadline(f.began.Add(f.HeaderTimeout))
+	}
+	line, early, err := f.ws.readLine(f.LineMax)
+	if err != nil {
+		f.refuse(http.StatusBadRequest, err)
+		return
+	}
+	f.ws.SetReadDeadline(time.Time{})
+	addr, err := f.gate.Open(f.ctx, line)
+	if err != nil {
+		f.refuse(f.gate.Status(err), err)
+		return
+	}
+	f.addr = addr
+	if addr.Scheme == "http" {
+		f.refuse(http.StatusUnauthorized, errNotTCP)
+		return
+	}
+	backend, err := f.dial()
+	if err != nil {
+		f.refuse(f.gate.Status(err), err)
+		return
+	}
+	if _, err := f.ws.Write([]byte("200")); err != nil {
+		backend.Close()
+		f.refuse(0, errClientGone)
+		return
+	}
+	f.gate.Relay(f.ctx, addr, f.ws, backend, early)
+}
+
+// dial connects the backend, for as long as the client waits for it.
+func (f *first) dial() (net.Conn, error) {
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	stop := f.ws.onVanish(cancel)
+	defer stop()
+	return f.gate.Dial(ctx, f.addr)
+}
+
+// refuse answers with a status as a message of its own and closes with 1000:
+// the status has said what there is to say. A status of 0 only closes.
+func (f *first) refuse(status int, err error) {
+	if status != 0 {
+		text := strconv.Itoa(status)
+		if _, werr := f.ws.Write([]byte(text)); werr != nil {
+			status = 0
+		}
+		f.ws.CloseWrite()
+	}
+	f.gate.Served(f.ctx, Exchange{
+		Kind:     "websocket",
+		Method:   http.MethodGet,
+		Addr:     f.addr,
+		Status:   status,
+		Duration: time.Since(f.began),
+		Err:      err,
+	})
+}
+
+// readLine reads the sealed line that a WebSocket begins with: the first
+// message, or what stands before its newline. It returns the line without its
+// end, "\n" or "\r\n", and what has been read behind it. The rest of the
+// message is read by Read. A line has at most limit bytes.
+func (c *Conn) readLine(limit int) (line, early []byte, err error) {
+	buf := make([]byte, 0, limit+len("\r\n"))
+	for {
+		n, err := c.readMessage(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if end := bytes.IndexByte(buf, '\n'); end >= 0 {
+			line, early = buf[:end], buf[end+1:]
+			break
+		}
+		if err == io.EOF { // the end of the message
+			line = buf
+			break
+		}
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, nil, errTooSlow
+		case err != nil:
+			return nil, nil, errEOF
+		case len(buf) == cap(buf):
+			return nil, nil, errTooLong
+		}
+	}
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	if len(line) > limit {
+		return nil, nil, errTooLong
+	}
+	return line, early, nil
+}
+
+// isWebSocket tells whether a request asks for the upgrade to a WebSocket.
+func isWebSocket(h http.Header) bool {
+	return hasToken(h["Connection"], "upgrade") && hasToken(h["Upgrade"], "websocket")
+}
+
+// isHandshake tells whether that request is one of RFC 6455 section 4.2.1.
+func isHandshake(r *http.Request) bool {
+	keys := r.Header["Sec-Websocket-Key"]
+	if len(keys) != 1 {
+		return false
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(keys[0]))
+	return err == nil && len(key) == 16 &&
+		r.Method == http.MethodGet && r.ProtoAtLeast(1, 1) &&
+		r.Header.Get("Sec-WebSocket-Version") == "13"
+}
+
+// originAllowed tells whether the page that asks for a WebSocket may have one.
+// The library would ask the same, but only once the backend has been dialed.
+func originAllowed(r *http.Request, patterns []string) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	u, err := url.Parse(origin)
+	if err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host) {
+		return true
+	}
+	for _, pattern := range patterns {
+		if pattern == "*" {
+			return true
+		}
+		if err != nil {
+			continue
+		}
+		target := u.Host
+		if strings.Contains(pattern, "://") {
+			target = u.Scheme + "://" + u.Host
+		}
+		if ok, err := path.Match(strings.ToLower(pattern), strings.ToLower(target)); ok && err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// hasToken tells whether a header's comma-separated list has a token, which is
+// given in lower case.
+func hasToken(values []string, token string) bool {
+	for _, v := range values {
+		for t := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func isPrintable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+}
