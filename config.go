@@ -19,6 +19,7 @@ import (
 	"gateway/internal/certificate"
 	"gateway/internal/policy"
 	"gateway/internal/sockopt"
+	"gateway/internal/token"
 )
 
 // Config is a validated configuration; see parseConfig. What each field means
@@ -27,6 +28,9 @@ type Config struct {
 	Secrets       [][]byte // at least one; the first seals
 	SecretSources []string // where they came from, for the log
 	KDFs          []kdf    // at least one; the first seals
+	Legacy        bool     // sealed lines open
+	TokenKeys     string   // a file; empty: no token opens
+	TokenAudience string   // empty: any
 
 	Listen []listening // where, and what clients get there; at least one
 	Reuse  bool
@@ -60,6 +64,7 @@ type Config struct {
 	// Action is what to do instead of serving, and Arg its argument.
 	Action action
 	Arg    string
+	TTL    time.Duration // of what actionSeal makes; 0: a sealed line
 
 	secret, secretFile string
 	addr               string
@@ -80,6 +85,7 @@ type action string
 const (
 	actionServe   action = ""
 	actionSeal    action = "seal"
+	actionKeygen  action = "keygen"
 	actionOpen    action = "open"
 	actionCheck   action = "check"
 	actionVersion action = "version"
@@ -126,6 +132,13 @@ func settings(cfg *Config) []setting {
 			"key derivations to try, in order; the first seals. md5: OpenSSL before 1.1.0,\n" +
 				"CryptoJS. sha256: OpenSSL since. pbkdf2: openssl enc -pbkdf2; it costs\n" +
 				"milliseconds of CPU for each bad line, so it is tried only when named here"},
+		{groupSecrets, "token-keys", "FILE", (*stringValue)(&cfg.TokenKeys),
+			"keys (a JWK Set, see -keygen) that open JOSE tokens, which expire, wherever a\n" +
+				"sealed line is taken. Read again when it changes"},
+		{groupSecrets, "token-audience", "NAME", (*stringValue)(&cfg.TokenAudience),
+			"whom a token's aud must name; empty: anybody"},
+		{groupSecrets, "legacy", "0|1", (*switchValue)(&cfg.Legacy),
+			"0 refuses sealed lines: tokens only, and no secret is needed"},
 
 		{groupListening, "addr", "ADDRESS", &addrValue{&cfg.addr, false},
 			"host:port to listen on. :port is every IPv4 and IPv6 address, 0.0.0.0:port\n" +
@@ -151,7 +164,8 @@ func settings(cfg *Config) []setting {
 		{groupRequest, "handshake-timeout", "TIME", &durationValue{&cfg.HandshakeTimeout, false},
 			"for the whole request, however it dribbles"},
 		{groupRequest, "handshake-max", "BYTES", &intValue{&cfg.HandshakeMax, 1, 1 << 20},
-			"largest sealed line, in whatever form it comes"},
+			"largest sealed line or token, in whatever form it comes; 2048 by default where\n" +
+				"-token-keys is set"},
 		{groupRequest, "http-header-max", "BYTES", &intValue{&cfg.HTTPHeaderMax, 4097, 1 << 20},
 			"largest header of an HTTP request"},
 		{groupRequest, "ws-origins", "PATTERNS", (*originsValue)(&cfg.WSOrigins),
@@ -206,9 +220,13 @@ func settings(cfg *Config) []setting {
 			"host:port of net/http/pprof; keep it private; empty: off"},
 
 		{groupActions, "seal", "ADDRESS", act(actionSeal),
-			"print the sealed line for host:port"},
+			"print the sealed line for host:port; with -ttl, a token"},
+		{groupActions, "ttl", "TIME", &durationValue{&cfg.TTL, true},
+			"how long the token of -seal is good, which -token-keys makes; 0: a sealed line"},
 		{groupActions, "open", "LINE", act(actionOpen),
-			"print the address in a sealed line; exit 1 if it does not open"},
+			"print the address in a sealed line or token; exit 1 if it does not open"},
+		{groupActions, "keygen", "", act(actionKeygen),
+			"print a fresh key set for -token-keys"},
 		{groupActions, "check", "", act(actionCheck),
 			"validate the configuration; exit 0 or 2"},
 		{groupActions, "version", "", act(actionVersion),
@@ -219,6 +237,7 @@ func settings(cfg *Config) []setting {
 func defaultConfig() *Config {
 	return &Config{
 		KDFs:             []kdf{kdfMD5, kdfSHA256},
+		Legacy:           true,
 		addr:             "0.0.0.0:0",
 		HandshakeTimeout: 10 * time.Second,
 		HandshakeMax:     1024,
@@ -258,7 +277,7 @@ func parseConfig(args []string) (*Config, error) {
 	if fs.NArg() > 0 {
 		return nil, errors.New("flags are written -name=value; there is an argument without a flag")
 	}
-	if cfg.Action == actionVersion {
+	if cfg.Action == actionVersion || cfg.Action == actionKeygen {
 		return cfg, nil // whatever else is wrong
 	}
 	if err := cfg.readEnvironment(fs, all); err != nil {
@@ -268,6 +287,9 @@ func parseConfig(args []string) (*Config, error) {
 		return nil, err
 	}
 	if err := cfg.checkTLS(); err != nil {
+		return nil, err
+	}
+	if err := cfg.checkTokens(); err != nil {
 		return nil, err
 	}
 	return cfg, cfg.loadSecrets()
@@ -304,10 +326,56 @@ func (cfg *Config) checkTLS() error {
 	return nil
 }
 
+// tokenKeys loads the keys for tokens; nil if there are none.
+func (cfg *Config) tokenKeys(log *slog.Logger) (*token.Keys, error) {
+	if cfg.TokenKeys == "" {
+		return nil, nil
+	}
+	keys, err := token.Load(cfg.TokenKeys, cfg.TokenAudience, log)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", cfg.sources["token-keys"], err)
+	}
+	return keys, nil
+}
+
+// tokenHandshakeMax is the default of -handshake-max with tokens, in bytes: they
+// are longer than sealed lines.
+const tokenHandshakeMax = 2048
+
+// checkTokens sees whether there are keys to begin with.
+func (cfg *Config) checkTokens() error {
+	if cfg.TokenKeys == "" {
+		switch {
+		case !cfg.Legacy:
+			return fmt.Errorf("%s=0 leaves only tokens, which need -token-keys", cfg.sources["legacy"])
+		case cfg.TTL != 0:
+			return errors.New("-ttl is for tokens, which need -token-keys")
+		case cfg.TokenAudience != "":
+			return fmt.Errorf("%s is for tokens, which need -token-keys", cfg.sources["token-audience"])
+		}
+		return nil
+	}
+	if cfg.Action == actionSeal && cfg.TTL == 0 && !cfg.Legacy {
+		return errors.New("-seal needs -ttl, the time after which the token expires")
+	}
+	if cfg.sources["handshake-max"] == "" {
+		cfg.HandshakeMax = tokenHandshakeMax
+	}
+	_, err := cfg.tokenKeys(slog.New(slog.DiscardHandler))
+	return err
+}
+
 // opensLines tells whether there is anything for a secret to do.
 func (cfg *Config) opensLines() bool {
-	return cfg.Action == actionSeal || cfg.Action == actionOpen ||
-		slices.ContainsFunc(cfg.Listen, func(l listening) bool { return l.forward == nil })
+	switch {
+	case !cfg.Legacy:
+		return false
+	case cfg.Action == actionSeal:
+		return cfg.TTL == 0
+	case cfg.Action == actionOpen:
+		return cfg.TokenKeys == ""
+	}
+	return slices.ContainsFunc(cfg.Listen, func(l listening) bool { return l.forward == nil })
 }
 
 // proxyVersion is the version of -send-proxy's header, 0 for none.
@@ -360,7 +428,7 @@ func (cfg *Config) loadSecrets() error {
 		}
 	}
 	if len(cfg.Secrets) == 0 && cfg.opensLines() {
-		return errors.New("a secret is required: set -secret-file, GATEWAY_SECRET, -secret, or a systemd credential named secret")
+		return errors.New("a secret is required: set -secret-file, GATEWAY_SECRET, -secret, or a systemd credential named secret; or -token-keys and -legacy=0")
 	}
 	return nil
 }

@@ -326,7 +326,8 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 		"splice": "1", "loops": "0", "idle-timeout": "0", "half-close-timeout": "60s",
 		"keepalive": "30s", "tcp-user-timeout": "0",
 		"pidfile": "gateway.pid", "drain": "30s", "log-format": "text", "log-level": "info", "pprof": "",
-		"seal": "", "open": "", "check": "", "version": "",
+		"token-keys": "", "token-audience": "", "legacy": "1",
+		"seal": "", "ttl": "0", "keygen": "", "open": "", "check": "", "version": "",
 	}
 	for _, s := range settings(defaultConfig()) {
 		if _, ok := want[s.name]; !ok {

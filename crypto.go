@@ -53,6 +53,7 @@ const (
 	errBadPadding openError = "bad_padding" // no secret and derivation fits
 	errBadAddress openError = "bad_address" // something was decrypted, but no address
 	errWrongWay   openError = "wrong_way"   // the address is for HTTP, and the client brings bytes
+	errNotToken   openError = "not_token"   // a sealed line, and -legacy=0
 	errKDFBusy    openError = "kdf_busy"    // the client's time ran out while it waited for -kdf=pbkdf2
 )
 
@@ -131,7 +132,7 @@ func newKeyring(secrets [][]byte, kdfs []kdf) *keyring {
 }
 
 // slowKDF tells whether opening a line may take milliseconds or wait its turn.
-func (k *keyring) slowKDF() bool { return slices.Contains(k.kdfs, kdfPBKDF2) }
+func (k *keyring) slowKDF() bool { return k != nil && slices.Contains(k.kdfs, kdfPBKDF2) }
 
 // seal returns the sealed line for an address, without a newline, made with a
 // fresh salt.

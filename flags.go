@@ -345,7 +345,7 @@ func (v *actionValue) Set(s string) error {
 }
 
 func (v *actionValue) IsBoolFlag() bool {
-	return v.action == actionCheck || v.action == actionVersion
+	return v.action == actionCheck || v.action == actionVersion || v.action == actionKeygen
 }
 
 // printHelp writes what -help says.

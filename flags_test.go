@@ -33,6 +33,9 @@ var settingTests = []struct {
 		[]taken{{"md5", "md5"}, {"sha256", "sha256"}, {"pbkdf2", "pbkdf2"}, {"sha256,md5", "sha256,md5"},
 			{"pbkdf2,sha256,md5", "pbkdf2,sha256,md5"}},
 		[]string{"", ",", "md4", "MD5", "md5,", ",md5", "md5,,sha256", "md5,md5", "sha256,md5,sha256", "md5 sha256"}},
+	{"token-keys", func(c *Config) any { return c.TokenKeys }, "", nil, nil}, // see token_test.go
+	{"token-audience", func(c *Config) any { return c.TokenAudience }, "", nil, nil},
+	{"legacy", func(c *Config) any { return c.Legacy }, true, nil, []string{"", "2", "no"}},
 	{"addr", func(c *Config) any { return c.addr }, "0.0.0.0:0",
 		[]taken{{":0", ":0"}, {":65535", ":65535"}, {"127.0.0.1:8000", "127.0.0.1:8000"}, {"[::1]:8000", "[::1]:8000"},
 			{"localhost:8000", "localhost:8000"}},

@@ -14,13 +14,15 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
+	"gateway/internal/token"
 )
 
 // frontend decides about clients and keeps account of them. It knows nothing
 // of sockets and of waiting, so that the two ways in share it: a goroutine
 // that reads and waits (Gateway.serveConn), and the event loops.
 type frontend struct {
-	keys   *keyring
+	keys   *keyring       // opens sealed lines; nil: none is
+	tokens *token.Keys    // opens tokens; nil: none is
 	policy *policy.Policy // where backends may be
 	log    *slog.Logger
 
@@ -87,6 +89,7 @@ func statusOf(err error) status {
 	var (
 		re requestError
 		oe openError
+		te token.Error
 		de *dialError
 	)
 	switch {
@@ -94,7 +97,7 @@ func statusOf(err error) status {
 		return ""
 	case errors.As(err, &re):
 		return statusBadRequest
-	case errors.As(err, &oe):
+	case errors.As(err, &oe), errors.As(err, &te):
 		return statusUnauthorized
 	case errors.As(err, &de):
 		return de.status
@@ -111,7 +114,7 @@ type request struct {
 // request reads a request from all that a client has sent so far, and opens
 // its address; of HTTP and TLS it only tells which it is, and early is the
 // beginning. The result aliases received. The error is errIncomplete as long as
-// more has to be read; otherwise it is a requestError or an openError. The
+// more has to be read; otherwise it is a requestError or one of open. The
 // session learns the form and what a trusted proxy says. ctx bounds the wait
 // for a slow key derivation.
 func (f *frontend) request(ctx context.Context, s *session, received []byte) (request, error) {
@@ -142,7 +145,7 @@ func (f *frontend) request(ctx context.Context, s *session, received []byte) (re
 	if err != nil {
 		return request{}, err
 	}
-	addr, err := f.keys.open(ctx, line)
+	addr, err := f.open(ctx, line)
 	if err != nil {
 		return request{}, err
 	}
@@ -150,6 +153,26 @@ func (f *frontend) request(ctx context.Context, s *session, received []byte) (re
 		return request{}, errWrongWay
 	}
 	return request{addr, early}, nil
+}
+
+// open returns the address in a sealed line or a token, wherever that stood.
+// The error is an openError or a token.Error.
+func (f *frontend) open(ctx context.Context, sealed []byte) (address.Address, error) {
+	if f.tokens != nil && token.Looks(sealed) {
+		subject, err := f.tokens.Open(sealed, time.Now())
+		if err != nil {
+			return address.Address{}, err
+		}
+		addr, err := address.Parse(subject)
+		if err != nil {
+			return address.Address{}, errBadAddress
+		}
+		return addr, nil
+	}
+	if f.keys == nil {
+		return address.Address{}, errNotToken
+	}
+	return f.keys.open(ctx, sealed)
 }
 
 // believe reads the PROXY header that a trusted proxy has to send, and returns

@@ -49,7 +49,6 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	g := &Gateway{
 		frontend: &frontend{
-			keys:             newKeyring(cfg.Secrets, cfg.KDFs),
 			policy:           policy.New(cfg.Allow, cfg.Deny),
 			log:              log,
 			handshakeTimeout: cfg.HandshakeTimeout,
@@ -64,6 +63,13 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		stopping:  make(chan struct{}),
 		listeners: make(map[net.Listener]struct{}),
 		clients:   make(map[net.Conn]struct{}),
+	}
+	if cfg.Legacy {
+		g.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+	}
+	var err error
+	if g.tokens, err = cfg.tokenKeys(log); err != nil {
+		return nil, err
 	}
 	g.dialer = newDialer(cfg, g.permit)
 	g.web = g.newWeb(cfg)

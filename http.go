@@ -69,7 +69,7 @@ func (c *replayedTLS) ConnectionState() tls.ConnectionState { return c.inner.Con
 type gate struct{ *Gateway }
 
 func (g gate) Open(ctx context.Context, sealed []byte) (address.Address, error) {
-	return g.keys.open(ctx, sealed)
+	return g.open(ctx, sealed)
 }
 
 // Dial connects a backend and tells it of the client.

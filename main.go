@@ -25,6 +25,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/logwriter"
 	"gateway/internal/sockopt"
+	"gateway/internal/token"
 )
 
 // Set by the Makefile.
@@ -56,18 +57,28 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case actionVersion:
 		fmt.Fprintln(stdout, versionLine())
 		return exitOK
+	case actionKeygen:
+		keys, err := token.Generate()
+		if err != nil {
+			return fail(stderr, exitFailure, err)
+		}
+		stdout.Write(keys)
+		return exitOK
 	case actionSeal:
 		addr, err := address.Parse(cfg.Arg)
 		if err != nil {
 			return fail(stderr, exitUsage, fmt.Errorf("invalid value %q for -seal: %w", cfg.Arg, err))
 		}
-		fmt.Fprintln(stdout, newKeyring(cfg.Secrets, cfg.KDFs).seal(addr))
+		line, err := seal(cfg, addr)
+		if err != nil {
+			return fail(stderr, exitUsage, err)
+		}
+		fmt.Fprintln(stdout, line)
 		return exitOK
 	case actionOpen:
-		line := strings.TrimSuffix(strings.TrimSuffix(cfg.Arg, "\n"), "\r")
-		addr, err := newKeyring(cfg.Secrets, cfg.KDFs).open(context.Background(), []byte(line))
+		addr, err := open(cfg)
 		if err != nil {
-			return fail(stderr, exitFailure, fmt.Errorf("-open: the line does not open (%w): is it whole, and sealed with this secret and one of -kdf?", err))
+			return fail(stderr, exitFailure, fmt.Errorf("-open: the line does not open (%w): is it whole, and sealed with this secret and one of -kdf, or made with one of -token-keys?", err))
 		}
 		fmt.Fprintln(stdout, addr)
 		return exitOK
@@ -91,6 +102,33 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return fail(stderr, exitFailure, err)
 	}
 	return exitOK
+}
+
+// seal makes the sealed line or the token for an address.
+func seal(cfg *Config, addr address.Address) (string, error) {
+	if cfg.TTL == 0 {
+		return newKeyring(cfg.Secrets, cfg.KDFs).seal(addr), nil
+	}
+	keys, err := cfg.tokenKeys(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return "", err
+	}
+	text, err := keys.Seal(addr.String(), cfg.TTL, time.Now())
+	if err != nil {
+		return "", fmt.Errorf("-seal: %w", err)
+	}
+	return text, nil
+}
+
+// open opens the line or token of -open.
+func open(cfg *Config) (address.Address, error) {
+	f := frontend{keys: newKeyring(cfg.Secrets, cfg.KDFs)}
+	var err error
+	if f.tokens, err = cfg.tokenKeys(slog.New(slog.DiscardHandler)); err != nil {
+		return address.Address{}, err
+	}
+	line := strings.TrimSuffix(strings.TrimSuffix(cfg.Arg, "\n"), "\r")
+	return f.open(context.Background(), []byte(line))
 }
 
 // fail prints an error on a line of its own.

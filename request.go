@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"strings"
+
+	"gateway/internal/token"
 )
 
 // form is how a client says where it wants to go, and so how it is answered.
@@ -141,7 +143,8 @@ func parsePrefixed(b []byte, limit int) (line, rest []byte, err error) {
 }
 
 // parseBinary is parseLine for the raw bytes of a sealed line, behind a zero and
-// a length of 1 to 255 and at most limit. They come back as base64.
+// a length of 1 to 255 and at most limit. They come back as base64. A token is
+// text as it is.
 func parseBinary(b []byte, limit int) (line, rest []byte, err error) {
 	if len(b) < 2 {
 		return nil, nil, errIncomplete
@@ -149,6 +152,9 @@ func parseBinary(b []byte, limit int) (line, rest []byte, err error) {
 	raw, rest, err := take(b[2:], uint64(b[1]), uint64(limit))
 	if err != nil {
 		return nil, nil, err
+	}
+	if token.Looks(raw) {
+		return raw, rest, nil
 	}
 	return base64.StdEncoding.AppendEncode(nil, raw), rest, nil
 }
