@@ -502,6 +502,15 @@ func (cfg *Config) warnings() []string {
 				i+1, len(cfg.Secrets), shortSecret))
 		}
 	}
+	rules := policy.New(cfg.Allow, cfg.Deny)
+	for _, l := range cfg.Listen {
+		if l.forward == nil || !l.forward.IP.IsValid() { // names are judged when they are looked up
+			continue
+		}
+		if err := rules.Check(netip.AddrPortFrom(l.forward.IP, l.forward.Port)); err != nil {
+			list = append(list, fmt.Sprintf("every client of %s will be refused: %v", l.addr, err))
+		}
+	}
 	if host, _, _ := net.SplitHostPort(cfg.Pprof); cfg.Pprof != "" {
 		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsPrivate()) {
 			list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -14,6 +15,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -28,7 +30,14 @@ import (
 
 const unitFile = "deploy/gateway.service"
 
-var readmes = []string{"README.md", "README.zh-CN.md"}
+// Each page in English, and the same in Chinese.
+var (
+	readmes = []string{"README.md", "README.zh-CN.md"}
+	pages   = []string{"docs/backends.md", "docs/backends.zh-CN.md"}
+)
+
+// documents are all of them.
+var documents = slices.Concat([]string{"CHANGELOG.md"}, readmes, pages)
 
 func TestTheReadmesListEveryFlagWithItsDefault(t *testing.T) {
 	var want [][]string
@@ -163,7 +172,7 @@ func TestTheLogSamplesHaveTheFieldsOfTheLog(t *testing.T) {
 		}
 		logged[fmt.Sprint(m["msg"], " ", m["status"])] = strings.Join(names, " ")
 	}
-	for _, name := range readmes {
+	for _, name := range slices.Concat(readmes, pages) {
 		seen := make(map[string]bool)
 		for _, block := range readDocument(t, name).blocks {
 			for line := range strings.Lines(block.text) {
@@ -174,7 +183,7 @@ func TestTheLogSamplesHaveTheFieldsOfTheLog(t *testing.T) {
 				var names []string
 				for _, f := range regexp.MustCompile(`(\w+)=("[^"]*"|\S*)`).FindAllStringSubmatch(line, -1) {
 					values[f[1]] = strings.Trim(f[2], `"`)
-					if f[1] != "backend_ip" { // only for names
+					if f[1] != "backend_ip" && f[1] != "id" { // for names, and for -send-proxy=v2
 						names = append(names, f[1])
 					}
 				}
@@ -186,16 +195,22 @@ func TestTheLogSamplesHaveTheFieldsOfTheLog(t *testing.T) {
 			}
 		}
 		for kind := range logged {
-			if !seen[kind] {
+			if !seen[kind] && slices.Contains(readmes, name) {
 				t.Errorf("%s has no sample of a line %q", name, kind)
 			}
 		}
 	}
 }
 
-func TestBothReadmesHaveTheSameStructure(t *testing.T) {
-	en, zh := readDocument(t, readmes[0]), readDocument(t, readmes[1])
+func TestDocumentsHaveTheSameStructureInBothLanguages(t *testing.T) {
+	for _, names := range [][]string{readmes, pages} {
+		t.Run(names[0], func(t *testing.T) {
+			compareStructure(t, readDocument(t, names[0]), readDocument(t, names[1]))
+		})
+	}
+}
 
+func compareStructure(t *testing.T, en, zh *document) {
 	var levels [2][]int
 	for i, d := range []*document{en, zh} {
 		for _, h := range d.headings {
@@ -234,24 +249,28 @@ func TestBothReadmesHaveTheSameStructure(t *testing.T) {
 
 func TestDocumentedLinksLeadSomewhere(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	for _, name := range append([]string{"CHANGELOG.md"}, readmes...) {
-		d := readDocument(t, name)
-		for _, m := range link.FindAllStringSubmatch(d.text, -1) {
-			target, anchor, _ := strings.Cut(m[1], "#")
-			switch {
-			case strings.Contains(target, "://"): // the network is not asked
-			case target != "":
-				if _, err := os.Stat(filepath.FromSlash(target)); err != nil {
-					t.Errorf("%s: %v", name, err)
-				}
-			case !slices.ContainsFunc(d.headings, func(h heading) bool { return h.anchor() == anchor }):
-				t.Errorf("%s: no heading has the anchor %q", name, anchor)
+	for _, name := range documents {
+		for _, m := range link.FindAllStringSubmatch(readDocument(t, name).text, -1) {
+			target, anchor, hasAnchor := strings.Cut(m[1], "#")
+			if strings.Contains(target, "://") { // the network is not asked
+				continue
+			}
+			file := name
+			if target != "" {
+				file = path.Join(path.Dir(name), target)
+			}
+			if _, err := os.Stat(filepath.FromSlash(file)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			} else if hasAnchor && !slices.ContainsFunc(readDocument(t, file).headings, func(h heading) bool { return h.anchor() == anchor }) {
+				t.Errorf("%s: %s has no heading with the anchor %q", name, file, anchor)
 			}
 		}
 	}
-	for i, name := range readmes {
-		if other := readmes[1-i]; !strings.Contains(readDocument(t, name).text, "]("+other+")") {
-			t.Errorf("%s does not link to %s", name, other)
+	for _, names := range [][]string{readmes, pages} {
+		for i, name := range names {
+			if other := path.Base(names[1-i]); !strings.Contains(readDocument(t, name).text, "]("+other+")") {
+				t.Errorf("%s does not link to %s", name, other)
+			}
 		}
 	}
 }
@@ -276,26 +295,42 @@ func TestDocumentedMakeTargetsExist(t *testing.T) {
 }
 
 func TestDocumentedCommandsUseRealFlagsAndVariables(t *testing.T) {
-	flags, variables := make(map[string]bool), map[string]bool{"GATEWAY_NAME": true} // NAME stands for any
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(testSecret+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GATEWAY_SECRET", testSecret)             // where a page leaves it out
+	variables := map[string]bool{"GATEWAY_NAME": true} // NAME stands for any
 	for _, s := range settings(defaultConfig()) {
-		flags[s.name] = true
 		variables[envName(s.name)] = s.group != groupActions
 	}
 	command := regexp.MustCompile("(?m)(?:^|[/(`])gateway((?: +-[a-z][^ \\n|&)`]*)+)")
 	variable := regexp.MustCompile(`\bGATEWAY_[A-Z_]+`)
-	for _, name := range append([]string{unitFile, "CHANGELOG.md"}, readmes...) {
-		text := readText(t, name)
+	assignment := regexp.MustCompile(`(?m)^(GATEWAY_[A-Z_]+)=(.*)$`)
+	for _, name := range append([]string{unitFile}, documents...) {
+		text := strings.ReplaceAll(readText(t, name), "\\\n", " ")
 		for _, m := range command.FindAllStringSubmatch(text, -1) {
-			for _, arg := range strings.Fields(m[1]) {
-				flag, _, _ := strings.Cut(strings.TrimPrefix(arg, "-"), "=")
-				if !flags[flag] && flag != "help" {
-					t.Errorf("%s: gateway has no flag -%s", name, flag)
-				}
+			args := strings.Fields(strings.ReplaceAll(m[1], `"`, ""))
+			for i, arg := range args {
+				args[i] = strings.Replace(arg, "-secret-file=secret", "-secret-file="+filepath.Join(dir, "secret"), 1)
+			}
+			if _, err := parseConfig(args); err != nil && err != flag.ErrHelp {
+				t.Errorf("%s: gateway%s: %v", name, m[1], err)
 			}
 		}
 		for _, v := range variable.FindAllString(text, -1) {
 			if !variables[v] {
 				t.Errorf("%s: no setting has the variable %s", name, v)
+			}
+		}
+		for _, m := range assignment.FindAllStringSubmatch(text, -1) {
+			for _, s := range settings(defaultConfig()) {
+				if envName(s.name) != m[1] {
+					continue
+				}
+				if err := s.value.Set(strings.Trim(m[2], `"`)); err != nil {
+					t.Errorf("%s: %s: %v", name, m[0], err)
+				}
 			}
 		}
 	}
@@ -413,18 +448,24 @@ func main() {
 	fmt.Printf("%s\n", b)
 }
 `
+	talkThroughTheGateway(t, buildProgram(t, program))
+}
+
+// buildProgram builds a documented program with the module's dependencies, and
+// returns the binary.
+func buildProgram(t *testing.T, program string) string {
+	t.Helper()
 	dir := t.TempDir()
-	source, binary := filepath.Join(dir, "client.go"), filepath.Join(dir, "client.exe")
+	source, binary := filepath.Join(dir, "program.go"), filepath.Join(dir, "program.exe")
 	if err := os.WriteFile(source, []byte(program), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	build := exec.Command("go", "build", "-o", binary, source)
-	build.Dir = dir
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	talkThroughTheGateway(t, binary)
+	return binary
 }
 
 // talkThroughTheGateway runs a client with the gateway's address and a line as

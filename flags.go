@@ -197,6 +197,9 @@ func (v *rulesValue) String() string {
 }
 
 func (v *rulesValue) Set(s string) error {
+	if s != "" && len(words(s)) == 0 { // no rule would mean no bounds
+		return errors.New("want rules, or nothing at all")
+	}
 	for _, word := range words(s) {
 		rule, err := policy.ParseRule(word)
 		if err != nil {
