@@ -15,10 +15,10 @@ import (
 )
 
 // The short way in. A loop takes the plain case of a connection from accept to
-// answer with as few system calls as there can be: the whole line in the first
-// read, a literal address, a cheap key derivation. Whatever is not plain goes
-// the slow way, in a goroutine, and comes back through loops.run. Both ways
-// ask the frontend what to do with a client; only the waiting differs.
+// answer with as few system calls as there can be: a sealed line in whatever
+// binary form, a literal address, a cheap key derivation. Whatever is not plain
+// goes the slow way, in a goroutine, and comes back through loops.run. Both
+// ways ask the frontend what to do with a client; only the waiting differs.
 //
 // In the order of a connection's life:
 //
@@ -216,41 +216,62 @@ func (l *loop) begin(fd int, peer netip.AddrPort, forward *address.Address) {
 	l.current = nil
 }
 
-// readRequest deals with the client's first bytes.
+// readRequest reads until there is a request, or no more to be read for now.
+// What has come of it so far is kept in the client's flow.
 func (l *loop) readRequest(t *tunnel) {
-	c := &t.sockets[clientSide]
-	n, err := sysRead(c.fd, l.buf)
-	switch {
-	case err == unix.EAGAIN:
-		c.readable = false
-		if !c.watched {
-			l.requests.set(t, l.now)
-			if err := l.watch(t, c); err != nil {
-				l.abandon(t, errEmpty)
+	c, f := &t.sockets[clientSide], &t.flows[clientSide]
+	for {
+		n, err := sysRead(c.fd, l.buf)
+		switch {
+		case err == unix.EAGAIN:
+			l.awaitRequest(t)
+			return
+		case n <= 0:
+			l.refuse(t, cutShort(&t.session, f.unsent, err))
+			return
+		}
+		received := l.buf[:n]
+		if len(f.unsent) > 0 {
+			f.unsent = append(f.unsent, received...)
+			received = f.unsent
+		}
+		if l.front.keys.slowKDF() {
+			l.leave(t, received)
+			return
+		}
+		req, err := l.front.request(context.Background(), &t.session, received)
+		form := t.session.form
+		switch {
+		case err == errIncomplete:
+			if len(f.unsent) == 0 {
+				f.unsent = append([]byte(nil), received...)
 			}
+			if n < len(l.buf) && !c.hung {
+				l.awaitRequest(t)
+				return
+			}
+			continue
+		case err != nil:
+			l.refuse(t, err)
+		case form == formHTTP || form == formTLS:
+			l.leave(t, received)
+		default:
+			l.route(t, req, received)
 		}
 		return
-	case n <= 0:
-		l.refuse(t, errEmpty)
-		return
-	case n < len(l.buf):
-		c.readable = c.hung
-	default:
-		c.readable = true
 	}
-	if l.front.keys.slowKDF() {
-		l.leave(t, l.buf[:n])
+}
+
+// awaitRequest waits for the client to say more.
+func (l *loop) awaitRequest(t *tunnel) {
+	c := &t.sockets[clientSide]
+	c.readable = false
+	if c.watched {
 		return
 	}
-	req, err := l.front.request(context.Background(), &t.session, l.buf[:n])
-	form := t.session.form
-	switch {
-	case err == errIncomplete, err == nil && (form == formHTTP || form == formTLS):
-		l.leave(t, l.buf[:n])
-	case err != nil:
-		l.refuse(t, err)
-	default:
-		l.route(t, req, l.buf[:n])
+	l.requests.set(t, l.now)
+	if err := l.watch(t, c); err != nil {
+		l.abandon(t, errEmpty)
 	}
 }
 

@@ -91,7 +91,7 @@ func (l *loop) expire() {
 			break
 		}
 		if l.current = t; t.deadline == at {
-			l.refuse(t, errEmpty)
+			l.refuse(t, cutShort(&t.session, t.flows[clientSide].unsent, errTooSlow))
 		}
 	}
 	for {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -204,14 +203,8 @@ func (g *Gateway) readRequest(c *client, s *session, received []byte) (request, 
 		case n > 0 || err == nil:
 		case g.baseCtx.Err() != nil:
 			return request{}, errShutdown
-		case len(buf) == s.header:
-			return request{}, errEmpty
-		case isTimeout(err):
-			return request{}, errTooSlow
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			return request{}, errEOF
 		default:
-			return request{}, errReset
+			return request{}, cutShort(s, buf, err)
 		}
 	}
 }

@@ -186,7 +186,7 @@ func TestAConnectionWithoutAByteIsNoRequest(t *testing.T) {
 
 func TestDribblingDoesNotStretchTheHandshake(t *testing.T) {
 	const bound = 300 * time.Millisecond
-	g := startGateway(t, func(g *Gateway) { g.handshakeTimeout = bound })
+	g := startConfigured(t, func(cfg *Config) { cfg.HandshakeTimeout = bound }, nil)
 	c := connect(t, g.addr)
 	start := time.Now()
 	go func() {
@@ -260,8 +260,11 @@ func TestAClientsFINDoesNotCancelTheDial(t *testing.T) {
 	expectAll(t, c, "502")
 }
 
+// theSlowWay has loops leave every request to a goroutine.
+func theSlowWay(cfg *Config) { cfg.KDFs = append(cfg.KDFs, kdfPBKDF2) }
+
 func TestShutdownLetsConnectionsFinish(t *testing.T) {
-	g := startGateway(t, nil)
+	g := startConfigured(t, theSlowWay, nil)
 	backend := startEcho(t)
 	open := openTunnel(t, g.addr, backend)
 	half := connect(t, g.addr) // still in its handshake

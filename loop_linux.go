@@ -194,7 +194,7 @@ type loop struct {
 	listeners       []*sharedListener
 	pausedListeners int
 
-	requests  deadlines // of clients that have not sent a byte
+	requests  deadlines // of clients that have not said all
 	dials     deadlines // of backends that are connecting
 	watches   deadlines // when to watch a client whose backend still connects
 	lingers   deadlines // of refused clients

@@ -151,6 +151,8 @@ func serve(cfg *Config, log *slog.Logger) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	// The standard library has something to tell now and then.
+	slog.SetDefault(log)
 	// Who reads the log may die; the gateway need not follow.
 	signal.Ignore(syscall.SIGPIPE)
 

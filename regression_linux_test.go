@@ -271,6 +271,9 @@ func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 			c := connect(t, ln.Addr().String()) // nobody serves yet
 			g := startConfigured(t, func(cfg *Config) {
 				cfg.Loops, cfg.Keepalive, cfg.HalfCloseTimeout = 1, tt.keepalive, 100*time.Millisecond
+				if tt.slow {
+					theSlowWay(cfg)
+				}
 			}, nil)
 			served := make(chan error, 1)
 			go func() { served <- g.Serve(ln) }()

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"io"
 	"strings"
 
 	"gateway/internal/token"
@@ -44,6 +45,21 @@ const (
 	errNoHeader  requestError = "no_header"  // a trusted proxy sent no valid PROXY header
 	errTLS       requestError = "tls_failed" // the TLS handshake failed
 )
+
+// cutShort returns why a request is incomplete for ever: err is what ended the
+// reading, nil or io.EOF for the client's FIN. A client that has not said a
+// thing, a proxy's header aside, was a health check most of the time.
+func cutShort(s *session, received []byte, err error) requestError {
+	switch {
+	case len(received) == s.header:
+		return errEmpty
+	case err == errTooSlow, isTimeout(err):
+		return errTooSlow
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errEOF
+	}
+	return errReset
+}
 
 // errIncomplete is no failure: more has to be read.
 var errIncomplete = errors.New("the request is incomplete")

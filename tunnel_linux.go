@@ -30,7 +30,7 @@ type tunnelState uint8
 
 const (
 	stateFree    tunnelState = iota // the slot is nobody's
-	stateRequest                    // nothing has come from the client yet
+	stateRequest                    // the client has not said all yet
 	stateDial                       // the backend connects
 	stateOpen                       // bytes flow
 	stateLinger                     // refused; the client reads the status

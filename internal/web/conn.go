@@ -62,7 +62,6 @@ type Conn struct {
 	// granted that it writes alone, and leaves nothing buffered after a frame.
 	writeMu   sync.Mutex
 	torn      bool      // a frame was begun and not finished
-	closeSent bool      // a Close frame; nothing may follow it
 	dropUntil time.Time // the client has closed; what is written until then is dropped
 
 	// pong is the payload of a ping to be answered. Whoever unlocks writeMu
@@ -147,7 +146,8 @@ func (c *Conn) position() int64 { return c.wire.received.Load() - int64(c.br.Buf
 func (c *Conn) readFailed(err error) error {
 	c.mu.Lock()
 	closed, dead := c.closed, c.dead
-	late := !c.closeBy.IsZero() && !time.Now().Before(c.closeBy)
+	ended := !c.closeBy.IsZero() // by CloseWrite
+	late := ended && !time.Now().Before(c.closeBy)
 	c.mu.Unlock()
 
 	code := websocket.CloseStatus(err)
@@ -168,12 +168,16 @@ func (c *Conn) readFailed(err error) error {
 			c.readErr = errBroken
 		}
 		return os.ErrDeadlineExceeded
-	case errors.Is(err, websocket.ErrMessageTooBig):
-		c.readErr = errTooBig
+	case ended:
+		c.readErr = io.EOF // without an answer to the Close frame, but so what
 	case isConnectionError(err):
 		c.readErr = errVanished
 	default:
 		c.readErr = errProtocol
+		if errors.Is(err, websocket.ErrMessageTooBig) {
+			c.readErr = errTooBig
+		}
+		c.wire.muted.Store(true) // the library has sent the Close frame
 	}
 	return c.readErr
 }
@@ -194,7 +198,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	switch {
 	case c.isClosed():
 		return 0, net.ErrClosed
-	case c.closeSent:
+	case c.wire.muted.Load():
 		return 0, errGone
 	case c.torn:
 		return 0, errVanished
@@ -236,6 +240,9 @@ func (c *Conn) CloseWrite() error { return c.endWrite(websocket.StatusNormalClos
 func (c *Conn) FailWrite() error { return c.endWrite(websocket.StatusInternalError) }
 
 func (c *Conn) endWrite(code websocket.StatusCode) error {
+	if c.isClosed() {
+		return net.ErrClosed
+	}
 	err := c.sendClose(code)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -25,7 +25,7 @@ const (
 
 // control sends a control frame. The caller holds writeMu.
 func (c *Conn) control(frame byte, payload []byte) error {
-	if c.torn || c.closeSent {
+	if c.torn || c.wire.muted.Load() {
 		return net.ErrClosed
 	}
 	// In one write, so that nothing the library sends comes between.
@@ -44,11 +44,10 @@ func (c *Conn) control(frame byte, payload []byte) error {
 func (c *Conn) sendClose(code websocket.StatusCode) error {
 	c.writeMu.Lock()
 	defer c.unlockWrite()
-	if c.closeSent {
+	if c.wire.muted.Load() {
 		return nil
 	}
 	err := c.control(frameClose, binary.BigEndian.AppendUint16(nil, uint16(code)))
-	c.closeSent = true
 	c.wire.muted.Store(true)
 	return err
 }
@@ -159,7 +158,7 @@ type wire struct {
 	early    []byte       // what came with the request
 	received atomic.Int64 // bytes
 	reading  atomic.Bool  // a Read waits
-	muted    atomic.Bool  // a Close frame was sent, of which the library knows nothing
+	muted    atomic.Bool  // a Close frame was sent; nothing may follow it
 }
 
 func (w *wire) Read(p []byte) (n int, err error) {
@@ -177,8 +176,8 @@ func (w *wire) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Write drops what must not follow a Close frame, such as the library's answer
-// to the client's answer.
+// Write drops what must not follow a Close frame: the library does not know of
+// it and answers the client's answer.
 func (w *wire) Write(p []byte) (int, error) {
 	if w.muted.Load() {
 		return len(p), nil

@@ -169,6 +169,9 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	case addr.Scheme == "tcp":
 		x.refuse(w, http.StatusUnauthorized, errNotHTTP)
 	default:
+		// A backend may answer while it reads. Without this, net/http would
+		// first read some of the body itself, and throw it away.
+		http.NewResponseController(w).EnableFullDuplex()
 		x.proxy.ServeHTTP(w, r)
 	}
 }
@@ -235,7 +238,8 @@ func (x *exchange) watch(bound time.Duration) {
 		}
 		x.cancel(errIdle)
 		// Nobody may wait for the client any longer, except to tell it.
-		x.conn.SetDeadline(time.Now().Add(lingerTime))
+		x.conn.SetReadDeadline(time.Unix(1, 0))
+		x.conn.SetWriteDeadline(time.Now().Add(lingerTime))
 	})
 	x.idle = t
 }

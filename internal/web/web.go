@@ -14,9 +14,6 @@ package web
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"errors"
-	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -147,9 +144,7 @@ func NewServer(gate Gate, o Options) *Server {
 			return context.WithValue(c.ctx, connKey{}, c)
 		},
 		ConnState: func(c net.Conn, state http.ConnState) {
-			if state == http.StateClosed {
-				c.(interface{ base() *conn }).base().rest <- nil
-			}
+			c.(interface{ base() *conn }).base().setState(state)
 		},
 	}
 	s.http.Protocols.SetHTTP1(true)
@@ -165,7 +160,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &conn{Conn: nc, server: s, ctx: ctx, cancel: cancel, rest: make(chan func(), 1)}
+	c := newConn(ctx, cancel, s, nc)
 	if !s.add(c) {
 		return
 	}
@@ -214,82 +209,6 @@ func (s *Server) remove(c *conn) {
 	defer s.mu.Unlock()
 	delete(s.conns, c)
 }
-
-// conn is a client's connection as net/http sees it.
-type conn struct {
-	net.Conn
-	server *Server
-	ctx    context.Context
-	cancel context.CancelFunc
-
-	// rest gets what is left to do when net/http has finished with the
-	// connection: nil, or a function that serves a WebSocket. It is run by
-	// ServeConn, so that net/http's goroutine and all that hangs on it, a few
-	// kilobytes, are not kept for as long as the WebSocket lasts.
-	rest chan func()
-
-	ws *Conn // guarded by Server.mu; nil if there is none
-}
-
-type connKey struct{}
-
-func (c *conn) base() *conn { return c }
-
-// CloseWrite lets net/http send the end of an answer before it closes.
-func (c *conn) CloseWrite() error {
-	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return cw.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// end cuts the connection. The caller holds Server.mu.
-func (c *conn) end() {
-	c.cancel()
-	if c.ws != nil {
-		c.ws.Close()
-	} else {
-		c.Conn.Close()
-	}
-}
-
-// adopt registers the connection's WebSocket for Close.
-func (c *conn) adopt(ws *Conn) {
-	c.server.mu.Lock()
-	defer c.server.mu.Unlock()
-	c.ws = ws
-	if c.server.closed {
-		ws.Close()
-	}
-}
-
-// tlsConn is a conn of which net/http knows that it came by TLS.
-type tlsConn struct {
-	*conn
-	connectionStater
-}
-
-type connectionStater interface{ ConnectionState() tls.ConnectionState }
-
-// listener hands a single connection to net/http.
-type listener struct {
-	conn     *conn
-	accepted bool
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	if l.accepted {
-		return nil, io.EOF
-	}
-	l.accepted = true
-	if cs, ok := l.conn.Conn.(connectionStater); ok {
-		return &tlsConn{l.conn, cs}, nil
-	}
-	return l.conn, nil
-}
-
-func (l *listener) Close() error   { return nil }
-func (l *listener) Addr() net.Addr { return l.conn.LocalAddr() }
 
 // errorLog takes the lines that net/http and httputil log. They tell of
 // clients and backends that went away, except for one kind.

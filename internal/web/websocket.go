@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -156,7 +155,12 @@ func (f *first) serve() {
 		f.ws.SetReadDeadline(f.began.Add(f.HeaderTimeout))
 	}
 	line, early, err := f.ws.readLine(f.LineMax)
-	if err != nil {
+	switch err {
+	case nil:
+	case errEOF:
+		f.refuse(0, err)
+		return
+	default:
 		f.refuse(http.StatusBadRequest, err)
 		return
 	}
@@ -226,7 +230,7 @@ func (c *Conn) readLine(limit int) (line, early []byte, err error) {
 			line, early = buf[:end], buf[end+1:]
 			break
 		}
-		if err == io.EOF { // the end of the message
+		if err == errMessageEnd {
 			line = buf
 			break
 		}

@@ -1,0 +1,297 @@
+package kcp
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	kcpgo "github.com/xtaci/kcp-go/v5"
+)
+
+// ErrIdle is the end of a session without a byte either way. It is a timeout
+// (net.Error).
+var ErrIdle error = idleError{}
+
+type idleError struct{}
+
+func (idleError) Error() string   { return "kcp: the peer is silent" }
+func (idleError) Timeout() bool   { return true }
+func (idleError) Temporary() bool { return false }
+
+// errReplaced is the end of a session whose address has begun another.
+var errReplaced = errors.New("kcp: the peer has begun another session")
+
+const (
+	// unprovenWrite is the most of the stream that a client is sent before it
+	// acknowledges something. It is short, so that it can be sent several times
+	// within amplification: a status of three bytes for a line of 45 goes out
+	// six times.
+	unprovenWrite = 8
+	// unprovenWindow is how many packets a session holds until then.
+	unprovenWindow = 16
+	// unprovenInterval is the clock of a session until then, in ms: the slowest,
+	// as the clocks are what a flood of sessions costs.
+	unprovenInterval = 40
+	// amplification is how many times the bytes that came from a client it may
+	// be sent until then (RFC 9000 section 8.1).
+	amplification = 3
+	// unprovenLinger is Linger for a client that may not exist.
+	unprovenLinger = 2 * time.Second
+	// writePortion keeps what one Write may queue beyond the window small.
+	writePortion = 16 << 10
+)
+
+// Conn is one session: a stream of bytes both ways. Read and Write may be
+// called at the same time by one goroutine each. A deadline counts for calls
+// that begin after it was set; to interrupt one that has begun, end the session
+// with Abort. After the end of a session they return why it ended: [ErrIdle],
+// net.ErrClosed, or syscall.ECONNREFUSED for a backend whose port nobody has.
+// Read never returns io.EOF, as no peer can say that it has finished.
+type Conn struct {
+	transport *Transport
+	frame     *frame // around what we send
+	conv      uint32
+	name      string // of the session, within kcp-go
+	source    netip.AddrPort
+	local     net.Addr
+	remote    net.Addr
+	forget    func(*Conn) // called once, at the end
+
+	// session is nil until kcp-go has made it of the first datagram.
+	session atomic.Pointer[kcpgo.UDPSession]
+
+	// What the datagrams tell. Those that come are read by one goroutine,
+	// those that go are written by another.
+	una      atomic.Uint32 // the peer has all segments before this one
+	next     atomic.Uint32 // the first segment that was never sent
+	received atomic.Int64  // bytes of datagrams
+	sent     atomic.Int64  // bytes of datagrams until proven
+	proven   atomic.Bool   // the peer receives what we send
+	unproven bool          // the guard's: it counts among its unproven
+
+	progress atomic.Int64 // when a byte last moved, by sinceStart
+	heard    atomic.Int64 // when a datagram last came
+	idle     *time.Timer
+
+	writing sync.Mutex // a Write is under way
+	closing atomic.Bool
+
+	once  sync.Once
+	ended chan struct{}
+	cause error // set before ended is closed
+}
+
+var start = time.Now()
+
+func sinceStart() int64 { return int64(time.Since(start)) }
+
+// newConn returns a session that ends by itself when it is idle.
+func (t *Transport) newConn(f *frame, conv uint32, source netip.AddrPort, local net.Addr, forget func(*Conn)) *Conn {
+	address := netip.AddrPortFrom(source.Addr().Unmap(), source.Port())
+	c := &Conn{
+		transport: t, frame: f, conv: conv, source: source, forget: forget,
+		local: local, remote: net.UDPAddrFromAddrPort(address),
+		name:  fmt.Sprint(address, "#", conv),
+		ended: make(chan struct{}),
+	}
+	now := sinceStart()
+	c.progress.Store(now)
+	c.heard.Store(now)
+	c.idle = time.AfterFunc(time.Hour, c.checkIdle)
+	c.idle.Reset(t.IdleTimeout) // not before c.idle is set
+	return c
+}
+
+// checkIdle is the idle timer's. The timer is set again when it fires, rather
+// than at each byte.
+func (c *Conn) checkIdle() {
+	quiet := time.Duration(sinceStart() - c.progress.Load())
+	if rest := c.transport.IdleTimeout - quiet; rest > 0 {
+		c.idle.Reset(rest)
+		return
+	}
+	c.end(ErrIdle)
+}
+
+func (c *Conn) moved() { c.progress.Store(sinceStart()) }
+
+// takes notes what a datagram of n bytes from the peer says, and tells whether
+// it is the one that proves the peer's address.
+func (c *Conn) takes(n int, s *summary) (proof bool) {
+	c.heard.Store(sinceStart())
+	c.received.Add(int64(n))
+	// Only what was sent can be acknowledged.
+	if s.parity || !after(s.una, c.una.Load()) || after(s.una, c.next.Load()) {
+		return false
+	}
+	c.una.Store(s.una)
+	c.moved()
+	return !c.proven.Swap(true)
+}
+
+// gives notes that a packet is about to be sent in n bytes, or returns false
+// if it may not.
+func (c *Conn) gives(n int, packet []byte) bool {
+	if !c.proven.Load() {
+		if c.sent.Load()+int64(n) > amplification*c.received.Load() {
+			return false
+		}
+		c.sent.Add(int64(n))
+	}
+	if s, ok := c.transport.layout().read(packet); ok && s.data && after(s.next, c.next.Load()) {
+		c.next.Store(s.next)
+	}
+	return true
+}
+
+// attach gives the session to the connection, tuned, unless it has ended.
+func (c *Conn) attach(s *kcpgo.UDPSession) bool {
+	c.transport.tune(s, c.frame.overhead())
+	c.session.Store(s)
+	c.transport.pace(s, c.proven.Load())
+	if c.isEnded() { // perhaps before there was a session to close
+		s.Close()
+		return false
+	}
+	return true
+}
+
+// Read implements net.Conn.
+func (c *Conn) Read(b []byte) (int, error) {
+	n, err := c.session.Load().Read(b)
+	if n > 0 {
+		c.moved()
+	}
+	return n, c.explain(err)
+}
+
+// Write implements net.Conn. It returns when the bytes are queued, and blocks
+// while the windows are full: the peer's, and ours of SendWindow packets.
+func (c *Conn) Write(b []byte) (n int, err error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if c.closing.Load() {
+		return 0, net.ErrClosed
+	}
+	for len(b) > 0 {
+		portion := min(len(b), writePortion)
+		if !c.proven.Load() {
+			portion = min(portion, unprovenWrite)
+		}
+		// Bytes for a peer that still owes acknowledgements are no sign of
+		// life.
+		if c.una.Load() == c.next.Load() {
+			c.moved()
+		}
+		m, err := c.session.Load().Write(b[:portion])
+		n += m
+		if err != nil {
+			return n, c.explain(err)
+		}
+		b = b[portion:]
+	}
+	return n, nil
+}
+
+// explain tells why a call failed in the words of package net.
+func (c *Conn) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if c.isEnded() {
+		return c.cause
+	}
+	var timeout net.Error
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return os.ErrDeadlineExceeded
+	case errors.Is(err, io.ErrClosedPipe):
+		return net.ErrClosed
+	}
+	return err
+}
+
+// Close ends the session when the peer has acknowledged all that was written,
+// or after Linger; two seconds, in which a status goes out six times, if it has
+// never acknowledged anything. Calls that block end no later. It returns nil if everything
+// was acknowledged, and otherwise why not.
+func (c *Conn) Close() error {
+	c.closing.Store(true)
+	s := c.session.Load()
+	if c.writing.TryLock() { // kcp-go reads the deadline without a lock
+		s.SetWriteDeadline(time.Time{})
+		c.writing.Unlock()
+	}
+	bound := min(Linger, c.transport.IdleTimeout)
+	if !c.proven.Load() {
+		bound = min(bound, unprovenLinger)
+	}
+	linger := time.AfterFunc(bound, func() { c.end(os.ErrDeadlineExceeded) })
+	defer linger.Stop()
+	// kcp-go does not tell how much is unacknowledged, but a write waits until
+	// that is less than the window, even a write of nothing. By halves, so that
+	// what is queued still goes in few round trips.
+	var err error
+	for window := c.transport.SendWindow; window > 0 && err == nil; window /= 2 {
+		if window < c.transport.SendWindow || c.proven.Load() {
+			s.SetWindowSize(window, 0)
+		}
+		_, err = s.WriteBuffers(nil)
+	}
+	err = c.explain(err)
+	c.end(net.ErrClosed)
+	return err
+}
+
+func (c *Conn) isEnded() bool {
+	select {
+	case <-c.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// Abort ends the session at once. What was not acknowledged may be lost.
+func (c *Conn) Abort() { c.end(net.ErrClosed) }
+
+// end ends the session for a reason; only the first counts.
+func (c *Conn) end(cause error) {
+	c.once.Do(func() {
+		c.cause = cause
+		close(c.ended)
+		c.idle.Stop()
+		if s := c.session.Load(); s != nil {
+			s.Close()
+		}
+		c.forget(c)
+	})
+}
+
+// LocalAddr implements net.Conn.
+func (c *Conn) LocalAddr() net.Addr { return c.local }
+
+// RemoteAddr implements net.Conn: a *net.UDPAddr.
+func (c *Conn) RemoteAddr() net.Addr { return c.remote }
+
+// SetDeadline implements net.Conn, for calls that begin after it.
+func (c *Conn) SetDeadline(t time.Time) error { return c.session.Load().SetDeadline(t) }
+
+// SetReadDeadline implements net.Conn, for calls that begin after it.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.session.Load().SetReadDeadline(t) }
+
+// SetWriteDeadline implements net.Conn, for calls that begin after it.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.session.Load().SetWriteDeadline(t) }
+
+// peer is a session as kcp-go knows it: by the name of its address. With the
+// conversation in the name, a new one never takes the place of another there.
+type peer struct{ *Conn }
+
+func (p peer) Network() string { return "udp" }
+func (p peer) String() string  { return p.name }

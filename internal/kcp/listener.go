@@ -1,0 +1,139 @@
+package kcp
+
+import (
+	"net"
+	"sync"
+
+	kcpgo "github.com/xtaci/kcp-go/v5"
+)
+
+// socketBuffer is what a listener's socket may hold each way; the system may
+// allow less (net.core.rmem_max). All sessions share it.
+const socketBuffer = 4 << 20
+
+// Listener accepts sessions. Its methods are safe for concurrent use.
+type Listener struct {
+	guard    *guard
+	listener *kcpgo.Listener
+	backlog  chan *Conn
+	once     sync.Once
+	closed   chan struct{}
+}
+
+// Stats are a listener's counts.
+type Stats struct {
+	Sessions int    // live
+	Unproven int    // those whose client has acknowledged nothing yet
+	Refused  uint64 // first datagrams for which there was no room
+	Dropped  uint64 // datagrams that belong to no session and begin none
+}
+
+// Listen listens on a UDP address. On a host of several addresses give one: an
+// answer from the wildcard address leaves by whichever the system chooses.
+func (t *Transport) Listen(addr string) (*Listener, error) {
+	address, err := net.ResolveUDPAddr("udp", addr)
+	if err != nil {
+		return nil, err
+	}
+	socket, err := net.ListenUDP("udp", address)
+	if err != nil {
+		return nil, err
+	}
+	return t.Serve(socket)
+}
+
+// Serve is Listen on a socket, which it owns from here on.
+func (t *Transport) Serve(socket *net.UDPConn) (*Listener, error) {
+	socket.SetReadBuffer(socketBuffer) // as much as the system gives
+	socket.SetWriteBuffer(socketBuffer)
+	g := newGuard(t, socket)
+	listener, err := kcpgo.ServeConn(nil, t.DataShards, t.ParityShards, g)
+	if err != nil {
+		socket.Close()
+		return nil, err
+	}
+	l := &Listener{
+		guard: g, listener: listener,
+		backlog: make(chan *Conn, maxUnproven),
+		closed:  make(chan struct{}),
+	}
+	go l.collect()
+	return l, nil
+}
+
+// collect takes the sessions that kcp-go makes, whose own backlog is short. It
+// ends when the socket is closed.
+func (l *Listener) collect() {
+	defer l.listener.Close()
+	for {
+		s, err := l.listener.AcceptKCP()
+		if err != nil {
+			return
+		}
+		<-l.guard.handed
+		c := s.RemoteAddr().(peer).Conn
+		if !c.attach(s) {
+			continue
+		}
+		select {
+		case l.backlog <- c:
+		default: // cannot be: a session in the backlog is unproven
+			c.Abort()
+		}
+		select {
+		case <-l.closed:
+			l.clear()
+		default:
+		}
+	}
+}
+
+// Accept returns the next session. Its caller closes it. After Close it
+// returns net.ErrClosed.
+func (l *Listener) Accept() (*Conn, error) {
+	select {
+	case <-l.closed:
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case c := <-l.backlog:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Addr returns the socket's address, a *net.UDPAddr.
+func (l *Listener) Addr() net.Addr { return l.guard.LocalAddr() }
+
+// Stats returns the counts.
+func (l *Listener) Stats() Stats {
+	g := l.guard
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return Stats{g.live, g.unproven, g.refused.Load(), g.dropped.Load()}
+}
+
+// Close ends accepting, and the sessions that nobody has accepted. The others
+// go on; the socket closes with the last of them.
+func (l *Listener) Close() error {
+	l.once.Do(func() {
+		close(l.closed)
+		l.guard.close()
+		l.clear()
+	})
+	return nil
+}
+
+// clear ends the sessions in the backlog.
+func (l *Listener) clear() {
+	for {
+		select {
+		case c := <-l.backlog:
+			c.Abort()
+		default:
+			return
+		}
+	}
+}

@@ -1,0 +1,162 @@
+package web
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+)
+
+// conn is a client's connection as net/http sees it.
+type conn struct {
+	net.Conn
+	server *Server
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	// rest gets what is left to do when net/http has finished with the
+	// connection: nil, or a function that serves a WebSocket. It is run by
+	// ServeConn, so that net/http's goroutine and all that hangs on it, a few
+	// kilobytes, are not kept for as long as the WebSocket lasts.
+	rest chan func()
+
+	ws *Conn // guarded by Server.mu; nil if there is none
+
+	// See Read.
+	mu       sync.Mutex
+	changed  sync.Cond // any of these
+	serving  bool      // a request
+	closed   bool
+	deadline time.Time // of Read
+}
+
+func newConn(ctx context.Context, cancel context.CancelFunc, s *Server, nc net.Conn) *conn {
+	c := &conn{Conn: nc, server: s, ctx: ctx, cancel: cancel, rest: make(chan func(), 1)}
+	c.changed.L = &c.mu
+	return c
+}
+
+type connKey struct{}
+
+func (c *conn) base() *conn { return c }
+
+// setState is told what net/http does with the connection.
+func (c *conn) setState(state http.ConnState) {
+	c.change(func() { c.serving = state == http.StateActive })
+	if state == http.StateClosed {
+		c.rest <- nil
+	}
+}
+
+// Read hides the client's FIN from net/http while a request is served. The
+// client has only finished sending and still wants its answer, but net/http
+// would take it for gone and end the request's context. It reads a single byte
+// to find that out, and calls the read back by a deadline in the past.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err == io.EOF && len(p) == 1 {
+		err = c.awaitChange()
+	}
+	return n, err
+}
+
+// awaitChange returns what a read at the end of the stream returns when it
+// matters.
+func (c *conn) awaitChange() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		switch {
+		case c.closed:
+			return net.ErrClosed
+		case !c.serving:
+			return io.EOF
+		case !c.deadline.IsZero() && !time.Now().Before(c.deadline):
+			return os.ErrDeadlineExceeded
+		}
+		c.changed.Wait()
+	}
+}
+
+func (c *conn) change(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+	c.changed.Broadcast()
+}
+
+func (c *conn) Close() error {
+	c.change(func() { c.closed = true })
+	return c.Conn.Close()
+}
+
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.change(func() { c.deadline = t })
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c *conn) SetDeadline(t time.Time) error {
+	c.change(func() { c.deadline = t })
+	return c.Conn.SetDeadline(t)
+}
+
+// CloseWrite lets net/http send the end of an answer before it closes.
+func (c *conn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// end cuts the connection. The caller holds Server.mu.
+func (c *conn) end() {
+	c.cancel()
+	if c.ws != nil {
+		c.ws.Close()
+	} else {
+		c.Close()
+	}
+}
+
+// adopt registers the connection's WebSocket for Close.
+func (c *conn) adopt(ws *Conn) {
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	c.ws = ws
+	if c.server.closed {
+		ws.Close()
+	}
+}
+
+// tlsConn is a conn of which net/http knows that it came by TLS.
+type tlsConn struct {
+	*conn
+	connectionStater
+}
+
+type connectionStater interface{ ConnectionState() tls.ConnectionState }
+
+// listener hands a single connection to net/http.
+type listener struct {
+	conn     *conn
+	accepted bool
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	if l.accepted {
+		return nil, io.EOF
+	}
+	l.accepted = true
+	if cs, ok := l.conn.Conn.(connectionStater); ok {
+		return &tlsConn{l.conn, cs}, nil
+	}
+	return l.conn, nil
+}
+
+func (l *listener) Close() error   { return nil }
+func (l *listener) Addr() net.Addr { return l.conn.LocalAddr() }
