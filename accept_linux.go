@@ -278,7 +278,7 @@ func (l *loop) awaitRequest(t *tunnel) {
 // route takes a connection to where its client wants to go. received is all
 // that the client has sent so far.
 func (l *loop) route(t *tunnel, req request, received []byte) {
-	if !req.addr.IP.IsValid() { // a name
+	if !req.addr.IP.IsValid() || req.addr.Scheme == "kcp" { // a name, or no TCP
 		l.leave(t, received)
 		return
 	}

@@ -135,6 +135,8 @@ func appendVia(attrs []slog.Attr, s *session) []slog.Attr {
 	switch {
 	case s.secure:
 		via += "+tls"
+	case s.kcp:
+		via += "+kcp"
 	case s.form == formUnknown, s.form == formLine, s.form == formForward:
 		return attrs
 	}

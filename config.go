@@ -17,6 +17,7 @@ import (
 
 	"gateway/internal/address"
 	"gateway/internal/certificate"
+	"gateway/internal/kcp"
 	"gateway/internal/policy"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
@@ -55,6 +56,14 @@ type Config struct {
 	Keepalive        time.Duration // 0: none
 	UserTimeout      time.Duration // 0: the kernel's
 
+	KCP                             string // address; empty: off
+	KCPMode                         string
+	KCPSendWindow, KCPReceiveWindow int // packets
+	KCPMTU                          int // bytes
+	KCPDataShards, KCPParityShards  int
+	KCPCrypt, KCPKey                string
+	KCPIdleTimeout                  time.Duration
+
 	PIDFile   string // empty: none
 	Drain     time.Duration
 	LogFormat string // "text" or "json"
@@ -76,6 +85,7 @@ type Config struct {
 type listening struct {
 	addr    string
 	forward *address.Address // where every client goes; nil: to its sealed address
+	kcp     bool             // by KCP, on UDP
 	setting string           // the flag that said so
 }
 
@@ -111,6 +121,7 @@ const (
 	groupRequest   = "The client's request"
 	groupBackend   = "The backend"
 	groupTunnel    = "The tunnel"
+	groupKCP       = "KCP, for clients and backends on UDP"
 	groupProcess   = "The process"
 	groupActions   = "Actions, instead of serving"
 )
@@ -206,6 +217,30 @@ func settings(cfg *Config) []setting {
 			"after which a peer that acknowledges nothing is given up, or takes nothing\n" +
 				"(TCP_USER_TIMEOUT, Linux); 0: the kernel's, about 15 minutes"},
 
+		{groupKCP, "kcp", "ADDRESS", &addrValue{&cfg.KCP, true},
+			"host:port to listen on for KCP clients, the same as -addr most of the time;\n" +
+				"empty: off. Backends sealed as kcp://host:port are dialed in any case"},
+		{groupKCP, "kcp-mode", "normal|fast|fast2|fast3", &choiceValue{&cfg.KCPMode, []string{"normal", "fast", "fast2", "fast3"}},
+			"how early what may be lost is sent again, as in kcptun"},
+		{groupKCP, "kcp-sndwnd", "PACKETS", &intValue{&cfg.KCPSendWindow, kcp.MinWindow, kcp.MaxWindow},
+			"that a session may have in flight"},
+		{groupKCP, "kcp-rcvwnd", "PACKETS", &intValue{&cfg.KCPReceiveWindow, kcp.MinWindow, kcp.MaxWindow},
+			"that a session may have unread"},
+		{groupKCP, "kcp-mtu", "BYTES", &intValue{&cfg.KCPMTU, kcp.MinMTU, kcp.MaxMTU},
+			"largest datagram, without the headers of IP and UDP"},
+		{groupKCP, "kcp-datashard", "COUNT", &intValue{&cfg.KCPDataShards, 0, kcp.MaxShards},
+			"packets of a Reed-Solomon group, the same at both ends; 0: no such correction"},
+		{groupKCP, "kcp-parityshard", "COUNT", &intValue{&cfg.KCPParityShards, 0, kcp.MaxShards},
+			"packets added to a group, the same at both ends"},
+		{groupKCP, "kcp-crypt", "none|aes", &choiceValue{&cfg.KCPCrypt, []string{"none", "aes"}},
+			"AES-256 around each datagram, the same at both ends; it does not authenticate"},
+		{groupKCP, "kcp-key", "PASSPHRASE", (*stringValue)(&cfg.KCPKey),
+			"of -kcp-crypt=aes, as in kcptun. The process list shows it, so prefer\n" +
+				"GATEWAY_KCP_KEY"},
+		{groupKCP, "kcp-idle-timeout", "TIME", &durationValue{&cfg.KCPIdleTimeout, false},
+			"after which a session ends through which no byte has moved: KCP has no FIN,\n" +
+				"so nothing else tells that a peer is gone"},
+
 		{groupProcess, "pidfile", "FILE", (*stringValue)(&cfg.PIDFile),
 			"holds the process id while the gateway runs, with a line for each gateway\n" +
 				"that names the file; empty: none"},
@@ -250,6 +285,12 @@ func defaultConfig() *Config {
 		Splice:           true,
 		HalfCloseTimeout: 60 * time.Second,
 		Keepalive:        30 * time.Second,
+		KCPMode:          "fast3",
+		KCPSendWindow:    1024,
+		KCPReceiveWindow: 1024,
+		KCPMTU:           1350,
+		KCPCrypt:         "none",
+		KCPIdleTimeout:   60 * time.Second,
 		PIDFile:          "gateway.pid",
 		Drain:            30 * time.Second,
 		LogFormat:        "text",
@@ -292,6 +333,9 @@ func parseConfig(args []string) (*Config, error) {
 	if err := cfg.checkTokens(); err != nil {
 		return nil, err
 	}
+	if _, err := cfg.kcpTransport(); err != nil {
+		return nil, err
+	}
 	return cfg, cfg.loadSecrets()
 }
 
@@ -299,12 +343,15 @@ func parseConfig(args []string) (*Config, error) {
 // only -listen is given.
 func (cfg *Config) settleListening() error {
 	if len(cfg.Listen) == 0 || cfg.sources["addr"] != "" || cfg.forward != nil {
-		cfg.Listen = slices.Insert(cfg.Listen, 0, listening{cfg.addr, cfg.forward, "addr"})
+		cfg.Listen = slices.Insert(cfg.Listen, 0, listening{addr: cfg.addr, forward: cfg.forward, setting: "addr"})
 	}
 	first := cfg.Listen[0]
 	if slices.ContainsFunc(cfg.Listen[1:], func(l listening) bool { return l.addr == first.addr }) &&
 		!strings.HasSuffix(first.addr, ":0") {
 		return fmt.Errorf("%s has %s, and so has -addr: give it once", cfg.sources["listen"], first.addr)
+	}
+	if cfg.KCP != "" {
+		cfg.Listen = append(cfg.Listen, listening{addr: cfg.KCP, kcp: true, setting: "kcp"})
 	}
 	return nil
 }

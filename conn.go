@@ -45,6 +45,17 @@ func socketOf(c net.Conn) net.Conn {
 	}
 }
 
+// abort ends a connection at once, both directions and whoever waits for them.
+// It goes below TLS, whose Close would wait for a client that does not read;
+// KCP's waits for acknowledgements.
+func abort(c net.Conn) {
+	if a, ok := c.(interface{ Abort() }); ok {
+		a.Abort()
+		return
+	}
+	socketOf(c).Close()
+}
+
 // rawConn returns access to the socket's descriptor, or nil.
 func rawConn(c net.Conn) syscall.RawConn {
 	sc, ok := socketOf(c).(syscall.Conn)
@@ -68,11 +79,14 @@ func resetOnClose(c net.Conn) {
 
 // addrPort returns a socket's address, an IPv4-mapped one as IPv4.
 func addrPort(a net.Addr) netip.AddrPort {
-	if a, ok := a.(*net.TCPAddr); ok {
-		ap := a.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	var ap netip.AddrPort
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		ap = a.AddrPort()
+	case *net.UDPAddr:
+		ap = a.AddrPort()
 	}
-	return netip.AddrPort{}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // replayed is a connection some bytes of which have been read already, from a

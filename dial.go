@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/kcp"
 )
 
 // dialer turns an opened address into a connected backend. Its methods are
@@ -25,6 +26,8 @@ type dialer struct {
 	// permit is asked for each address right before it is dialed, so that no
 	// name leads where a literal may not.
 	permit func(netip.AddrPort) error
+	// kcp dials backends whose scheme is kcp.
+	kcp *kcp.Transport
 	// resolver looks up names; nil is the system's.
 	resolver *net.Resolver
 	// base has the options of a connected backend's socket.
@@ -102,9 +105,7 @@ func (d *dialer) attempt(ctx context.Context, addr address.Address) (net.Conn, e
 		// swallows packets leaves time for the next.
 		now := time.Now()
 		share := deadline.Sub(now) / time.Duration(len(ips)-i)
-		nd := d.base
-		nd.Deadline = now.Add(share)
-		conn, err := nd.DialContext(ctx, "tcp", to.String())
+		conn, err := d.connect(ctx, addr.Scheme, to, now.Add(share))
 		if err == nil {
 			return conn, nil
 		}
@@ -120,6 +121,22 @@ func (d *dialer) attempt(ctx context.Context, addr address.Address) (net.Conn, e
 		firstErr = fmt.Errorf("%s has no address", addr.Host)
 	}
 	return nil, firstErr
+}
+
+// connect dials one IP address until a deadline.
+func (d *dialer) connect(ctx context.Context, scheme string, to netip.AddrPort, deadline time.Time) (net.Conn, error) {
+	if scheme != "kcp" {
+		nd := d.base
+		nd.Deadline = deadline
+		return nd.DialContext(ctx, "tcp", to.String())
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	conn, err := d.kcp.Dial(ctx, to.String())
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
 }
 
 func isTimeout(err error) bool {

@@ -48,6 +48,7 @@ type session struct {
 	accepted time.Time
 	form     form
 	secure   bool            // inside TLS
+	kcp      bool            // comes by KCP
 	proxied  bool            // a trusted proxy is the socket's peer
 	header   int             // bytes of its PROXY header
 	local    netip.AddrPort  // where the client connected to, by that header; or invalid
@@ -129,7 +130,10 @@ func (f *frontend) request(ctx context.Context, s *session, received []byte) (re
 		return request{}, errIncomplete
 	}
 	var line, early []byte
-	s.form = sniff(b, f.tls && !s.secure)
+	s.form = sniff(b, f.tls && !s.secure && !s.kcp)
+	if s.form == formHTTP && s.kcp {
+		s.form = formLine
+	}
 	switch s.form {
 	case formLine:
 		line, early, err = parseLine(b, f.handshakeMax)

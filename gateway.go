@@ -71,6 +71,9 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		return nil, err
 	}
 	g.dialer = newDialer(cfg, g.permit)
+	if g.dialer.kcp, err = cfg.kcpTransport(); err != nil {
+		return nil, err
+	}
 	g.web = g.newWeb(cfg)
 	if cfg.TLSCert != "" {
 		reloader, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, log)

@@ -8,7 +8,10 @@ require github.com/pires/go-proxyproto v0.15.0
 
 require github.com/coder/websocket v1.8.15
 
-require github.com/go-jose/go-jose/v4 v4.1.8
+require (
+	github.com/go-jose/go-jose/v4 v4.1.8
+	github.com/xtaci/kcp-go/v5 v5.6.20
+)
 
 require (
 	github.com/klauspost/cpuid/v2 v2.2.6 // indirect
@@ -17,7 +20,6 @@ require (
 	github.com/templexxx/cpu v0.1.1 // indirect
 	github.com/templexxx/xorsimd v0.4.3 // indirect
 	github.com/tjfoc/gmsm v1.4.1 // indirect
-	github.com/xtaci/kcp-go/v5 v5.6.20 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/net v0.62.0 // indirect
 )

@@ -207,6 +207,9 @@ func serve(cfg *Config, log *slog.Logger) error {
 	}
 	for i, ln := range listeners {
 		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
+		if cfg.Listen[i].kcp {
+			attrs = append(attrs, "protocol", "kcp")
+		}
 		if to := cfg.Listen[i].forward; to != nil {
 			attrs = append(attrs, "forward", to.String())
 		} else {
@@ -261,6 +264,9 @@ func closeAll(listeners []net.Listener) {
 
 // listen opens a listening socket.
 func listen(cfg *Config, l listening) (net.Listener, error) {
+	if l.kcp {
+		return cfg.listenKCP()
+	}
 	var lc net.ListenConfig
 	// Since Go 1.24 listeners speak MPTCP unless told not to, and then some
 	// socket options fail (golang/go#74643).
@@ -274,17 +280,21 @@ func listen(cfg *Config, l listening) (net.Listener, error) {
 		}
 		return cfg.liveness().Inherit(c)
 	}
-	// "tcp" would make 0.0.0.0 listen on IPv6 too.
-	network := "tcp"
-	host, _, _ := net.SplitHostPort(l.addr)
-	if ip := net.ParseIP(host); ip != nil && ip.To4() != nil {
-		network = "tcp4"
-	}
-	ln, err := lc.Listen(context.Background(), network, l.addr)
+	ln, err := lc.Listen(context.Background(), networkOf("tcp", l.addr), l.addr)
 	if errors.Is(err, syscall.EADDRINUSE) && !cfg.Reuse {
 		return nil, fmt.Errorf("%w (stop who uses it, or start all with -reuse=1)", err)
 	}
 	return ln, err
+}
+
+// networkOf returns "tcp4" or "udp4" for an IPv4 address to listen on: "tcp" would
+// make 0.0.0.0 listen on IPv6 too.
+func networkOf(network, addr string) string {
+	host, _, _ := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); ip != nil && ip.To4() != nil {
+		network += "4"
+	}
+	return network
 }
 
 func versionLine() string {

@@ -99,8 +99,8 @@ func howOf(err error) string {
 	switch {
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return howReset
-	case errors.Is(err, syscall.ETIMEDOUT):
-		return howTimeout // keepalive or retransmission gave up
+	case errors.Is(err, syscall.ETIMEDOUT), isTimeout(err):
+		return howTimeout // keepalive, retransmission or KCP gave up
 	default:
 		return howError
 	}
@@ -312,18 +312,23 @@ func (p *pair) note(by, how string) {
 // reset ends the tunnel with a reset to the backend.
 func (p *pair) reset() {
 	resetOnClose(p.backend)
-	p.close()
+	p.abort()
 }
 
 // cut ends the tunnel from outside of its two directions.
 func (p *pair) cut(by, how string) {
 	p.note(by, how)
-	p.close()
+	p.abort()
 }
 
-// close closes both connections, which ends both directions. It may be called
-// again. It goes below TLS, whose own Close would wait for a client that does
-// not read; who ended well has had its close_notify.
+// abort ends both directions. It may be called again, and never waits.
+func (p *pair) abort() {
+	abort(p.client)
+	abort(p.backend)
+}
+
+// close closes both connections, of which both directions have ended. What is
+// still under way arrives. A TLS client has had its close_notify by then.
 func (p *pair) close() {
 	socketOf(p.client).Close()
 	socketOf(p.backend).Close()
@@ -384,7 +389,7 @@ func (p *pair) sweep(now time.Time) {
 		if raw := rawConn(p.client); raw != nil {
 			unacked, ok := sockopt.Unacked(raw)
 			if ok && unacked == 0 {
-				p.close() // whoever ended it is noted already
+				p.abort() // whoever ended it is noted already
 				return
 			}
 			progress -= int64(unacked)

@@ -96,6 +96,9 @@ func (g *Gateway) accepted(conn net.Conn, forward *address.Address) {
 	g.serving.Add(1)
 	g.track(conn)
 	s := g.arrival(addrPort(conn.RemoteAddr()), forward)
+	if _, s.kcp = conn.(kcpClient); s.kcp {
+		s.proxied = false // there is no PROXY protocol for streams of datagrams
+	}
 	go g.serveConn(conn, &s, nil)
 }
 
@@ -125,7 +128,7 @@ func (g *Gateway) Close() error {
 	g.cancel(errShutdown)
 	g.mu.Lock()
 	for c := range g.clients {
-		c.Close()
+		abort(c)
 	}
 	g.mu.Unlock()
 	g.relay.close()

@@ -1,7 +1,7 @@
 // Package address knows the grammar of a backend's address and nothing else:
 //
 //	address = [ scheme "://" ] host ":" port
-//	scheme  = "tcp" | "http", in lower case
+//	scheme  = "tcp" | "http" | "kcp", in lower case
 //	host    = IPv4 literal | "[" IPv6 literal "]" | host name
 //	port    = 1–65535, decimal, no sign, no leading zero
 //
@@ -29,11 +29,11 @@ const (
 )
 
 // schemes are the ways to speak to a backend that an address may name.
-var schemes = [...]string{"tcp", "http"}
+var schemes = [...]string{"tcp", "http", "kcp"}
 
 // The ways in which a text fails to be an address.
 var (
-	ErrScheme = errors.New("a scheme must be tcp:// or http://")
+	ErrScheme = errors.New("a scheme must be tcp://, http:// or kcp://")
 	ErrPort   = errors.New("want host:port with a port from 1 to 65535")
 	ErrIPv4   = errors.New("a host that ends in a number must be an IPv4 address in the form a.b.c.d")
 	ErrIPv6   = errors.New("brackets must hold an IPv6 address without a zone")
@@ -42,7 +42,7 @@ var (
 
 // Address is a parsed address. The zero value is no address.
 type Address struct {
-	// Scheme is "tcp" or "http", or empty if none was written.
+	// Scheme is "tcp", "http" or "kcp", or empty if none was written.
 	Scheme string
 	// Host is the literal without brackets, or the name, as it was written.
 	Host string

@@ -163,10 +163,10 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	x.addr = addr
 	switch {
-	case ws && (from != inOriginHeader || addr.Scheme == "tcp"):
+	case ws && (from != inOriginHeader || isStream(addr)):
 		x.kind = "websocket"
 		x.terminate(w, r)
-	case addr.Scheme == "tcp":
+	case isStream(addr):
 		x.refuse(w, http.StatusUnauthorized, errNotHTTP)
 	default:
 		// A backend may answer while it reads. Without this, net/http would
@@ -175,6 +175,9 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		x.proxy.ServeHTTP(w, r)
 	}
 }
+
+// isStream tells whether an address says that its backend speaks no HTTP.
+func isStream(addr address.Address) bool { return addr.Scheme == "tcp" || addr.Scheme == "kcp" }
 
 // refuse answers with a status and nothing that could help an attacker. A
 // status of 0 only closes the connection.

@@ -91,11 +91,13 @@ func (x *exchange) accept(w http.ResponseWriter, r *http.Request) (*Conn, error)
 		OnPongReceived:     c.onPong,
 	})
 	if err != nil {
+		if c.wire != nil {
+			c.wire.Conn.Close()
+		}
 		return nil, err
 	}
 	lib.SetReadLimit(messageMax)
 	c.lib = lib
-	x.conn.adopt(c)
 	c.startPings()
 	return c, nil
 }
@@ -136,6 +138,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	w := &wire{Conn: nc, early: bytes.Clone(early)}
 	h.c.wire = w
 	h.c.br = bufio.NewReaderSize(w, wsBufferSize)
+	h.x.conn.adopt(h.c) // before the client has its 101, and so its right to a Close frame
 	return w, bufio.NewReadWriter(h.c.br, bufio.NewWriterSize(w, wsBufferSize)), nil
 }
 
