@@ -175,7 +175,7 @@ func TestASilentClientIsPingedAndGivenUp(t *testing.T) {
 // pongs stand behind data that nobody reads.
 func TestAClientOfAStalledBackendIsNotGivenUp(t *testing.T) {
 	o := testOptions
-	o.PingInterval = 20 * time.Millisecond
+	o.PingInterval = 250 * time.Millisecond // long enough for a client on a busy machine to answer
 	resume := make(chan bool)
 	f := start(t, o, sealed(tcpBackend(t, func(c *net.TCPConn) {
 		<-resume
@@ -183,7 +183,7 @@ func TestAClientOfAStalledBackendIsNotGivenUp(t *testing.T) {
 	})))
 	c := f.ws(t, "/?x-cipher-origin=plain")
 	go c.Read(t.Context()) // answers pings
-	stalled, sent := time.AfterFunc(10*o.PingInterval, func() { resume <- true }), 0
+	stalled, sent := time.AfterFunc(5*o.PingInterval, func() { resume <- true }), 0
 	defer stalled.Stop()
 	chunk := strings.Repeat("x", 1<<20)
 	for ; sent < 32; sent++ {
