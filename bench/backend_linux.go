@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"syscall"
@@ -25,6 +26,7 @@ type backend struct {
 type backendConn struct {
 	mode    byte   // 0 until the first message
 	started bool   // a source was told to send
+	left    int64  // of what it sends
 	unsent  []byte // of an echo, while the client does not read
 }
 
@@ -138,7 +140,7 @@ func (b *backend) step(fd int, events uint32) bool {
 	case c.mode == modeSink:
 		return b.sink(fd)
 	case c.started:
-		return b.source(fd, events)
+		return b.source(fd, c, events)
 	default:
 		return b.echo(fd, c, events)
 	}
@@ -173,8 +175,11 @@ func (b *backend) echo(fd int, c *backendConn, events uint32) bool {
 			if c.mode == modeSink && b.modify(fd, fd, watchIn) != nil {
 				return false
 			}
-		case modeSource:
+		case modeSource, modeFinite:
 			c.started = true
+			if c.left = math.MaxInt64; c.mode == modeFinite {
+				c.left = streamBytes
+			}
 			return b.modify(fd, fd, watchOut) == nil
 		}
 		sent, err := send(fd, b.buf[:n])
@@ -201,15 +206,18 @@ func (b *backend) sink(fd int) bool {
 	return n > 0
 }
 
-func (b *backend) source(fd int, events uint32) bool {
+func (b *backend) source(fd int, c *backendConn, events uint32) bool {
 	if events&unix.EPOLLRDHUP != 0 {
 		return false
 	}
-	n, err := send(fd, b.bulk[:sendBytes])
+	n, err := send(fd, b.bulk[:min(sendBytes, c.left)])
 	if err != nil {
 		return b.goesOn(err)
 	}
 	b.seen.Out += int64(n)
+	if c.left -= int64(n); c.left == 0 {
+		return b.modify(fd, fd, watchIn) == nil
+	}
 	return true
 }
 

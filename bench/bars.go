@@ -1,10 +1,14 @@
 package main
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+)
 
 // The names of the contenders.
 const (
 	gatewayName = "gateway"
+	forwardName = "forward"
 	haproxyName = "haproxy"
 	splicedName = "haproxy-splice"
 	nginxName   = "nginx"
@@ -18,24 +22,32 @@ type quantity string
 const (
 	cost        quantity = "cost"        // the least CPU or memory per unit
 	rate        quantity = "rate"        // the highest
-	descriptors quantity = "descriptors" // the median; of the gateway alone
+	descriptors quantity = "descriptors" // the median; of one alone
 )
 
 // bar is what the gateway has to reach, pinned to one CPU: its figure as a
 // ratio to the peer's is at most the limit; for a rate, at least.
 type bar struct {
-	Workload string
-	Peer     string // empty: the figure itself
-	Quantity quantity
-	Limit    float64
+	Contender string // the gateway, with or without its handshake
+	Workload  string
+	Peer      string // empty: the figure itself
+	Than      string `json:",omitempty"` // the peer's workload, if it is another
+	Quantity  quantity
+	Limit     float64
 }
 
 // bars lists them all.
 func bars() []bar {
+	// HAProxy has no handshake to make.
+	return append(barsOf(gatewayName, 1.08), barsOf(forwardName, .92)...)
+}
+
+// barsOf lists one contender's; shortCost is its bar on short connections.
+func barsOf(contender string, shortCost float64) []bar {
 	var list []bar
 	add := func(q quantity, peer string, limit float64, workloads ...string) {
 		for _, w := range workloads {
-			list = append(list, bar{w, peer, q, limit})
+			list = append(list, bar{contender, w, peer, "", q, limit})
 		}
 	}
 	one := []string{"bulk-up-1", "bulk-down-1"}
@@ -55,25 +67,32 @@ func bars() []bar {
 	add(cost, nginxName, .93, "echo-64B-1000")
 	add(cost, nginxName, .95, "echo-1KiB-64")
 
-	add(cost, haproxyName, 1.08, "short")
+	add(cost, haproxyName, shortCost, "short")
 
 	add(cost, haproxyName, .20, "idle", idleBurst)
 	add(descriptors, "", 2, "idle", idleBurst)
 
 	add(rate, splicedName, .95, bulk...)
 	add(rate, haproxyName, 1.00, "echo-64B-1", "echo-64B-64", "echo-64B-1000", "echo-1KiB-64")
-	return list
+	if contender == forwardName {
+		add(rate, haproxyName, 1.00, "short")
+	}
+
+	// A slow client never slows another.
+	return append(list,
+		bar{contender, "stalled", contender, withoutStalled, cost, 1.05},
+		bar{contender, "stalled", contender, withoutStalled, rate, .95})
 }
 
 // value returns the figure that a bar judges; ok is false if it is not known.
 func (b bar) value(t *table) (value float64, ok bool) {
-	ours, theirs := t.at(b.Workload, gatewayName), t.at(b.Workload, b.Peer)
+	ours, theirs := t.at(b.Workload, b.Contender), t.at(cmp.Or(b.Than, b.Workload), b.Peer)
 	switch b.Quantity {
 	case cost:
 		return ratio(first(ours.costs()), first(theirs.costs()))
 	case rate:
 		return ratio(last(ours.rates()), last(theirs.rates()))
-	default:
+	default: // descriptors
 		value = median(ours.descriptors())
 		return value, value > 0
 	}

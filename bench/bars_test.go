@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"slices"
 	"testing"
 )
@@ -38,6 +39,10 @@ func TestBarsCompareBestWithBest(t *testing.T) {
 		tab.cell("echo-64B-1", haproxyName).add(sample{Cost: c, Rate: 1000 / c}, nil)
 	}
 	tab.cell("idle", gatewayName).add(sample{Cost: 500, Descriptors: 2}, nil)
+	tab.cell("short", forwardName).add(sample{Cost: 92, Rate: 500}, nil)
+	tab.cell("short", haproxyName).add(sample{Cost: 100, Rate: 500}, nil)
+	tab.cell(withoutStalled, forwardName).add(sample{Cost: 100, Rate: 500}, nil)
+	tab.cell("stalled", forwardName).add(sample{Cost: 106, Rate: 450}, nil)
 	known := 0
 	for _, v := range judge(tab) {
 		if !v.Known {
@@ -47,21 +52,28 @@ func TestBarsCompareBestWithBest(t *testing.T) {
 			continue
 		}
 		known++
-		want := map[quantity]string{cost: ".80 (≤ .94 ok)", rate: "1.25 (≥ 1.00 ok)", descriptors: "2.00 (≤ 2.00 ok)"}[v.Quantity]
+		want := map[string]string{
+			"gateway echo-64B-1 cost": ".80 (≤ .94 ok)", "gateway echo-64B-1 rate": "1.25 (≥ 1.00 ok)",
+			"gateway idle descriptors": "2.00 (≤ 2.00 ok)",
+			"forward short cost":       ".92 (≤ .92 ok)", "forward short rate": "1.00 (≥ 1.00 ok)",
+			"forward stalled cost": "1.06 (≤ 1.05 MISSED)", "forward stalled rate": ".90 (≥ .95 MISSED)",
+		}[v.Contender+" "+v.Workload+" "+string(v.Quantity)]
 		if v.String() != want {
 			t.Errorf("%s of %s: %s, want %s", v.Quantity, v.Workload, v, want)
 		}
 	}
-	if known != 3 {
-		t.Errorf("%d bars are known, want 3", known)
+	if known != 7 {
+		t.Errorf("%d bars are known, want 7", known)
 	}
 }
 
 func TestEveryBarNamesAWorkloadAndIsThereOnce(t *testing.T) {
 	seen := make(map[bar]bool)
 	for _, b := range bars() {
-		if !slices.ContainsFunc(rows(workloads(10)), func(w workload) bool { return w.key == b.Workload }) {
-			t.Errorf("no workload is named %s", b.Workload)
+		for _, key := range []string{b.Workload, cmp.Or(b.Than, b.Workload)} {
+			if !slices.ContainsFunc(rows(workloads(10)), func(w workload) bool { return w.key == key }) {
+				t.Errorf("no workload is named %s", key)
+			}
 		}
 		b.Limit = 0
 		if seen[b] {
@@ -69,7 +81,34 @@ func TestEveryBarNamesAWorkloadAndIsThereOnce(t *testing.T) {
 		}
 		seen[b] = true
 	}
-	if len(seen) != 29 {
+	if len(seen) != 63 {
 		t.Errorf("%d bars", len(seen))
+	}
+}
+
+func TestForwardingHasTheGatewaysBarsAndMore(t *testing.T) {
+	limits := make(map[bar]float64)
+	for _, b := range bars() {
+		limit := b.Limit
+		b.Limit = 0
+		limits[b] = limit
+	}
+	for b, limit := range limits {
+		if b.Contender != gatewayName {
+			continue
+		}
+		b.Contender = forwardName
+		if b.Peer == gatewayName {
+			b.Peer = forwardName
+		}
+		got, ok := limits[b]
+		if want := limit; !ok || got != want && b.Workload != "short" {
+			t.Errorf("%+v: %v, want %v", b, got, want)
+		}
+	}
+	for name, want := range map[string]float64{gatewayName: 1.08, forwardName: .92} {
+		if got := limits[bar{Contender: name, Workload: "short", Peer: haproxyName, Quantity: cost}]; got != want {
+			t.Errorf("%s on short connections: %v, want %v", name, got, want)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -29,7 +30,7 @@ func writeCharts(dir string, t *table, rows []workload, footer []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	rows = measured(t, rows)
+	rows = slices.DeleteFunc(measured(t, rows), func(w workload) bool { return w.kind == stalled })
 	var err error
 	for name, chart := range map[string]string{
 		"cpu.svg":     ratioChart(t, rows, footer),
@@ -42,15 +43,46 @@ func writeCharts(dir string, t *table, rows []workload, footer []string) error {
 	return err
 }
 
+// charted leaves out of names who has no bar of its own at a workload: as a
+// plain port forward the gateway differs in how connections begin, and in
+// nothing else.
+func charted(names []string, w workload) []string {
+	if w.kind == short || !slices.Contains(names, gatewayName) {
+		return names
+	}
+	return without(names, forwardName)
+}
+
+// heightOf is what the groups of bars take together.
+func heightOf(rows []workload, names []string) float64 {
+	height := 0.0
+	for _, w := range rows {
+		height += groupHeight(w, names)
+	}
+	return height
+}
+
+func groupHeight(w workload, names []string) float64 {
+	return float64(len(charted(names, w)))*barPitch + groupGap
+}
+
 // shade returns the class of a contender's colour: its place among the usual
 // ones, or the last.
 func shade(contender string) string {
-	for i, name := range []string{gatewayName, haproxyName, splicedName, nginxName, ioCopyName} {
+	for i, name := range []string{gatewayName, haproxyName, splicedName, nginxName, ioCopyName, forwardName} {
 		if contender == name {
 			return fmt.Sprintf("c%d", i)
 		}
 	}
-	return "c5"
+	return "c6"
+}
+
+// label is what the legend calls a contender.
+func label(contender string) string {
+	if contender == forwardName {
+		return "gateway -forward"
+	}
+	return contender
 }
 
 // ratioChart shows each contender's least cost as a ratio to HAProxy's.
@@ -65,11 +97,10 @@ func ratioChart(t *table, rows []workload, footer []string) string {
 	if len(shown) == 0 || len(names) == 0 {
 		return ""
 	}
-	groupHeight := float64(len(names))*barPitch + groupGap
-	bottom := plotTop + float64(len(shown))*groupHeight
+	bottom := plotTop + heightOf(shown, names)
 	p := &picture{width: chartWidth, height: bottom + 24 + footerSpace}
 	p.text(20, 30, "title", "What a proxy costs, HAProxy = 1 (less is better)")
-	p.legend(20, 56, names, shade)
+	p.legend(20, 56, names, label, shade)
 	x := func(v float64) float64 { return labelWidth + min(v, mostRatio)/mostRatio*(plotRight-labelWidth) }
 	for v := 0.0; v <= mostRatio; v += .25 {
 		p.line(x(v), plotTop-6, x(v), bottom-6, "grid")
@@ -79,8 +110,8 @@ func ratioChart(t *table, rows []workload, footer []string) string {
 	p.text(x(1), plotTop-12, "note middle", "HAProxy")
 	y := plotTop
 	for _, w := range shown {
-		p.text(labelWidth-12, y+(groupHeight-groupGap)/2+4, "right", w.title)
-		for _, name := range names {
+		p.text(labelWidth-12, y+(groupHeight(w, names)-groupGap)/2+4, "right", w.title)
+		for _, name := range charted(names, w) {
 			value, ok := ratio(first(t.at(w.key, name).costs()), first(t.at(w.key, haproxyName).costs()))
 			if ok {
 				p.rect(labelWidth, y, x(value)-labelWidth, barHeight, "bar "+shade(name))
@@ -88,7 +119,7 @@ func ratioChart(t *table, rows []workload, footer []string) string {
 				if value > mostRatio {
 					text = "→ " + text
 				}
-				if name == gatewayName {
+				if name == gatewayName || name == forwardName {
 					class = "strong"
 				}
 				p.text(x(value)+5, y+barHeight-1.5, class, text)
@@ -107,7 +138,7 @@ func latencyChart(t *table, rows []workload, footer []string) string {
 	names := without(t.Contenders, directName)
 	least, most := math.Inf(1), 0.0
 	for _, w := range rows {
-		for _, name := range names {
+		for _, name := range charted(names, w) {
 			if s := t.at(w.key, name); s != nil && s.P50 > 0 {
 				least = min(least, float64(s.P50))
 				most = max(most, float64(s.P999))
@@ -118,11 +149,10 @@ func latencyChart(t *table, rows []workload, footer []string) string {
 		return ""
 	}
 	low, high := math.Floor(math.Log10(least)), math.Ceil(math.Log10(most))
-	groupHeight := float64(len(names))*barPitch + groupGap
-	bottom := plotTop + float64(len(rows))*groupHeight
+	bottom := plotTop + heightOf(rows, names)
 	p := &picture{width: chartWidth, height: bottom + 24 + footerSpace}
 	p.text(20, 30, "title", "How long an answer takes: 50, 99 and 99.9 % (less is better)")
-	p.legend(20, 56, names, shade)
+	p.legend(20, 56, names, label, shade)
 	x := func(ns float64) float64 {
 		return labelWidth + (math.Log10(ns)-low)/(high-low)*(plotRight-labelWidth)
 	}
@@ -136,8 +166,8 @@ func latencyChart(t *table, rows []workload, footer []string) string {
 	}
 	y := plotTop
 	for _, w := range rows {
-		p.text(labelWidth-12, y+(groupHeight-groupGap)/2+4, "right", w.title)
-		for _, name := range names {
+		p.text(labelWidth-12, y+(groupHeight(w, names)-groupGap)/2+4, "right", w.title)
+		for _, name := range charted(names, w) {
 			if s := t.at(w.key, name); s != nil && s.P50 > 0 {
 				middle := y + barHeight/2
 				p.line(x(float64(s.P50)), middle, x(float64(s.P999)), middle, "line "+shade(name))

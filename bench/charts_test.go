@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -59,6 +60,30 @@ func TestChartsAreWellFormedAndStayInside(t *testing.T) {
 	}
 }
 
+func TestForwardingIsChartedWhereItDiffers(t *testing.T) {
+	tab, all := sampleTable()
+	dir := t.TempDir()
+	if err := writeCharts(dir, tab, all, nil); err != nil {
+		t.Fatal(err)
+	}
+	own := fmt.Sprintf(`class="bar %s"`, shade(forwardName))
+	text, err := os.ReadFile(filepath.Join(dir, "cpu.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One stands for it in the legend, one for short connections.
+	if n := strings.Count(string(text), own); n != 2 || !strings.Contains(string(text), "gateway -forward") {
+		t.Errorf("%d bars and signs, want 2", n)
+	}
+	if strings.Contains(string(text), "stalled") {
+		t.Error("stalled readers are a chart's subject")
+	}
+	tab.Contenders = without(tab.Contenders, gatewayName)
+	if n := strings.Count(ratioChart(tab, all, nil), own); n != 1+len(all) {
+		t.Errorf("alone it has %d bars and signs, want %d", n, 1+len(all))
+	}
+}
+
 func TestThereIsNoChartWithoutFigures(t *testing.T) {
 	dir := t.TempDir()
 	tab := &table{Contenders: []string{directName}}
@@ -73,7 +98,7 @@ func TestThereIsNoChartWithoutFigures(t *testing.T) {
 
 func TestContendersHaveColoursOfTheirOwn(t *testing.T) {
 	seen := make(map[string]string)
-	for _, name := range []string{gatewayName, haproxyName, splicedName, nginxName, ioCopyName, "another"} {
+	for _, name := range []string{gatewayName, haproxyName, splicedName, nginxName, ioCopyName, forwardName, "another"} {
 		class := shade(name)
 		if other, ok := seen[class]; ok {
 			t.Errorf("%s looks like %s", name, other)

@@ -32,6 +32,7 @@ type site struct {
 	path     string   // of its program
 	dir      string   // its own
 	listen   string   // address for the clients
+	targets  []string // what they call it, in turn
 	backends []string // addresses, to be used in turn
 	threads  int      // CPUs that it may use
 	files    int      // descriptors that it may have
@@ -41,9 +42,15 @@ type site struct {
 func contenders(opt *options) (list []*contender, missing []string) {
 	lacks := func(name, why string) { missing = append(missing, name+": "+why) }
 
-	list = append(list, gatewayContender(gatewayName, opt.gateway, nil))
+	list = append(list,
+		gatewayContender(gatewayName, opt.gateway, nil),
+		forwardContender(forwardName, opt.gateway, nil))
 	for _, v := range opt.variants {
-		list = append(list, gatewayContender(v.name, v.path, v.args))
+		if strings.HasPrefix(v.name, forwardName+"-") {
+			list = append(list, forwardContender(v.name, v.path, v.args))
+		} else {
+			list = append(list, gatewayContender(v.name, v.path, v.args))
+		}
 	}
 	if path, err := find("haproxy"); err != nil {
 		lacks(haproxyName, err.Error())
@@ -109,6 +116,29 @@ func gatewayContender(name, path string, args []string) *contender {
 			return strings.TrimSpace(string(out)), err
 		},
 	}
+}
+
+// forwardContender is the gateway as a plain port forward, whose clients do
+// just what HAProxy's do. A listener has one target, so each of the addresses
+// has a listener and leads to one of the backends.
+func forwardContender(name, path string, args []string) *contender {
+	return &contender{
+		name: name, path: path,
+		what: strings.Join(append([]string{"this project as a plain port forward"}, args...), " "),
+		command: func(s site) (*exec.Cmd, error) {
+			cmd := exec.Command(s.path, append(forwardFlags(s), args...)...)
+			cmd.Env = gatewayEnvironment()
+			return cmd, nil
+		},
+	}
+}
+
+func forwardFlags(s site) []string {
+	flags := []string{"-log-level=warn", "-pidfile="}
+	for i, addr := range s.targets {
+		flags = append(flags, "-listen="+addr+"=forward:"+s.backends[i%len(s.backends)])
+	}
+	return flags
 }
 
 // HAProxy.

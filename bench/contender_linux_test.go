@@ -7,8 +7,9 @@ import (
 )
 
 var testSite = site{
-	dir: "/somewhere", listen: "0.0.0.0:7000", backends: []string{"127.0.1.1:8000", "127.0.1.2:8000"},
-	threads: 3, files: 20_000,
+	dir: "/somewhere", listen: "0.0.0.0:7000", targets: []string{"127.0.0.1:7000", "127.0.0.2:7000"},
+	backends: []string{"127.0.1.1:8000", "127.0.1.2:8000"},
+	threads:  3, files: 20_000,
 }
 
 func TestHAProxyIsConfiguredAsItIsJudged(t *testing.T) {
@@ -37,6 +38,34 @@ func TestNginxIsConfiguredAsItIsJudged(t *testing.T) {
 	}
 	if strings.Contains(nginxConfig(testSite, ""), "load_module") {
 		t.Error("it loads what is built in")
+	}
+}
+
+func TestForwardingUsesEveryBackend(t *testing.T) {
+	got := strings.Join(forwardFlags(testSite), " ")
+	for i, addr := range testSite.targets {
+		if want := "-listen=" + addr + "=forward:" + testSite.backends[i]; !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
+	if strings.Contains(got, "-addr") {
+		t.Errorf("it listens elsewhere too: %s", got)
+	}
+}
+
+func TestAVariantForwardsIfItsNameSaysSo(t *testing.T) {
+	opt := &options{variants: []variant{{"old", "/bin/old", nil}, {"forward-old", "/bin/old", []string{"-loops=1"}}}}
+	all, _ := contenders(opt)
+	for _, c := range all {
+		if handshakes := c.seal != nil; handshakes != (c.name == gatewayName || c.name == "old") {
+			t.Errorf("%s has a handshake: %v", c.name, handshakes)
+		}
+		if c.name == "forward-old" {
+			cmd, err := c.command(testSite)
+			if err != nil || cmd.Args[len(cmd.Args)-1] != "-loops=1" {
+				t.Errorf("%v, %v", cmd.Args, err)
+			}
+		}
 	}
 }
 

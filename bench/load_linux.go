@@ -21,6 +21,7 @@ type load struct {
 	msg     []byte   // template of every message; see stamp
 	buf     []byte
 	tunnels []tunnel
+	busy    int // tunnels that have messages; behind them are stalled readers
 	dialed  int
 	reply   loadReply
 	delays  *histogram
@@ -76,7 +77,7 @@ func (l *load) do(req loadRequest) loadReply {
 	switch req.Op {
 	case opOpen:
 		if err = l.prepare(req); err == nil {
-			err = l.open()
+			err = l.open(0)
 		}
 	case opShort:
 		if err = l.prepare(req); err == nil {
@@ -88,6 +89,10 @@ func (l *load) do(req loadRequest) loadReply {
 		err = l.bulk(req.Op, req.Time)
 	case opBurst:
 		err = l.burst()
+	case opStall:
+		err = l.stall(req.Tunnels)
+	case opDrain:
+		err = l.drain()
 	case opClose:
 		l.close()
 	default:
@@ -114,11 +119,16 @@ func (l *load) prepare(req loadRequest) error {
 	}
 	l.msg = bytes.Repeat([]byte{'.'}, req.Size)
 	l.msg[0] = req.Mode
-	l.tunnels = make([]tunnel, req.Tunnels)
-	for i := range l.tunnels {
-		l.tunnels[i].fd = -1
-	}
+	l.busy = req.Tunnels
+	l.enlarge(req.Tunnels)
 	return nil
+}
+
+// enlarge makes room for n more tunnels.
+func (l *load) enlarge(n int) {
+	for range n {
+		l.tunnels = append(l.tunnels, tunnel{fd: -1})
+	}
 }
 
 // dial begins tunnel i.
@@ -135,6 +145,11 @@ func (l *load) dial(i int) error {
 	target := l.targets[l.dialed%len(l.targets)]
 	l.dialed++
 	setNoDelay(fd)
+	if i >= l.busy {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, stalledSegment); err != nil {
+			return fmt.Errorf("TCP_MAXSEG: %w", err)
+		}
+	}
 	if err := connect(fd, target); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}

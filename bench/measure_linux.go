@@ -112,52 +112,82 @@ func (s *suite) spent(in *instance) (spent, error) {
 	return sp, nil
 }
 
-// measure measures e on a workload other than idle.
-func (s *suite) measure(round int, w workload, e *entrant) error {
-	seen, err := s.settle()
-	if err != nil {
-		return &brokenError{err} // it is not this contender's doing
-	}
-	open := loadRequest{Op: opOpen, Targets: e.targets, Lines: e.lines, Tunnels: w.tunnels, Size: w.size}
-	run := loadRequest{Time: s.opt.time, Tunnels: w.tunnels}
-	switch w.kind {
-	case bulkUp:
-		open.Mode, run.Op = modeSink, opUp
-	case bulkDown:
-		open.Mode, run.Op = modeSource, opDown
-	case echo:
-		open.Mode, run.Op = modeEcho, opEcho
-	case short:
-		// Each connection is opened while the clock runs.
-		run = open
-		run.Op, run.Mode, run.Time = opShort, modeEcho, s.opt.time
-	}
-	if w.kind != short {
-		opened, _, err := s.load(open)
-		if err != nil {
-			return s.abandon(err)
-		}
-		s.table.Congestion = opened.Congestion
-	}
+// timing is what came of a step.
+type timing struct {
+	loadReply
+	delays *histogram
+	units  float64
+	spent  spent
+}
+
+// timed has the load generators perform a step between two looks at what the
+// three sides have spent.
+func (s *suite) timed(e *entrant, run loadRequest) (*timing, error) {
 	before, err := s.spent(e.instance)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	got, delays, err := s.load(run)
 	if err != nil {
-		return s.abandon(err)
+		return nil, s.abandon(err)
 	}
-	if w.kind == short {
+	if run.Op == opShort {
 		// The ends of the last connections belong to it.
 		if _, err := s.settle(); err != nil {
-			return s.abandon(err)
+			return nil, s.abandon(err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
 	after, err := s.spent(e.instance)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	units := float64(got.Units)
+	if run.Op == opUp || run.Op == opDown {
+		units = float64(max(got.Sent, got.Rcvd)) / (1 << 20)
+	}
+	if units == 0 || got.Elapsed == 0 {
+		return nil, fmt.Errorf("nothing was done in %v", s.opt.time)
+	}
+	return &timing{got, delays, units, spent{
+		after.proxy - before.proxy, after.load - before.load, after.backend - before.backend,
+	}}, nil
+}
+
+// record adds a timing to a row of the table.
+func (s *suite) record(row string, round int, e *entrant, t *timing) {
+	s.table.cell(row, e.name).add(sample{
+		Round:       round + 1,
+		Cost:        float64(t.spent.proxy) / t.units,
+		Rate:        t.units / t.Elapsed.Seconds(),
+		P50:         time.Duration(t.delays.percentile(50)),
+		P99:         time.Duration(t.delays.percentile(99)),
+		P999:        time.Duration(t.delays.percentile(99.9)),
+		LoadCost:    float64(t.spent.load) / t.units,
+		BackendCost: float64(t.spent.backend) / t.units,
+	}, t.delays.pairs())
+}
+
+// begin waits until nothing is left of former measurements, and opens tunnels
+// unless Op is another.
+func (s *suite) begin(open loadRequest) (backendReply, error) {
+	seen, err := s.settle()
+	if err != nil {
+		return seen, &brokenError{err} // it is not this contender's doing
+	}
+	if open.Op == opOpen {
+		opened, _, err := s.load(open)
+		if err != nil {
+			return seen, s.abandon(err)
+		}
+		s.table.Congestion = opened.Congestion
+	}
+	return seen, nil
+}
+
+// compare closes all tunnels and compares what clients and backend, which had
+// seen something before, have counted. All that was sent must have arrived.
+func (s *suite) compare(seen backendReply, got loadReply) error {
 	if _, _, err := s.load(loadRequest{Op: opClose}); err != nil {
 		return err
 	}
@@ -172,23 +202,93 @@ func (s *suite) measure(round int, w workload, e *entrant) error {
 	if resets := end.Resets - seen.Resets; resets > 0 {
 		return fmt.Errorf("%d connections to the backend were reset", resets)
 	}
-	units := float64(got.Units)
-	if w.kind == bulkUp || w.kind == bulkDown {
-		units = float64(max(got.Sent, got.Rcvd)) / (1 << 20)
+	return nil
+}
+
+// measure measures e on bulk, messages or short connections.
+func (s *suite) measure(round int, w workload, e *entrant) error {
+	open := loadRequest{Op: opOpen, Targets: e.targets, Lines: e.lines, Tunnels: w.tunnels, Size: w.size}
+	run := loadRequest{Time: s.opt.time, Tunnels: w.tunnels}
+	switch w.kind {
+	case bulkUp:
+		open.Mode, run.Op = modeSink, opUp
+	case bulkDown:
+		open.Mode, run.Op = modeSource, opDown
+	case echo:
+		open.Mode, run.Op = modeEcho, opEcho
+	case short:
+		// Each connection is opened while the clock runs.
+		open.Op, open.Mode, open.Time = opShort, modeEcho, s.opt.time
+		run = open
 	}
-	if units == 0 || got.Elapsed == 0 {
-		return fmt.Errorf("nothing was done in %v", s.opt.time)
+	seen, err := s.begin(open)
+	if err != nil {
+		return err
 	}
-	s.table.cell(w.key, e.name).add(sample{
-		Round:       round + 1,
-		Cost:        float64(after.proxy-before.proxy) / units,
-		Rate:        units / got.Elapsed.Seconds(),
-		P50:         time.Duration(delays.percentile(50)),
-		P99:         time.Duration(delays.percentile(99)),
-		P999:        time.Duration(delays.percentile(99.9)),
-		LoadCost:    float64(after.load-before.load) / units,
-		BackendCost: float64(after.backend-before.backend) / units,
-	}, delays.pairs())
+	t, err := s.timed(e, run)
+	if err != nil {
+		return err
+	}
+	if err := s.compare(seen, t.loadReply); err != nil {
+		return err
+	}
+	s.record(w.key, round, e, t)
+	return nil
+}
+
+// measureStalled measures messages twice on the same tunnels: before others
+// stall beside them, and after. At the end these read what they have left, so
+// that its bytes are compared too.
+func (s *suite) measureStalled(round int, w workload, e *entrant) error {
+	seen, err := s.begin(loadRequest{Op: opOpen, Targets: e.targets, Lines: e.lines,
+		Tunnels: w.tunnels, Mode: modeEcho, Size: w.size})
+	if err != nil {
+		return err
+	}
+	run := loadRequest{Op: opEcho, Time: s.opt.time, Tunnels: w.tunnels}
+	without, err := s.timed(e, run)
+	if err != nil {
+		return err
+	}
+	if _, _, err := s.load(loadRequest{Op: opStall, Tunnels: stalledReaders}); err != nil {
+		return s.abandon(err)
+	}
+	if err := s.standStill(); err != nil {
+		return s.abandon(err)
+	}
+	with, err := s.timed(e, run)
+	if err != nil {
+		return err
+	}
+	drained, _, err := s.load(loadRequest{Op: opDrain})
+	if err != nil {
+		return s.abandon(err)
+	}
+	if err := s.compare(seen, drained); err != nil {
+		return err
+	}
+	s.record(withoutStalled, round, e, without)
+	s.record(w.key, round, e, with)
+	return nil
+}
+
+// standStill waits until the backends can send no more to stalled readers.
+func (s *suite) standStill() error {
+	const pause, still = 10 * time.Millisecond, 100 * time.Millisecond
+	var sent int64
+	since := time.Now()
+	for deadline := since.Add(patience); time.Since(since) < still; time.Sleep(pause) {
+		seen, err := s.backend()
+		if err != nil {
+			return err
+		}
+		if seen.Out != sent {
+			sent, since = seen.Out, time.Now()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("what stalled readers do not read is still taken after %v", patience)
+		}
+	}
 	return nil
 }
 

@@ -42,7 +42,8 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.SetOutput(stderr)
 	fs.StringVar(&opt.gateway, "gateway", "", "`PATH` of the gateway; empty: built from the tree around")
 	fs.Func("variant", "`NAME=COMMAND`: one more gateway to run, with flags of its own\n"+
-		"(-variant 'old=/tmp/gateway -loops=1'); may be repeated", func(text string) error {
+		"(-variant 'old=/tmp/gateway -loops=1'); as a plain port forward if NAME\n"+
+		"begins with forward-; may be repeated", func(text string) error {
 		v, err := parseVariant(text)
 		opt.variants = append(opt.variants, v)
 		return err
@@ -58,13 +59,13 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	}
 	list(&opt.only, "only", "`contenders`, separated by commas; all, if empty")
 	list(&opt.rows, "workloads", "`workloads` or the beginnings of their names: bulk, bulk-up-1,\n"+
-		"echo, echo-64B-64, short, idle; all, if empty")
+		"echo, echo-64B-64, short, stalled, idle; all, if empty")
 	fs.BoolVar(&opt.pinned, "pinned", false, "only the judged table: everything on one CPU")
 	fs.BoolVar(&opt.unpinned, "unpinned", false, "only the second table: all CPUs (with neither flag or both: both tables)")
 	fs.BoolVar(&opt.own, "namespace", true, "measure in a network namespace of our own, with cubic, where that is allowed")
 	fs.StringVar(&opt.json, "json", "", "write everything that was measured to `FILE`")
 	fs.StringVar(&opt.svg, "svg", "", "write charts to `DIRECTORY`")
-	fs.BoolVar(&quick, "quick", false, "a look in less than a minute: -rounds=2 -time=150ms -pinned,\nwhere these are not given")
+	fs.BoolVar(&quick, "quick", false, "a look in about a minute: -rounds=2 -time=150ms -pinned,\nwhere these are not given")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}

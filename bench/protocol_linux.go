@@ -12,7 +12,15 @@ const (
 	modeEcho   = 'e' // send it back
 	modeSink   = 'u' // drop it
 	modeSource = 'd' // at the next byte, send until the client has finished
+	modeFinite = 'f' // the same, but no more than streamBytes
 )
+
+// streamBytes is far more than the kernel takes between a proxy and a client
+// with small segments that does not read; the rest is the proxy's to keep or to
+// leave. Without an end, a receive buffer that the kernel has enlarged takes
+// many times that, and a hundred of them are more than some machines have for
+// all connections.
+const streamBytes = 2 << 20
 
 // A loadRequest asks the load generator for one step of a measurement.
 type loadRequest struct {
@@ -22,7 +30,7 @@ type loadRequest struct {
 	// same one of both lists.
 	Targets []string // addresses to connect to
 	Lines   []string // sealed lines; none where no handshake is made
-	Tunnels int
+	Tunnels int      // of opStall too
 	Mode    byte
 	Size    int // of the messages
 
@@ -36,6 +44,8 @@ const (
 	opDown  = "down"  // have the backend send until the client finishes
 	opShort = "short" // connect, echo once, close; without tunnels that are open
 	opBurst = "burst" // on each tunnel, echo burstBytes
+	opStall = "stall" // open more tunnels; have the backend send, and do not read
+	opDrain = "drain" // these finish, and read all that was sent
 	opClose = "close" // the tunnels
 )
 

@@ -11,15 +11,18 @@ import (
 // was sent has arrived, so that neither bytes nor the contender's CPU time are
 // missed.
 
-// open opens all tunnels, each of which echoes a first message.
-func (l *load) open() error {
-	remaining, next := len(l.tunnels), 0
-	for ; next < min(openingAtOnce, len(l.tunnels)); next++ {
+// open opens the tunnels from one on, each of which echoes a first message.
+func (l *load) open(from int) error {
+	remaining, next := len(l.tunnels)-from, from
+	if remaining == 0 {
+		return nil // there are more load generators than tunnels
+	}
+	for ; next < min(from+openingAtOnce, len(l.tunnels)); next++ {
 		if err := l.dial(next); err != nil {
 			return err
 		}
 	}
-	length := time.Duration(len(l.tunnels)) * time.Millisecond
+	length := time.Duration(remaining) * time.Millisecond
 	err := l.each(&remaining, now()+int64(length), func(i int, events uint32) error {
 		done, err := l.step(i, events)
 		if !done {
@@ -33,24 +36,27 @@ func (l *load) open() error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("opening %d tunnels: %w", len(l.tunnels), err)
+		return fmt.Errorf("opening %d tunnels: %w", len(l.tunnels)-from, err)
 	}
-	l.reply.Congestion, err = congestionOf(l.tunnels[0].fd)
+	l.reply.Congestion, err = congestionOf(l.tunnels[from].fd)
 	return err
 }
 
-// echo keeps one message under way on each tunnel.
+// echo keeps one message under way on each busy tunnel.
 func (l *load) echo(length time.Duration) error {
 	begin := now()
 	end := begin + int64(length)
-	for i := range l.tunnels {
+	for i := range l.busy {
 		l.tunnels[i].since = now()
 		if err := l.say(i); err != nil {
 			return err
 		}
 	}
-	remaining, last := len(l.tunnels), begin
+	remaining, last := l.busy, begin
 	err := l.each(&remaining, end, func(i int, events uint32) error {
+		if i >= l.busy {
+			return fmt.Errorf("a stalled reader was broken off: %w", socketError(l.tunnels[i].fd))
+		}
 		done, err := l.step(i, events)
 		if !done {
 			return err
@@ -117,8 +123,7 @@ func (l *load) bulk(op string, length time.Duration) error {
 			return err
 		}
 		if op == opDown {
-			l.reply.Sent++
-			if err := l.sendAll(t.fd, l.msg[:1]); err != nil {
+			if err := l.askForStream(t); err != nil {
 				return err
 			}
 		}
@@ -127,7 +132,7 @@ func (l *load) bulk(op string, length time.Duration) error {
 	err := l.each(&remaining, end, func(i int, events uint32) error {
 		if !finished && now() >= end {
 			finished = true
-			if err := l.finish(); err != nil {
+			if err := l.finish(0); err != nil {
 				return err
 			}
 		}
@@ -140,27 +145,42 @@ func (l *load) bulk(op string, length time.Duration) error {
 			l.reply.Sent += int64(max(n, 0))
 			return nil
 		}
-		n, err := recv(t.fd, l.buf, unix.MSG_TRUNC)
-		if err != nil && err != unix.EAGAIN {
-			return fmt.Errorf("receiving: %w", err)
-		}
-		l.reply.Rcvd += int64(max(n, 0))
-		if n == 0 {
+		ended, err := l.receive(t)
+		if ended {
 			if t.unsent > 0 {
 				return errFinished
 			}
 			remaining--
 			l.hangUp(i)
 		}
-		return nil
+		return err
 	})
 	l.reply.Elapsed = time.Duration(now() - begin)
 	return err
 }
 
-// finish ends the sending on all tunnels.
-func (l *load) finish() error {
-	for i := range l.tunnels {
+// askForStream has the backend send until the client finishes.
+func (l *load) askForStream(t *tunnel) error {
+	l.reply.Sent++
+	return l.sendAll(t.fd, l.msg[:1])
+}
+
+// receive drops what has come of a stream, and reports whether that has ended.
+func (l *load) receive(t *tunnel) (ended bool, err error) {
+	n, err := recv(t.fd, l.buf, unix.MSG_TRUNC)
+	if err == unix.EAGAIN {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("receiving: %w", err)
+	}
+	l.reply.Rcvd += int64(n)
+	return n == 0, nil
+}
+
+// finish ends the sending on all tunnels from one on.
+func (l *load) finish(from int) error {
+	for i := from; i < len(l.tunnels); i++ {
 		t := &l.tunnels[i]
 		t.unsent = 0
 		shutdownWrite(t.fd)
@@ -169,6 +189,53 @@ func (l *load) finish() error {
 		}
 	}
 	return nil
+}
+
+// stalledSegment is the size of a stalled reader's segments, as over Ethernet:
+// the kernel buffers MiBs of loopback's own, and the proxy would have nothing
+// left to send.
+const stalledSegment = 1460
+
+// stall opens n more tunnels, which ask for a stream each and do not read it.
+func (l *load) stall(n int) error {
+	from := len(l.tunnels)
+	l.enlarge(n)
+	mode := l.msg[0]
+	defer func() { l.msg[0] = mode }()
+	l.msg[0] = modeFinite
+	if err := l.open(from); err != nil {
+		return err
+	}
+	for i := from; i < len(l.tunnels); i++ {
+		t := &l.tunnels[i]
+		if err := l.modify(t.fd, i, 0); err != nil { // epoll still tells of a reset
+			return err
+		}
+		if err := l.askForStream(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drain has the stalled readers finish and read the rest of their streams,
+// which must be all that the backend has sent.
+func (l *load) drain() error {
+	if err := l.finish(l.busy); err != nil {
+		return err
+	}
+	remaining := len(l.tunnels) - l.busy
+	return l.each(&remaining, now(), func(i int, _ uint32) error {
+		if i < l.busy {
+			return nil
+		}
+		ended, err := l.receive(&l.tunnels[i])
+		if ended {
+			remaining--
+			l.hangUp(i)
+		}
+		return err
+	})
 }
 
 const (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -130,25 +131,24 @@ func (s *suite) launch(e *entrant) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	in := new(instance)
+	for i := range addresses {
+		in.targets = append(in.targets, fmt.Sprintf("127.0.0.%d:%d", i+1, port))
+	}
 	cmd, err := e.command(site{
-		path: e.path, dir: dir, listen: "0.0.0.0:" + strconv.Itoa(port),
+		path: e.path, dir: dir, listen: "0.0.0.0:" + strconv.Itoa(port), targets: in.targets,
 		backends: s.serving, threads: s.threads, files: s.files,
 	})
 	if err != nil {
 		return nil, err
 	}
 	cmd.Dir = dir
-	process, err := s.fleet.start(cmd, filepath.Base(e.name))
-	if err != nil {
+	if in.process, err = s.fleet.start(cmd, filepath.Base(e.name)); err != nil {
 		return nil, err
 	}
-	in := &instance{process: process}
-	for i := range addresses {
-		in.targets = append(in.targets, fmt.Sprintf("127.0.0.%d:%d", i+1, port))
-	}
 	if err := s.prove(e, in); err != nil {
-		process.kill()
-		return nil, fmt.Errorf("%w: %s", err, process.lastWords())
+		in.process.kill()
+		return nil, fmt.Errorf("%w: %s", err, in.process.lastWords())
 	}
 	return in, nil
 }
@@ -203,14 +203,20 @@ func (s *suite) prove(e *entrant, in *instance) error {
 	return nil
 }
 
-// freePort returns a port that nobody uses at the moment.
+// freePort returns a port that nobody uses at the moment. Like any server's it
+// is below those that the kernel hands out to clients, so none of these gets it
+// in between, and no proxy has to fear that it has connected to itself.
 func freePort() (int, error) {
-	ln, err := net.Listen("tcp4", "0.0.0.0:0")
-	if err != nil {
-		return 0, err
+	const from, to = 4000, 10_000
+	var err error
+	for range 100 {
+		var ln net.Listener
+		port := from + rand.IntN(to-from)
+		if ln, err = net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port)); err == nil {
+			return port, ln.Close()
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port, nil
+	return 0, err
 }
 
 // run has all contenders take their turns. What a contender fails at once is
@@ -257,7 +263,11 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 		err = s.measureIdle(round, w, e)
 	} else {
 		e.awake()
-		err = s.measure(round, w, e)
+		if w.kind == stalled {
+			err = s.measureStalled(round, w, e)
+		} else {
+			err = s.measure(round, w, e)
+		}
 		e.rest()
 	}
 	if broken := new(brokenError); errors.As(err, &broken) {

@@ -32,7 +32,8 @@ text { font: 13px system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; fi
 .c2 { fill: #a8b1ba; stroke: #a8b1ba }
 .c3 { fill: #4b9e6b; stroke: #4b9e6b }
 .c4 { fill: #d4a03a; stroke: #d4a03a }
-.c5 { fill: #8e6bbf; stroke: #8e6bbf }
+.c5 { fill: #80bfff; stroke: #80bfff }
+.c6 { fill: #8e6bbf; stroke: #8e6bbf }
 .bar { stroke: none }
 .line { stroke-width: 2.5; stroke-linecap: round }
 @media (prefers-color-scheme: dark) {
@@ -45,6 +46,7 @@ text { font: 13px system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; fi
 	.c0 { fill: #4493f8; stroke: #4493f8 }
 	.c1 { fill: #9198a1; stroke: #9198a1 }
 	.c2 { fill: #596069; stroke: #596069 }
+	.c5 { fill: #1f5aa8; stroke: #1f5aa8 }
 }
 `
 
@@ -66,11 +68,11 @@ func (p *picture) dot(x, y, radius float64, class string) {
 }
 
 // legend names the contenders in a row.
-func (p *picture) legend(x, y float64, names []string, class func(string) string) {
+func (p *picture) legend(x, y float64, names []string, label, class func(string) string) {
 	for _, name := range names {
 		p.rect(x, y-10, 12, 12, "bar "+class(name))
-		p.text(x+18, y, "", name)
-		x += 18 + 7.4*float64(len(name)) + 22
+		p.text(x+18, y, "", label(name))
+		x += 18 + 7.4*float64(len(label(name))) + 22
 	}
 }
 

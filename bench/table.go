@@ -63,9 +63,13 @@ func writeTable(out io.Writer, t *table, all []workload) {
 			return fmt.Sprintf("%s (%s)", duration(first(costs)), duration(median(costs)))
 		}, t)
 	}
-	if slices.Contains(t.Contenders, gatewayName) {
-		writeRatios(out, t, all)
+	verdicts := verdictsOf(t)
+	for _, name := range []string{gatewayName, forwardName} {
+		if slices.Contains(t.Contenders, name) {
+			writeRatios(out, t, all, name, verdicts)
+		}
 	}
+	writeStalled(out, t, verdicts)
 	if len(work) > 0 {
 		fmt.Fprintf(out, "\nThroughput, best (median) of %d:\n\n", t.Rounds)
 		grid(out, "", work, t.Contenders, func(w workload, _ string, s *series) string {
@@ -73,7 +77,7 @@ func writeTable(out io.Writer, t *table, all []workload) {
 			return fmt.Sprintf("%s (%s)", perSecond(w, last(rates)), perSecond(w, median(rates)))
 		}, t)
 	}
-	if talking := ofKind(work, echo, short); len(talking) > 0 {
+	if talking := ofKind(work, echo, short, stalled); len(talking) > 0 {
 		fmt.Fprintf(out, "\nLatency in µs, 50 / 99 / 99.9 %% of all rounds together:\n\n")
 		grid(out, "", talking, t.Contenders, func(w workload, _ string, s *series) string {
 			return fmt.Sprintf("%s / %s / %s", micros(s.P50), micros(s.P99), micros(s.P999))
@@ -94,13 +98,9 @@ func writeTable(out io.Writer, t *table, all []workload) {
 	}
 }
 
-// writeRatios writes the gateway's figures as ratios to the others', with what
-// the bars say where t is the judged run.
-func writeRatios(out io.Writer, t *table, all []workload) {
-	peers := without(without(t.Contenders, directName), gatewayName)
-	if len(peers) == 0 {
-		return
-	}
+// verdictsOf returns what the bars say, by the bar without its limit; nothing
+// unless t is the judged run.
+func verdictsOf(t *table) map[bar]verdict {
 	verdicts := make(map[bar]verdict)
 	if t.Pinned {
 		for _, v := range judge(t) {
@@ -109,23 +109,58 @@ func writeRatios(out io.Writer, t *table, all []workload) {
 			verdicts[b] = v
 		}
 	}
-	compare := func(q quantity, rows []workload, figure func(*series) float64) {
-		grid(out, "gateway to", rows, peers, func(w workload, peer string, s *series) string {
-			value, ok := ratio(figure(t.at(w.key, gatewayName)), figure(s))
-			if !ok {
-				return "–"
-			}
-			if v := verdicts[bar{w.key, peer, q, 0}]; v.Known {
-				return v.String()
-			}
-			return short2(value)
+	return verdicts
+}
+
+// compared is a ratio as the tables show it: a verdict where there is one.
+func compared(t *table, b bar, verdicts map[bar]verdict) string {
+	if v := verdicts[b]; v.Known {
+		return v.String()
+	}
+	if value, ok := b.value(t); ok {
+		return short2(value)
+	}
+	return "–"
+}
+
+// writeRatios writes one contender's figures as ratios to its peers'.
+func writeRatios(out io.Writer, t *table, all []workload, ours string, verdicts map[bar]verdict) {
+	peers := without(without(t.Contenders, directName), ours)
+	if ours == forwardName { // the other table has that
+		peers = without(peers, gatewayName)
+	}
+	if len(peers) == 0 {
+		return
+	}
+	compare := func(q quantity, rows []workload) {
+		grid(out, ours+" to", rows, peers, func(w workload, peer string, _ *series) string {
+			return compared(t, bar{Contender: ours, Workload: w.key, Peer: peer, Quantity: q}, verdicts)
 		}, t)
 	}
-	fmt.Fprintf(out, "\nThe gateway's CPU time per unit (idle: memory per tunnel) as a ratio to its peers', best to best; less is better:\n\n")
-	compare(cost, all, func(s *series) float64 { return first(s.costs()) })
-	if work := ofKind(all, bulkUp, bulkDown, echo, short); len(work) > 0 {
-		fmt.Fprintf(out, "\nThe gateway's throughput as a ratio to its peers', best to best; more is better:\n\n")
-		compare(rate, work, func(s *series) float64 { return last(s.rates()) })
+	fmt.Fprintf(out, "\nCPU time per unit (idle: memory per tunnel) of %s as a ratio to its peers', best to best; less is better:\n\n", ours)
+	compare(cost, all)
+	if work := ofKind(all, bulkUp, bulkDown, echo, short, stalled); len(work) > 0 {
+		fmt.Fprintf(out, "\nThroughput of %s as a ratio to its peers', best to best; more is better:\n\n", ours)
+		compare(rate, work)
+	}
+}
+
+// writeStalled writes what stalled readers cost the others of each contender.
+func writeStalled(out io.Writer, t *table, verdicts map[bar]verdict) {
+	lines := [][]string{{""}, {"CPU time per round trip"}, {"throughput"}}
+	for _, name := range t.Contenders {
+		if t.at("stalled", name) == nil {
+			continue
+		}
+		lines[0] = append(lines[0], name)
+		for i, q := range []quantity{cost, rate} {
+			b := bar{Contender: name, Workload: "stalled", Peer: name, Than: withoutStalled, Quantity: q}
+			lines[i+1] = append(lines[i+1], compared(t, b, verdicts))
+		}
+	}
+	if len(lines[0]) > 1 {
+		fmt.Fprintf(out, "\n%d stalled readers beside 100 busy tunnels: what these take, as a ratio to without, best to best:\n\n", stalledReaders)
+		writeGrid(out, lines)
 	}
 }
 
@@ -230,8 +265,11 @@ func writeVerdict(out io.Writer, verdicts []verdict) {
 		case v.Met:
 			met++
 		default:
-			of := string(v.Quantity)
-			if v.Peer != "" {
+			of := v.Contender + "'s " + string(v.Quantity)
+			switch {
+			case v.Than != "":
+				of += " to without"
+			case v.Peer != "":
 				of += " to " + v.Peer
 			}
 			missed = append(missed, fmt.Sprintf("%s, %s: %s", v.Workload, of, v))

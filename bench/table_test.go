@@ -9,7 +9,7 @@ import (
 
 // sampleTable is a table with something of everything.
 func sampleTable() (*table, []workload) {
-	t := &table{Pinned: true, CPUs: 1, Rounds: 2, Contenders: []string{gatewayName, haproxyName, nginxName, directName}}
+	t := &table{Pinned: true, CPUs: 1, Rounds: 2, Contenders: []string{gatewayName, haproxyName, nginxName, forwardName, directName}}
 	all := rows(workloads(100))
 	for _, w := range all {
 		for i, name := range t.Contenders {
@@ -58,7 +58,12 @@ func TestTheTableTellsEverything(t *testing.T) {
 		"20.1 / ",               // a latency
 		"0.977 KiB (0.977 KiB)", // memory
 		"- short, nginx: it hung",
-		"bulk-up-1, cost to haproxy: .50",
+		"bulk-up-1, gateway's cost to haproxy: .50",
+		"short, forward's cost to haproxy: 2.00 (≤ .92 MISSED)",
+		"| gateway to ",
+		"| forward to ",
+		"100 stalled readers beside 100 busy tunnels",
+		"1.00 (≤ 1.05 ok)",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
@@ -67,6 +72,39 @@ func TestTheTableTellsEverything(t *testing.T) {
 	for line := range strings.Lines(out.String()) {
 		if strings.HasPrefix(line, "| idle") && strings.Contains(line, directName) {
 			t.Errorf("nothing rests in %s", line)
+		}
+	}
+}
+
+func TestForwardingIsComparedWithTheGatewayOnce(t *testing.T) {
+	tab, all := sampleTable()
+	var out strings.Builder
+	writeTable(&out, tab, all)
+	for line := range strings.Lines(out.String()) {
+		switch {
+		case strings.HasPrefix(line, "| gateway to") && !strings.Contains(line, "| forward |"),
+			strings.HasPrefix(line, "| forward to") && strings.Contains(line, "gateway"):
+			t.Error(line)
+		}
+	}
+}
+
+func TestStalledReadersAreShownOfAllWhoHadThem(t *testing.T) {
+	tab := &table{Rounds: 1, Contenders: []string{haproxyName, nginxName, directName}}
+	for _, name := range []string{haproxyName, directName} {
+		tab.cell(withoutStalled, name).add(sample{Cost: 100, Rate: 1000}, nil)
+		tab.cell("stalled", name).add(sample{Cost: 130, Rate: 700}, nil)
+	}
+	tab.cell("stalled", nginxName).Failure = "it hung"
+	var out strings.Builder
+	writeTable(&out, tab, rows(workloads(100)))
+	for _, want := range []string{
+		"|                         | haproxy | nginx | direct |\n",
+		"| CPU time per round trip |    1.30 |     – |   1.30 |\n",
+		"| throughput              |     .70 |     – |    .70 |\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
 		}
 	}
 }

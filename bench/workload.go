@@ -10,6 +10,7 @@ const (
 	bulkDown kind = "bulk down" // the backend does
 	echo     kind = "echo"      // each client has one message under way
 	short    kind = "short"     // connect, one echo, close; again
+	stalled  kind = "stalled"   // echo, beside readers that do not read
 	idle     kind = "idle"      // many tunnels rest
 )
 
@@ -22,11 +23,17 @@ type workload struct {
 	size    int // of a message, in bytes
 }
 
-// idleBurst is the second row that the idle workload fills: the same tunnels
-// after a burst went through each.
-const idleBurst = "idle-burst"
+// Two workloads fill a second row: idle with the same tunnels after a burst
+// went through each, stalled with the same tunnels without the stalled readers.
+const (
+	idleBurst      = "idle-burst"
+	withoutStalled = "stalled-without"
+)
 
 const (
+	// stalledReaders is how many clients ask for a stream and do not read it.
+	stalledReaders = 100
+
 	burstBytes = 256 << 10
 	// shortClients is how many clients connect, talk and close side by side.
 	shortClients = 16
@@ -44,16 +51,22 @@ func workloads(idleTunnels int) []workload {
 		{"echo-64B-1000", "64 B echo, 1000 tunnels", echo, 1000, 64},
 		{"echo-1KiB-64", "1 KiB echo, 64 tunnels", echo, 64, 1024},
 		{"short", "short connections", short, shortClients, 64},
+		{"stalled", fmt.Sprintf("beside %d stalled readers", stalledReaders), stalled, 100, 64},
 	}
 	title := fmt.Sprintf("idle, %d tunnels", idleTunnels)
 	return append(list, workload{"idle", title, idle, idleTunnels, 64})
 }
 
-// rows is what the tables show of the workloads: themselves, and behind idle
-// its second row.
+// rows is what the tables show of the workloads: themselves, and the second
+// rows of those that have one.
 func rows(list []workload) []workload {
 	var all []workload
 	for _, w := range list {
+		if w.kind == stalled {
+			without := w
+			without.key, without.title = withoutStalled, "64 B echo, 100 tunnels"
+			all = append(all, without)
+		}
 		all = append(all, w)
 		if w.kind == idle {
 			w.key, w.title = idleBurst, "idle, after 256 KiB each"
