@@ -133,6 +133,8 @@ func (f *frontend) accountExchange(s *session, e web.Exchange) {
 func appendVia(attrs []slog.Attr, s *session) []slog.Attr {
 	via := s.form.String()
 	switch {
+	case s.secure && s.form == formUnknown:
+		via = "tls"
 	case s.secure:
 		via += "+tls"
 	case s.kcp:

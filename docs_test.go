@@ -32,12 +32,13 @@ const unitFile = "deploy/gateway.service"
 
 // Each page in English, and the same in Chinese.
 var (
-	readmes = []string{"README.md", "README.zh-CN.md"}
-	pages   = []string{"docs/backends.md", "docs/backends.zh-CN.md"}
+	readmes   = []string{"README.md", "README.zh-CN.md"}
+	pages     = []string{"docs/backends.md", "docs/backends.zh-CN.md"}
+	protocols = []string{"docs/protocols.md", "docs/protocols.zh-CN.md"}
 )
 
 // documents are all of them.
-var documents = slices.Concat([]string{"CHANGELOG.md"}, readmes, pages)
+var documents = slices.Concat([]string{"CHANGELOG.md"}, readmes, pages, protocols)
 
 func TestTheReadmesListEveryFlagWithItsDefault(t *testing.T) {
 	var want [][]string
@@ -203,7 +204,7 @@ func TestTheLogSamplesHaveTheFieldsOfTheLog(t *testing.T) {
 }
 
 func TestDocumentsHaveTheSameStructureInBothLanguages(t *testing.T) {
-	for _, names := range [][]string{readmes, pages} {
+	for _, names := range [][]string{readmes, pages, protocols} {
 		t.Run(names[0], func(t *testing.T) {
 			compareStructure(t, readDocument(t, names[0]), readDocument(t, names[1]))
 		})
@@ -266,7 +267,7 @@ func TestDocumentedLinksLeadSomewhere(t *testing.T) {
 			}
 		}
 	}
-	for _, names := range [][]string{readmes, pages} {
+	for _, names := range [][]string{readmes, pages, protocols} {
 		for i, name := range names {
 			if other := path.Base(names[1-i]); !strings.Contains(readDocument(t, name).text, "]("+other+")") {
 				t.Errorf("%s does not link to %s", name, other)
@@ -299,6 +300,7 @@ func TestDocumentedCommandsUseRealFlagsAndVariables(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(testSecret+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	selfSigned(t, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
 	t.Setenv("GATEWAY_SECRET", testSecret)             // where a page leaves it out
 	variables := map[string]bool{"GATEWAY_NAME": true} // NAME stands for any
 	for _, s := range settings(defaultConfig()) {
@@ -312,7 +314,9 @@ func TestDocumentedCommandsUseRealFlagsAndVariables(t *testing.T) {
 		for _, m := range command.FindAllStringSubmatch(text, -1) {
 			args := strings.Fields(strings.ReplaceAll(m[1], `"`, ""))
 			for i, arg := range args {
-				args[i] = strings.Replace(arg, "-secret-file=secret", "-secret-file="+filepath.Join(dir, "secret"), 1)
+				if head, file, _ := strings.Cut(arg, "="); slices.Contains([]string{"secret", "cert.pem", "key.pem"}, file) {
+					args[i] = head + "=" + filepath.Join(dir, file)
+				}
 			}
 			if _, err := parseConfig(args); err != nil && err != flag.ErrHelp {
 				t.Errorf("%s: gateway%s: %v", name, m[1], err)
@@ -558,7 +562,7 @@ type codeBlock struct{ lang, text string }
 // translated, and the space before them.
 func (b codeBlock) withoutComments() string {
 	comment := regexp.MustCompile(`(?m)(^|[ \t]+)# .*$`)
-	if b.lang == "go" {
+	if b.lang == "go" || b.lang == "js" {
 		comment = regexp.MustCompile(`(?m)(^|[ \t]+)// .*$`)
 	}
 	return b.lang + "\n" + comment.ReplaceAllString(b.text, "")

@@ -477,9 +477,10 @@ func onlyLineOf(t testing.TB, p *process, client string) map[string]any {
 
 func TestARequestThatIsTooSlowIsLogged(t *testing.T) {
 	bothWays(t, func(t *testing.T, way string) {
-		p := start(t, "-handshake-timeout=200ms", "-log-level=debug", way)
-		slow, silent := connect(t, p.addr), connect(t, p.addr)
+		p := start(t, "-handshake-timeout=1s", "-log-level=debug", way)
+		slow := connect(t, p.addr)
 		send(t, slow, "unrecognized")
+		silent := connect(t, p.addr)
 		expectAll(t, slow, "400")
 		expectAll(t, silent, "400")
 		if last := p.log.waitLine(t, "refused", 1); last["reason"] != "too_slow" || last["client"] != slow.LocalAddr().String() {
