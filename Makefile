@@ -1,10 +1,10 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
-# make test    runs everything that CI runs, but for make test-browser and make
-#              lint
+# make test    runs everything that CI runs, but for the next two and make lint
+# make test-peers
+#              has nginx and HAProxy read what the gateway tells backends
 # make test-browser
-#              drives the page of clients/web in a headless Chromium, which it
-#              installs if need be
+#              drives the page of clients/web in a headless Chromium
 # make bench   compares the gateway with HAProxy, nginx and others (Linux; see
 #              bench/README.md); make bench-peers installs those
 GO          ?= go
@@ -16,7 +16,7 @@ FUZZTIME    ?= 30s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps test-browser
+.PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps test-peers test-browser
 
 all: gateway
 
@@ -85,6 +85,11 @@ test-deps:
 	if [ -n "$$missing" ]; then \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
+
+# Real peers behind the gateway, installed where they are missing.
+test-peers:
+	@command -v haproxy >/dev/null && command -v nginx >/dev/null || $(MAKE) bench-peers
+	GATEWAY_TEST_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader .
 
 # The page in clients/web, in a browser from the packages of Debian and its
 # relatives.

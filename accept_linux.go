@@ -405,7 +405,6 @@ func (l *loop) isSelfConnect(t *tunnel) bool {
 	if own.Port() != addr.Port {
 		return false
 	}
-	// The sealed address may be 0.0.0.0, which the kernel reads as this host.
 	return sysName(unix.SYS_GETPEERNAME, fd, &l.sockaddr) == nil && addrPortOf(&l.sockaddr) == own
 }
 

@@ -176,7 +176,11 @@ func (v *listenValue) Set(s string) error {
 		} else if what != "sealed" {
 			return errors.New("want ADDRESS=sealed or ADDRESS=forward:HOST:PORT")
 		}
-		if same := slices.IndexFunc(*v, func(have listening) bool { return have.addr == l.addr }); same < 0 {
+		// Port 0 is another port each time.
+		same := slices.IndexFunc(*v, func(have listening) bool {
+			return have.addr == l.addr && !strings.HasSuffix(l.addr, ":0")
+		})
+		if same < 0 {
 			*v = append(*v, l)
 		} else if (&targetValue{&l.forward}).String() != (&targetValue{&(*v)[same].forward}).String() {
 			return fmt.Errorf("want one use of %s", l.addr)

@@ -10,6 +10,7 @@ require github.com/coder/websocket v1.8.15
 
 require (
 	github.com/go-jose/go-jose/v4 v4.1.8
+	github.com/miekg/dns v1.1.73
 	github.com/xtaci/kcp-go/v5 v5.6.20
 )
 
