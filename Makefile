@@ -1,10 +1,12 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
-# make test    runs everything that CI runs, but for the next two and make lint
+# make test    runs everything that CI runs, but for the next three and make lint
 # make test-peers
 #              has nginx and HAProxy read what the gateway tells backends
 # make test-browser
 #              drives the page of clients/web in a headless Chromium
+# make test-issuing
+#              runs the programs of docs/issuing.md, in every language
 # make bench   compares the gateway with HAProxy, nginx and others (Linux; see
 #              bench/README.md); make bench-peers installs those
 GO          ?= go
@@ -16,7 +18,7 @@ FUZZTIME    ?= 30s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps test-peers test-browser
+.PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps test-peers test-browser test-issuing
 
 all: gateway
 
@@ -98,6 +100,25 @@ test-browser:
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; \
 	}
 	GATEWAY_TEST_BROWSER=1 $(GO) test -race -count=1 -timeout 120s ./clients/web
+
+# The programs of docs/issuing.md against the gateway, in the languages that Debian
+# and its relatives have packages for. Where .NET is not among them, Mono will do.
+test-issuing:
+	@for c in node:nodejs php:php-cli javac:default-jdk-headless openssl:openssl jq:jq; do \
+		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
+	done; \
+	[ -e /usr/share/nodejs/jose ] || missing="$$missing node-jose"; \
+	/usr/bin/python3 -c 'import cryptography, jwcrypto' 2>/dev/null || \
+		missing="$$missing python3-cryptography python3-jwcrypto"; \
+	command -v dotnet >/dev/null || command -v mcs >/dev/null || sharp="dotnet-sdk-8.0 mono-mcs"; \
+	if [ -n "$$missing$$sharp" ]; then \
+		apt-get update; \
+		for p in $$sharp; do \
+			if apt-cache show $$p >/dev/null 2>&1; then missing="$$missing $$p"; break; fi; \
+		done; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
+	fi
+	GATEWAY_TEST_ISSUING=1 $(GO) test -race -count=1 -timeout 300s -run Issuing .
 
 clean:
 	rm -rf gateway bin

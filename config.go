@@ -27,7 +27,7 @@ import (
 // and its default stand in settings, which -help prints.
 type Config struct {
 	Secrets       [][]byte // at least one; the first seals
-	SecretSources []string // where they came from, for the log
+	SecretSources []string // where they and the keys for tokens came from, for the log
 	KDFs          []kdf    // at least one; the first seals
 	Legacy        bool     // sealed lines open
 	TokenKeys     string   // a file; empty: no token opens
@@ -402,6 +402,9 @@ func (cfg *Config) checkTokens() error {
 		}
 		return nil
 	}
+	if cfg.TTL != 0 && cfg.Action != actionSeal {
+		return errors.New("-ttl is for -seal, which is not given")
+	}
 	if cfg.Action == actionSeal && cfg.TTL == 0 && !cfg.Legacy {
 		return errors.New("-seal needs -ttl, the time after which the token expires")
 	}
@@ -474,7 +477,13 @@ func (cfg *Config) loadSecrets() error {
 			return fmt.Errorf("$CREDENTIALS_DIRECTORY: %w", err)
 		}
 	}
+	if cfg.TokenKeys != "" {
+		cfg.SecretSources = append(cfg.SecretSources, cfg.sources["token-keys"])
+	}
 	if len(cfg.Secrets) == 0 && cfg.opensLines() {
+		if cfg.Action == actionSeal && cfg.TokenKeys != "" {
+			return errors.New("-seal needs -ttl for a token, or a secret for a sealed line")
+		}
 		return errors.New("a secret is required: set -secret-file, GATEWAY_SECRET, -secret, or a systemd credential named secret; or -token-keys and -legacy=0")
 	}
 	return nil

@@ -122,7 +122,10 @@ func seal(cfg *Config, addr address.Address) (string, error) {
 
 // open opens the line or token of -open.
 func open(cfg *Config) (address.Address, error) {
-	f := frontend{keys: newKeyring(cfg.Secrets, cfg.KDFs)}
+	var f frontend
+	if cfg.Legacy {
+		f.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+	}
 	var err error
 	if f.tokens, err = cfg.tokenKeys(slog.New(slog.DiscardHandler)); err != nil {
 		return address.Address{}, err

@@ -25,6 +25,9 @@ type contender struct {
 	// seal returns what a client sends first to reach addr through this
 	// contender; nil: nothing.
 	seal func(addr string) (string, error)
+
+	// token is the same by a token; nil: it does not know them.
+	token func(addr string) (string, error)
 }
 
 // site is where a contender does its work.
@@ -99,16 +102,22 @@ func gatewayEnvironment() []string {
 }
 
 func gatewayContender(name, path string, args []string) *contender {
+	mint := newMinter(path)
 	return &contender{
 		name: name, path: path,
 		what:    strings.Join(append([]string{"this project, with its handshake"}, args...), " "),
 		version: []string{"-version"},
 		command: func(s site) (*exec.Cmd, error) {
-			cmd := exec.Command(s.path, append([]string{
-				"-addr=" + s.listen, "-log-level=warn", "-pidfile="}, args...)...)
+			tokens, err := mint.serve(s.dir)
+			if err != nil {
+				return nil, err
+			}
+			cmd := exec.Command(s.path, append(append([]string{
+				"-addr=" + s.listen, "-log-level=warn", "-pidfile="}, tokens...), args...)...)
 			cmd.Env = gatewayEnvironment()
 			return cmd, nil
 		},
+		token: mint.token,
 		seal: func(addr string) (string, error) {
 			cmd := exec.Command(path, "-seal="+addr)
 			cmd.Env = gatewayEnvironment()

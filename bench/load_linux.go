@@ -18,6 +18,7 @@ type load struct {
 	*poller
 	targets []*endpoint
 	lines   [][]byte // none: no handshake
+	status  string   // what they get
 	msg     []byte   // template of every message; see stamp
 	buf     []byte
 	tunnels []tunnel
@@ -52,7 +53,8 @@ const (
 )
 
 const (
-	statusOK = "200"
+	statusOK      = "200"
+	statusRefused = "401"
 	// openingAtOnce bounds the tunnels that are being opened side by side, so
 	// that no listener's queue overflows.
 	openingAtOnce = 64
@@ -79,7 +81,7 @@ func (l *load) do(req loadRequest) loadReply {
 		if err = l.prepare(req); err == nil {
 			err = l.open(0)
 		}
-	case opShort:
+	case opShort, opRefuse:
 		if err = l.prepare(req); err == nil {
 			err = l.short(req.Time)
 		}
@@ -114,6 +116,10 @@ func (l *load) prepare(req loadRequest) error {
 		return err
 	}
 	l.targets, l.lines, l.dialed = targets, nil, 0
+	l.status = statusOK
+	if req.Op == opRefuse {
+		l.status = statusRefused
+	}
 	for _, line := range req.Lines {
 		l.lines = append(l.lines, []byte(line+"\n"))
 	}
@@ -171,11 +177,15 @@ func (l *load) step(i int, events uint32) (done bool, err error) {
 		if t.line == nil {
 			return false, l.say(i)
 		}
-		t.state, t.want = asking, len(statusOK)
+		t.state, t.want = asking, len(l.status)
 		return false, l.sendAll(t.fd, t.line)
 	case asking:
-		if done, err := l.hear(t, []byte(statusOK)); !done {
+		if done, err := l.hear(t, []byte(l.status)); !done {
 			return false, err
+		}
+		if l.status != statusOK {
+			t.state = resting
+			return true, nil
 		}
 		return false, l.say(i)
 	case waiting:

@@ -131,7 +131,7 @@ func (s *suite) timed(e *entrant, run loadRequest) (*timing, error) {
 	if err != nil {
 		return nil, s.abandon(err)
 	}
-	if run.Op == opShort {
+	if run.Op == opShort || run.Op == opRefuse {
 		// The ends of the last connections belong to it.
 		if _, err := s.settle(); err != nil {
 			return nil, s.abandon(err)
@@ -207,7 +207,11 @@ func (s *suite) compare(seen backendReply, got loadReply) error {
 
 // measure measures e on bulk, messages or short connections.
 func (s *suite) measure(round int, w workload, e *entrant) error {
-	open := loadRequest{Op: opOpen, Targets: e.targets, Lines: e.lines, Tunnels: w.tunnels, Size: w.size}
+	lines, err := e.asks(w)
+	if err != nil {
+		return err
+	}
+	open := loadRequest{Op: opOpen, Targets: e.targets, Lines: lines, Tunnels: w.tunnels, Size: w.size}
 	run := loadRequest{Time: s.opt.time, Tunnels: w.tunnels}
 	switch w.kind {
 	case bulkUp:
@@ -216,9 +220,12 @@ func (s *suite) measure(round int, w workload, e *entrant) error {
 		open.Mode, run.Op = modeSource, opDown
 	case echo:
 		open.Mode, run.Op = modeEcho, opEcho
-	case short:
+	case short, byToken, badToken:
 		// Each connection is opened while the clock runs.
 		open.Op, open.Mode, open.Time = opShort, modeEcho, s.opt.time
+		if w.kind == badToken {
+			open.Op = opRefuse
+		}
 		run = open
 	}
 	seen, err := s.begin(open)
@@ -228,6 +235,15 @@ func (s *suite) measure(round int, w workload, e *entrant) error {
 	t, err := s.timed(e, run)
 	if err != nil {
 		return err
+	}
+	if w.kind == badToken {
+		now, err := s.backend()
+		if err != nil {
+			return err
+		}
+		if n := now.Conns - seen.Conns; n > 0 {
+			return fmt.Errorf("%d connections came to the backend, and none should", n)
+		}
 	}
 	if err := s.compare(seen, t.loadReply); err != nil {
 		return err

@@ -26,10 +26,10 @@ const streamBytes = 2 << 20
 type loadRequest struct {
 	Op string
 
-	// Of opOpen and opShort. The tunnels take the entries in turn, and the
+	// Of opOpen, opShort and opRefuse. The tunnels take the entries in turn, and the
 	// same one of both lists.
 	Targets []string // addresses to connect to
-	Lines   []string // sealed lines; none where no handshake is made
+	Lines   []string // sealed lines or tokens; none where no handshake is made
 	Tunnels int      // of opStall too
 	Mode    byte
 	Size    int // of the messages
@@ -38,15 +38,16 @@ type loadRequest struct {
 }
 
 const (
-	opOpen  = "open"  // open tunnels; each echoes a first message
-	opEcho  = "echo"  // on each tunnel, one message after the other
-	opUp    = "up"    // send, finish, wait for the backend to finish
-	opDown  = "down"  // have the backend send until the client finishes
-	opShort = "short" // connect, echo once, close; without tunnels that are open
-	opBurst = "burst" // on each tunnel, echo burstBytes
-	opStall = "stall" // open more tunnels; have the backend send, and do not read
-	opDrain = "drain" // these finish, and read all that was sent
-	opClose = "close" // the tunnels
+	opOpen   = "open"   // open tunnels; each echoes a first message
+	opEcho   = "echo"   // on each tunnel, one message after the other
+	opUp     = "up"     // send, finish, wait for the backend to finish
+	opDown   = "down"   // have the backend send until the client finishes
+	opShort  = "short"  // connect, echo once, close; without tunnels that are open
+	opRefuse = "refuse" // connect, be refused, close; the same
+	opBurst  = "burst"  // on each tunnel, echo burstBytes
+	opStall  = "stall"  // open more tunnels; have the backend send, and do not read
+	opDrain  = "drain"  // these finish, and read all that was sent
+	opClose  = "close"  // the tunnels
 )
 
 // A loadReply is what came of it.

@@ -29,7 +29,8 @@ type suite struct {
 // entrant is a contender in this run.
 type entrant struct {
 	*contender
-	lines []string // sealed, one for each backend address; nil: no handshake
+	lines  []string // sealed, one for each backend address; nil: no handshake
+	tokens []string // the same; nil: it knows none
 	*instance
 }
 
@@ -97,6 +98,16 @@ func (s *suite) enter(e *entrant) (err error) {
 				return fmt.Errorf("sealing an address: %w", err)
 			}
 			e.lines = append(e.lines, line)
+		}
+	}
+	if e.token != nil {
+		for _, addr := range s.serving {
+			token, err := e.token(addr)
+			if err != nil { // an older gateway
+				e.tokens = nil
+				break
+			}
+			e.tokens = append(e.tokens, token)
 		}
 	}
 	if e.instance, err = s.launch(e); err == nil {
@@ -243,7 +254,7 @@ func (s *suite) run(progress func(done, total int, what string)) error {
 
 // turn is one contender's at one workload.
 func (s *suite) turn(round int, w workload, e *entrant) error {
-	if w.kind == idle && e.command == nil {
+	if w.kind == idle && e.command == nil || w.kind.ofTokens() && e.token == nil {
 		return nil
 	}
 	cell := s.table.cell(w.key, e.name)

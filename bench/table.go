@@ -77,7 +77,7 @@ func writeTable(out io.Writer, t *table, all []workload) {
 			return fmt.Sprintf("%s (%s)", perSecond(w, last(rates)), perSecond(w, median(rates)))
 		}, t)
 	}
-	if talking := ofKind(work, echo, short, stalled); len(talking) > 0 {
+	if talking := ofKind(work, echo, short, byToken, badToken, stalled); len(talking) > 0 {
 		fmt.Fprintf(out, "\nLatency in µs, 50 / 99 / 99.9 %% of all rounds together:\n\n")
 		grid(out, "", talking, t.Contenders, func(w workload, _ string, s *series) string {
 			return fmt.Sprintf("%s / %s / %s", micros(s.P50), micros(s.P99), micros(s.P999))
@@ -139,7 +139,7 @@ func writeRatios(out io.Writer, t *table, all []workload, ours string, verdicts 
 	}
 	fmt.Fprintf(out, "\nCPU time per unit (idle: memory per tunnel) of %s as a ratio to its peers', best to best; less is better:\n\n", ours)
 	compare(cost, all)
-	if work := ofKind(all, bulkUp, bulkDown, echo, short, stalled); len(work) > 0 {
+	if work := ofKind(all, bulkUp, bulkDown, echo, short, byToken, badToken, stalled); len(work) > 0 {
 		fmt.Fprintf(out, "\nThroughput of %s as a ratio to its peers', best to best; more is better:\n\n", ours)
 		compare(rate, work)
 	}

@@ -11,8 +11,13 @@ const (
 	echo     kind = "echo"      // each client has one message under way
 	short    kind = "short"     // connect, one echo, close; again
 	stalled  kind = "stalled"   // echo, beside readers that do not read
+	byToken  kind = "token"     // short, opened by a token
+	badToken kind = "bad token" // connect, bring a token that does not open; again
 	idle     kind = "idle"      // many tunnels rest
 )
+
+// ofTokens tells whether it is for gateways alone, because it takes tokens.
+func (k kind) ofTokens() bool { return k == byToken || k == badToken }
 
 // workload is one row of the tables.
 type workload struct {
@@ -51,6 +56,8 @@ func workloads(idleTunnels int) []workload {
 		{"echo-64B-1000", "64 B echo, 1000 tunnels", echo, 1000, 64},
 		{"echo-1KiB-64", "1 KiB echo, 64 tunnels", echo, 64, 1024},
 		{"short", "short connections", short, shortClients, 64},
+		{"token", "short connections, by token", byToken, shortClients, 64},
+		{"token-bad", "refused: a forged token", badToken, shortClients, 64},
 		{"stalled", fmt.Sprintf("beside %d stalled readers", stalledReaders), stalled, 100, 64},
 	}
 	title := fmt.Sprintf("idle, %d tunnels", idleTunnels)
