@@ -205,7 +205,8 @@ func (f *frontend) believe(s *session, received []byte) ([]byte, error) {
 // requestMax is the most that is read of a client before its request is
 // complete, or refused.
 func (f *frontend) requestMax() int {
-	most := prefixSize + f.handshakeMax + len("\r\n")
+	// It takes up to 8 bytes to tell the forms apart, see sniff.
+	most := max(8, prefixSize+f.handshakeMax+len("\r\n"))
 	if len(f.trusted) > 0 {
 		most += proxyheader.MaxSize
 	}

@@ -23,11 +23,16 @@ const (
 	controlMax = 125
 )
 
-// control sends a control frame. The caller holds writeMu.
+// control sends a control frame, unless nothing can be sent any more. The
+// caller holds writeMu.
 func (c *Conn) control(frame byte, payload []byte) error {
 	if c.torn || c.wire.muted.Load() {
 		return net.ErrClosed
 	}
+	return c.sendControl(frame, payload)
+}
+
+func (c *Conn) sendControl(frame byte, payload []byte) error {
 	// In one write, so that nothing the library sends comes between.
 	b := make([]byte, 0, 2+controlMax)
 	b = append(b, frame, byte(len(payload)))
@@ -44,12 +49,15 @@ func (c *Conn) control(frame byte, payload []byte) error {
 func (c *Conn) sendClose(code websocket.StatusCode) error {
 	c.writeMu.Lock()
 	defer c.unlockWrite()
-	if c.wire.muted.Load() {
+	// Muted before the frame goes out: the client may answer at once, and the
+	// library its answer.
+	switch {
+	case c.wire.muted.Swap(true):
 		return nil
+	case c.torn:
+		return net.ErrClosed
 	}
-	err := c.control(frameClose, binary.BigEndian.AppendUint16(nil, uint16(code)))
-	c.wire.muted.Store(true)
-	return err
+	return c.sendControl(frameClose, binary.BigEndian.AppendUint16(nil, uint16(code)))
 }
 
 // onPing has a ping answered. The library calls it from Read, and is told not

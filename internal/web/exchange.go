@@ -74,6 +74,7 @@ func handle(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(context.WithValue(r.Context(), exchangeKey{}, x))
 	x.ctx, x.cancel = ctx, cancel
 	x.watch(x.IdleTimeout)
+	c.setExchange(x)
 
 	finished := false
 	defer func() {
@@ -97,6 +98,7 @@ func handle(w http.ResponseWriter, r *http.Request) {
 // done for it after that.
 func (x *exchange) end() {
 	x.cancel(nil)
+	x.conn.setExchange(nil)
 	x.mu.Lock()
 	x.over = true
 	if x.idle != nil {

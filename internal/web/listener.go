@@ -31,6 +31,8 @@ type conn struct {
 	mu       sync.Mutex
 	changed  sync.Cond // any of these
 	serving  bool      // a request
+	x        *exchange // that request; nil before its handler has begun, and after
+	finished bool      // the client has finished sending
 	closed   bool
 	deadline time.Time // of Read
 }
@@ -56,7 +58,8 @@ func (c *conn) setState(state http.ConnState) {
 // Read hides the client's FIN from net/http while a request is served. The
 // client has only finished sending and still wants its answer, but net/http
 // would take it for gone and end the request's context. It reads a single byte
-// to find that out, and calls the read back by a deadline in the past.
+// to find that out, and calls the read back by a deadline in the past. As the
+// client may be gone all the same, HalfCloseTimeout bounds what is waited for.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if err == io.EOF && len(p) == 1 {
@@ -68,6 +71,11 @@ func (c *conn) Read(p []byte) (int, error) {
 // awaitChange returns what a read at the end of the stream returns when it
 // matters.
 func (c *conn) awaitChange() error {
+	var x *exchange
+	c.change(func() { c.finished, x = true, c.x })
+	if x != nil {
+		x.watch(x.halfCloseBound())
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
@@ -80,6 +88,15 @@ func (c *conn) awaitChange() error {
 			return os.ErrDeadlineExceeded
 		}
 		c.changed.Wait()
+	}
+}
+
+// setExchange tells which request is served: nil is none.
+func (c *conn) setExchange(x *exchange) {
+	finished := false
+	c.change(func() { c.x, finished = x, c.finished })
+	if finished && x != nil {
+		x.watch(x.halfCloseBound())
 	}
 }
 

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"log/slog"
+	"net/netip"
+	"testing"
+
+	"gateway/internal/address"
+)
+
+// asked is what frontend.request makes of a client's bytes.
+type asked struct {
+	addr   address.Address
+	early  string
+	err    error
+	form   form
+	client netip.AddrPort
+	header int
+}
+
+func askFrontend(t testing.TB, f *frontend, s *session, received []byte) asked {
+	req, err := f.request(t.Context(), s, received)
+	return asked{req.addr, string(req.early), err, s.form, s.client, s.header}
+}
+
+var thePeer = netip.MustParseAddrPort("127.0.0.1:1")
+
+// checkRequest sees that the pieces in which a request comes make no
+// difference, and that there is always room for more of an incomplete one.
+func checkRequest(t testing.TB, f *frontend, in []byte, forward, secure bool) asked {
+	t.Helper()
+	var to *address.Address
+	if forward {
+		to = &address.Address{Host: "127.0.0.1", IP: netip.MustParseAddr("127.0.0.1"), Port: 2}
+	}
+	begin := func() *session {
+		s := f.arrival(thePeer, to)
+		if secure {
+			s.secure, s.proxied = true, false
+		}
+		return &s
+	}
+	whole := askFrontend(t, f, begin(), bytes.Clone(in))
+	s := begin()
+	for n := range len(in) + 1 {
+		got := askFrontend(t, f, s, bytes.Clone(in[:n]))
+		if got.err == errIncomplete {
+			if n >= f.requestMax() {
+				t.Fatalf("%q is incomplete, but there is no room for more", in[:n])
+			}
+			continue
+		}
+		if got.err == nil {
+			got.early += string(in[n:])
+		}
+		if got != whole {
+			t.Fatalf("%q is %+v, but %q is %+v", in[:n], got, in, whole)
+		}
+		return whole
+	}
+	if whole.err != errIncomplete {
+		t.Fatalf("%q is incomplete byte by byte, but at once %+v", in, whole)
+	}
+	return whole
+}
+
+func testFrontend(handshakeMax int, tls, proxied bool) *frontend {
+	f := &frontend{
+		keys:         newKeyring([][]byte{[]byte(testSecret)}, []kdf{kdfMD5, kdfSHA256}),
+		log:          slog.New(slog.DiscardHandler),
+		handshakeMax: handshakeMax,
+		tls:          tls,
+	}
+	if proxied {
+		f.trusted = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	}
+	return f
+}
+
+func TestARequestIsTheSameInEachPiece(t *testing.T) {
+	const backend = "127.0.0.1:4000"
+	line := sealedTo(t, backend)
+	headers := []string{
+		"", unknownHeader, localHeader,
+		proxyHeader(t, 1, believed, public), proxyHeader(t, 2, believed, public),
+		"PROXY TCP4 192.0.2.9\r\n",
+	}
+	requests := []string{"", "\n", "\x00", "\x00\x00\x00\x00", "\xff\x04\x00\x00", "OPTIONS", "CONNECT",
+		"GET / HTTP/1.1\r\n", "\x16\x03\x01\x02\x00", "\x16\x03\x00\x00", "\x16\x03\x00\x01",
+		goldenLine + "\n", sealed(t, "http://"+backend)}
+	for _, v := range tongues() {
+		requests = append(requests, v.ask(line)+v.say, v.wrong, v.half)
+	}
+	for _, request := range requests {
+		for _, header := range headers {
+			for _, max := range []int{1, 2, len(line), 1024} {
+				for _, flags := range []struct{ tls, proxied, secure, forward bool }{
+					{}, {tls: true}, {proxied: true}, {tls: true, proxied: true},
+					{tls: true, secure: true}, {forward: true}, {proxied: true, forward: true},
+				} {
+					f := testFrontend(max, flags.tls, flags.proxied)
+					in := request
+					if flags.proxied {
+						in = header + in
+					}
+					checkRequest(t, f, []byte(in), flags.forward, flags.secure)
+				}
+			}
+		}
+	}
+	got := checkRequest(t, testFrontend(1024, true, true), []byte(headers[3]+line+"\nhello"), false, false)
+	if got.err != nil || got.addr.String() != backend || got.early != "hello" || got.form != formLine || got.client.String() != believed {
+		t.Errorf("%+v", got)
+	}
+}
+
+func FuzzRequest(f *testing.F) {
+	line := sealedTo(f, "127.0.0.1:4000")
+	for _, header := range []string{"", unknownHeader, localHeader, proxyHeader(f, 1, believed, public), proxyHeader(f, 2, believed, public)} {
+		for _, v := range tongues() {
+			f.Add([]byte(header+v.ask(line)+v.say), uint16(100), uint8(len(header)))
+			f.Add([]byte(header+v.wrong), uint16(1024), uint8(len(header)))
+		}
+	}
+	f.Add([]byte("OPTIONS"), uint16(1), uint8(0))
+	f.Add([]byte("\x16\x03\x01\x02\x00\x01"), uint16(1), uint8(1))
+	f.Fuzz(func(t *testing.T, in []byte, limit uint16, flags uint8) {
+		if limit == 0 || len(in) > 1<<10 {
+			t.Skip()
+		}
+		fe := testFrontend(int(limit), flags&1 != 0, flags&6 != 0)
+		checkRequest(t, fe, in, flags&8 != 0, flags&16 != 0)
+	})
+}
