@@ -35,10 +35,11 @@ var (
 	readmes   = []string{"README.md", "README.zh-CN.md"}
 	pages     = []string{"docs/backends.md", "docs/backends.zh-CN.md"}
 	protocols = []string{"docs/protocols.md", "docs/protocols.zh-CN.md"}
+	kcpPages  = []string{"docs/kcp.md", "docs/kcp.zh-CN.md"}
 )
 
 // documents are all of them.
-var documents = slices.Concat([]string{"CHANGELOG.md"}, readmes, pages, protocols)
+var documents = slices.Concat([]string{"CHANGELOG.md"}, readmes, pages, protocols, kcpPages)
 
 func TestTheReadmesListEveryFlagWithItsDefault(t *testing.T) {
 	var want [][]string
@@ -204,7 +205,7 @@ func TestTheLogSamplesHaveTheFieldsOfTheLog(t *testing.T) {
 }
 
 func TestDocumentsHaveTheSameStructureInBothLanguages(t *testing.T) {
-	for _, names := range [][]string{readmes, pages, protocols} {
+	for _, names := range [][]string{readmes, pages, protocols, kcpPages} {
 		t.Run(names[0], func(t *testing.T) {
 			compareStructure(t, readDocument(t, names[0]), readDocument(t, names[1]))
 		})
@@ -267,7 +268,7 @@ func TestDocumentedLinksLeadSomewhere(t *testing.T) {
 			}
 		}
 	}
-	for _, names := range [][]string{readmes, pages, protocols} {
+	for _, names := range [][]string{readmes, pages, protocols, kcpPages} {
 		for i, name := range names {
 			if other := path.Base(names[1-i]); !strings.Contains(readDocument(t, name).text, "]("+other+")") {
 				t.Errorf("%s does not link to %s", name, other)

@@ -155,7 +155,7 @@ func (r *relay) run(s *session, client, backend net.Conn, early []byte) {
 		p.runUp(early)
 		both.Wait()
 	} else {
-		p.note(byGateway, howShutdown)
+		p.cut(byGateway, howShutdown)
 	}
 	p.close()
 	r.remove(p)

@@ -95,7 +95,9 @@ func TestMegabytesArriveWholeBothWaysInEachForm(t *testing.T) {
 			err = tradeByHTTP(t, p.addr, config, v, b.http)
 		case v.isWebSocket():
 			ws := openWebSocket(t, p.addr, config, v, b.echo)
-			c := websocket.NetConn(t.Context(), ws, websocket.MessageBinary)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+			defer cancel()
+			c := websocket.NetConn(ctx, ws, websocket.MessageBinary)
 			if err = trade(c, c, fromClient(), fromBackend()); err == nil {
 				err = c.Close()
 			}
@@ -114,19 +116,19 @@ func TestMegabytesArriveWholeBothWaysInEachForm(t *testing.T) {
 	})
 }
 
-// httpClient returns a client whose every request goes to the gateway, on a
-// connection of its own.
+// httpClient returns a client whose every request goes to the gateway.
 func httpClient(t testing.TB, gateway string, config *tls.Config) *http.Client {
-	return &http.Client{Transport: &http.Transport{
+	transport := &http.Transport{
 		DialContext: func(context.Context, string, string) (net.Conn, error) {
 			return net.Dial("tcp", gateway)
 		},
 		DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 			return tls.Dial("tcp", gateway, config)
 		},
-		DisableKeepAlives:  true,
 		DisableCompression: true,
-	}}
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
 }
 
 // target returns URL and header of a request for a backend.
@@ -150,8 +152,12 @@ func (v *tongue) target(t testing.TB, config *tls.Config, backend string) (strin
 
 func tradeByHTTP(t testing.TB, gateway string, config *tls.Config, v tongue, backend string) error {
 	address, header := v.target(t, config, backend)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	body, goods := io.Pipe()
-	r, err := http.NewRequestWithContext(t.Context(), "POST", address, body) // chunked: its length is unknown
+	// The client's transport waits for a body that nobody ends.
+	defer context.AfterFunc(ctx, func() { body.Close() })()
+	r, err := http.NewRequestWithContext(ctx, "POST", address, body) // chunked: its length is unknown
 	if err != nil {
 		return err
 	}

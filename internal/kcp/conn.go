@@ -1,6 +1,7 @@
 package kcp
 
 import (
+	"container/list"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,10 @@ func (idleError) Temporary() bool { return false }
 
 // errReplaced is the end of a session whose address has begun another.
 var errReplaced = errors.New("kcp: the peer has begun another session")
+
+// errCrowded is the end of a session that has not shown in time that it has a
+// peer, when others want its place.
+var errCrowded = errors.New("kcp: too many sessions without a proven peer")
 
 const (
 	// unprovenWrite is the most of the stream that a client is sent before it
@@ -73,7 +78,8 @@ type Conn struct {
 	received atomic.Int64  // bytes of datagrams
 	sent     atomic.Int64  // bytes of datagrams until proven
 	proven   atomic.Bool   // the peer receives what we send
-	unproven bool          // the guard's: it counts among its unproven
+	begun    int64         // by sinceStart
+	place    *list.Element // the guard's: among its unproven, or nil
 
 	progress atomic.Int64 // when a byte last moved, by sinceStart
 	heard    atomic.Int64 // when a datagram last came
@@ -101,6 +107,7 @@ func (t *Transport) newConn(f *frame, conv uint32, source netip.AddrPort, local 
 		ended: make(chan struct{}),
 	}
 	now := sinceStart()
+	c.begun = now
 	c.progress.Store(now)
 	c.heard.Store(now)
 	c.idle = time.AfterFunc(time.Hour, c.checkIdle)
@@ -218,9 +225,9 @@ func (c *Conn) explain(err error) error {
 }
 
 // Close ends the session when the peer has acknowledged all that was written,
-// or after Linger; two seconds, in which a status goes out six times, if it has
-// never acknowledged anything. Calls that block end no later. It returns nil if everything
-// was acknowledged, and otherwise why not.
+// or nothing more for Linger; for two seconds, in which a status goes out six
+// times, if it never has. Calls that block end no later. It returns nil if
+// everything was acknowledged, and otherwise why not.
 func (c *Conn) Close() error {
 	c.closing.Store(true)
 	s := c.session.Load()
@@ -228,12 +235,9 @@ func (c *Conn) Close() error {
 		s.SetWriteDeadline(time.Time{})
 		c.writing.Unlock()
 	}
-	bound := min(Linger, c.transport.IdleTimeout)
-	if !c.proven.Load() {
-		bound = min(bound, unprovenLinger)
-	}
-	linger := time.AfterFunc(bound, func() { c.end(os.ErrDeadlineExceeded) })
-	defer linger.Stop()
+	lingering := make(chan struct{})
+	defer close(lingering)
+	go c.linger(lingering)
 	// kcp-go does not tell how much is unacknowledged, but a write waits until
 	// that is less than the window, even a write of nothing. By halves, so that
 	// what is queued still goes in few round trips.
@@ -247,6 +251,26 @@ func (c *Conn) Close() error {
 	err = c.explain(err)
 	c.end(net.ErrClosed)
 	return err
+}
+
+// linger ends the session that closes when its peer acknowledges nothing more.
+// A slow path may take long to bring it all.
+func (c *Conn) linger(done <-chan struct{}) {
+	for {
+		una, bound := c.una.Load(), min(Linger, c.transport.IdleTimeout)
+		if !c.proven.Load() {
+			bound = min(bound, unprovenLinger)
+		}
+		select {
+		case <-done:
+			return
+		case <-time.After(bound):
+		}
+		if c.una.Load() == una {
+			c.end(ErrIdle) // no deadline: that would be worth another try
+			return
+		}
+	}
 }
 
 func (c *Conn) isEnded() bool {
@@ -281,13 +305,27 @@ func (c *Conn) LocalAddr() net.Addr { return c.local }
 func (c *Conn) RemoteAddr() net.Addr { return c.remote }
 
 // SetDeadline implements net.Conn, for calls that begin after it.
-func (c *Conn) SetDeadline(t time.Time) error { return c.session.Load().SetDeadline(t) }
+func (c *Conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
 
-// SetReadDeadline implements net.Conn, for calls that begin after it.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.session.Load().SetReadDeadline(t) }
+// SetReadDeadline implements net.Conn, for calls that begin after it. Only a
+// session that has ended takes one while a Read is under way, and does nothing:
+// kcp-go reads the deadline without a lock.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	if c.isEnded() {
+		return c.cause
+	}
+	return c.session.Load().SetReadDeadline(t)
+}
 
-// SetWriteDeadline implements net.Conn, for calls that begin after it.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.session.Load().SetWriteDeadline(t) }
+// SetWriteDeadline is SetReadDeadline for Write.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	if c.isEnded() {
+		return c.cause
+	}
+	return c.session.Load().SetWriteDeadline(t)
+}
 
 // peer is a session as kcp-go knows it: by the name of its address. With the
 // conversation in the name, a new one never takes the place of another there.

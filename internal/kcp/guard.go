@@ -1,6 +1,7 @@
 package kcp
 
 import (
+	"container/list"
 	"errors"
 	"net"
 	"net/netip"
@@ -13,6 +14,10 @@ const (
 	// maxUnproven bounds the sessions whose clients have not acknowledged
 	// anything, which is as far as a flood of forged addresses gets.
 	maxUnproven = 2048
+	// crowdedAfter is how long such a session has its place for certain. After
+	// that the oldest makes room for a newcomer, so that a flood does not keep
+	// everybody out until all that came of it is given up.
+	crowdedAfter = time.Second
 	// maxRate bounds the new sessions per second, and how many may come at once.
 	maxRate = 2048
 
@@ -45,10 +50,10 @@ type guard struct {
 	sessions map[netip.AddrPort]entry
 	graves   []grave // in the order of their end
 	live     int
-	unproven int     // of the live
-	tokens   float64 // new sessions that may come now
-	filled   int64   // when tokens was last filled
-	closed   bool    // no new sessions; the socket closes after the last
+	unproven list.List // of *Conn: those of the live, the oldest first
+	tokens   float64   // new sessions that may come now
+	filled   int64     // when tokens was last filled
+	closed   bool      // no new sessions; the socket closes after the last
 
 	// handed holds a token for each opening that has been given to kcp-go and
 	// has not come out as a session. Each does: its name is new there.
@@ -152,6 +157,11 @@ func (g *guard) admit(source netip.AddrPort, f *frame, s *summary) *Conn {
 	now := sinceStart()
 	g.bury(now)
 	taken := old.conn != nil && now-old.conn.heard.Load() < int64(yieldAfter)
+	if oldest := g.crowding(now); oldest != nil && !taken {
+		g.mu.Unlock() // none begins meanwhile: this is kcp-go's one reader
+		oldest.end(errCrowded)
+		g.mu.Lock()
+	}
 	if taken || !g.mayBegin(now) {
 		g.mu.Unlock()
 		g.refused.Add(1)
@@ -160,8 +170,7 @@ func (g *guard) admit(source netip.AddrPort, f *frame, s *summary) *Conn {
 	c := g.transport.newConn(g.frameFor(f), s.conv, source, g.LocalAddr(), g.forget)
 	g.sessions[source] = entry{s.conv, c}
 	g.live++
-	g.unproven++
-	c.unproven = true
+	c.place = g.unproven.PushBack(c)
 	g.mu.Unlock()
 	if old.conn != nil {
 		old.conn.end(errReplaced)
@@ -178,11 +187,23 @@ func (g *guard) frameFor(f *frame) *frame {
 	return newFrame(g.transport.key)
 }
 
+// crowding returns the session that has to make room for another, or nil.
+func (g *guard) crowding(now int64) *Conn {
+	if g.unproven.Len() < maxUnproven {
+		return nil
+	}
+	oldest := g.unproven.Front().Value.(*Conn)
+	if now-oldest.begun < int64(crowdedAfter) {
+		return nil
+	}
+	return oldest
+}
+
 // mayBegin tells whether there is room for one more session, and takes it.
 func (g *guard) mayBegin(now int64) bool {
 	g.tokens = min(maxRate, g.tokens+maxRate*time.Duration(now-g.filled).Seconds())
 	g.filled = now
-	if g.closed || g.live >= g.transport.MaxSessions || g.unproven >= maxUnproven || g.tokens < 1 {
+	if g.closed || g.live >= g.transport.MaxSessions || g.unproven.Len() >= maxUnproven || g.tokens < 1 {
 		return false
 	}
 	g.tokens--
@@ -209,9 +230,9 @@ func (g *guard) prove(c *Conn) {
 
 // settle no longer counts a session among the unproven.
 func (g *guard) settle(c *Conn) {
-	if c.unproven {
-		c.unproven = false
-		g.unproven--
+	if c.place != nil {
+		g.unproven.Remove(c.place)
+		c.place = nil
 	}
 }
 

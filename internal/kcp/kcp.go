@@ -9,7 +9,7 @@
 //   - A session begins with the first datagram of a source: one that holds
 //     KCP's segment 0. Nothing else from an unknown source costs anything.
 //   - [Conn.Close] waits until the peer has acknowledged every byte that was
-//     written, for at most [Linger], and then forgets the session. It tells
+//     written, or nothing for [Linger], and then forgets the session. It tells
 //     the peer nothing: the peer has all the bytes and then hears no more. It
 //     learns of the end from its own protocol, or by its own idle timeout.
 //   - A session ends by itself after Options.IdleTimeout without a byte either
@@ -60,8 +60,8 @@ import (
 	kcpgo "github.com/xtaci/kcp-go/v5"
 )
 
-// Linger bounds how long [Conn.Close] waits for acknowledgements; the idle
-// timeout does too, if it is shorter.
+// Linger bounds how long [Conn.Close] waits for the next acknowledgement; the
+// idle timeout does too, if it is shorter.
 const Linger = 5 * time.Second
 
 // The ranges of Options.

@@ -70,8 +70,14 @@ func (l *Listener) collect() {
 		if err != nil {
 			return
 		}
-		<-l.guard.handed
 		c := s.RemoteAddr().(peer).Conn
+		if c.session.Load() != nil {
+			// Its session ended while a datagram was on its way through kcp-go,
+			// which has made another of that.
+			s.Close()
+			continue
+		}
+		<-l.guard.handed
 		if !c.attach(s) {
 			continue
 		}
@@ -112,7 +118,7 @@ func (l *Listener) Stats() Stats {
 	g := l.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return Stats{g.live, g.unproven, g.refused.Load(), g.dropped.Load()}
+	return Stats{g.live, g.unproven.Len(), g.refused.Load(), g.dropped.Load()}
 }
 
 // Close ends accepting, and the sessions that nobody has accepted. The others
