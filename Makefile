@@ -1,12 +1,14 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
-# make test    runs everything that CI runs, but for the next three and make lint
+# make test    runs everything that CI runs, but for the next four and make lint
 # make test-peers
 #              has nginx and HAProxy read what the gateway tells backends
 # make test-browser
 #              drives the page of clients/web in a headless Chromium
 # make test-issuing
 #              runs the programs of docs/issuing.md, in every language
+# make test-manifests
+#              validates deploy/kubernetes, and deploy/consul where Consul is there
 # make bench   compares the gateway with HAProxy, nginx and others (Linux; see
 #              bench/README.md); make bench-peers installs those
 GO          ?= go
@@ -16,9 +18,11 @@ LDFLAGS     := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 PREFIX      ?= /usr/local
 FUZZTIME    ?= 30s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# Has the schemas of Kubernetes inside.
+KUBECTL_VALIDATE := sigs.k8s.io/kubectl-validate@v0.0.4
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps test-peers test-browser test-issuing
+.PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps test-peers test-browser test-issuing test-manifests
 
 all: gateway
 
@@ -119,6 +123,21 @@ test-issuing:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
 	GATEWAY_TEST_ISSUING=1 $(GO) test -race -count=1 -timeout 300s -run Issuing .
+
+# The manifests by the schemas of the Kubernetes that they need. The tool takes
+# minutes to build, once. Consul comes from nowhere but its vendor; where it is
+# installed it judges its definitions, and the demo runs with it.
+test-manifests: gateway
+	$(GO) run $(KUBECTL_VALIDATE) --version 1.30 deploy/kubernetes
+	@if command -v consul >/dev/null; then \
+		set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+		cp deploy/consul/gateway.json deploy/consul/dns.json "$$dir"; \
+		echo '{"data_dir": "/var/empty"}' >"$$dir/data.json"; \
+		consul validate "$$dir"; \
+		sh deploy/consul/demo.sh ./gateway; \
+	else \
+		echo "no consul here: deploy/consul is not validated"; \
+	fi
 
 clean:
 	rm -rf gateway bin

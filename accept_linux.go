@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -37,168 +36,8 @@ const connectRetries = 2
 
 var errDialTimeout = os.ErrDeadlineExceeded
 
-// errFull is why accepting pauses before the descriptors run out.
-var errFull = errors.New("as many connections as the limit of descriptors allows (ulimit -n)")
-
-// sharedListener is a listening socket that all loops accept from.
-type sharedListener struct {
-	fd      int
-	forward *address.Address // where its clients go; nil: they say so
-
-	// One loop's view of it.
-	paused   bool // out of descriptors
-	resumeAt int64
-	pace     backoff
-}
-
-// serve accepts from ln in all loops until stopping is closed. It owns ln, and
-// returns once no loop accepts any more.
-func (ls *loops) serve(ln *net.TCPListener, forward *address.Address, stopping <-chan struct{}) error {
-	defer ln.Close()
-	// A descriptor of our own: net's is registered with the runtime's poller.
-	// File().Fd() would make the socket blocking, for both.
-	var fd int
-	raw, err := ln.SyscallConn()
-	if err == nil {
-		cerr := raw.Control(func(orig uintptr) {
-			fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
-		})
-		err = errors.Join(err, cerr)
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	// Accepted sockets inherit the options of their listener.
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	ls.liveness.Set(fd)
-
-	ls.onAll(func(l *loop) { l.listen(fd, forward) })
-	<-stopping
-	ls.onAll(func(l *loop) { l.unlisten(fd) })
-	return ErrGatewayClosed
-}
-
-// onAll runs f in each loop's thread and waits until all have.
-func (ls *loops) onAll(f func(*loop)) {
-	done := make(chan struct{}, len(ls.all))
-	for _, l := range ls.all {
-		if !l.send(func() { defer func() { done <- struct{}{} }(); f(l) }) {
-			done <- struct{}{}
-		}
-	}
-	for range ls.all {
-		<-done
-	}
-}
-
-// listen has the loop accept from fd. EPOLLEXCLUSIVE wakes one loop for a
-// connection, not all. The registration is level-triggered: one accept for
-// each event shares a storm among the loops.
-func (l *loop) listen(fd int, forward *address.Address) {
-	sl := &sharedListener{fd: fd, forward: forward}
-	l.listeners = append(l.listeners, sl)
-	l.registerListener(len(l.listeners) - 1)
-}
-
-func (l *loop) registerListener(i int) {
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: listenerSlot, Pad: int32(i)}
-	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev); err != nil {
-		l.pause(l.listeners[i], err)
-	}
-}
-
-// unlisten accepts what stands in the queue, since closing the listener would
-// reset it, and then no more.
-func (l *loop) unlisten(fd int) {
-	l.tick()
-	for _, sl := range l.listeners {
-		if sl.fd != fd {
-			continue
-		}
-		if sl.paused {
-			sl.paused = false
-			l.pausedListeners--
-		}
-		for range 4096 { // what a queue holds: a storm must not go on here
-			if !l.accept(sl) {
-				break
-			}
-		}
-		if sl.paused {
-			sl.paused = false
-			l.pausedListeners--
-		} else {
-			unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, fd, nil)
-		}
-		sl.fd = -1
-	}
-}
-
-// pause stops accepting for a while: out of descriptors most of the time.
-func (l *loop) pause(sl *sharedListener, err error) {
-	delay := sl.pace.next()
-	l.front.warnCannotAccept(err, delay)
-	unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, sl.fd, nil)
-	if !sl.paused {
-		l.pausedListeners++
-	}
-	sl.paused, sl.resumeAt = true, l.now+delay.Nanoseconds()
-}
-
-func (l *loop) resumeListeners() {
-	for i, sl := range l.listeners {
-		if sl.paused && l.now >= sl.resumeAt {
-			sl.paused = false
-			l.pausedListeners--
-			l.registerListener(i)
-		}
-	}
-}
-
-// accept takes one connection. It reports whether there may be another.
-func (l *loop) accept(sl *sharedListener) bool {
-	if sl.fd < 0 {
-		return false // an event of before unlisten
-	}
-	if l.group.full() {
-		l.tick()
-		l.pause(sl, errFull)
-		return false
-	}
-	fd, err := sysAccept(sl.fd, &l.sockaddr)
-	switch err {
-	case nil:
-	case unix.EAGAIN: // another loop was quicker
-		return false
-	case unix.EINTR, unix.ECONNABORTED:
-		return true
-	default:
-		l.tick()
-		l.pause(sl, err)
-		return false
-	}
-	sl.pace.reset()
-	l.front.serving.Add(1)
-	peer := addrPortOf(&l.sockaddr)
-
-	// To the loop with the fewest, unless this one has hardly more.
-	to := l.group.idlest()
-	if least := to.load.Load(); l.load.Load() <= least+least/8 {
-		to = l
-	}
-	to.load.Add(1)
-	if to == l {
-		l.begin(fd, peer, sl.forward)
-	} else if !to.send(func() { to.begin(fd, peer, sl.forward) }) {
-		unix.Close(fd)
-		l.front.serving.Done()
-	}
-	return true
-}
-
 // begin starts the life of a connection.
-func (l *loop) begin(fd int, peer netip.AddrPort, forward *address.Address) {
+func (l *loop) begin(fd int, peer netip.AddrPort, forward *address.Route) {
 	l.tick()
 	t := l.alloc()
 	l.current = t
@@ -211,7 +50,7 @@ func (l *loop) begin(fd int, peer netip.AddrPort, forward *address.Address) {
 	case t.session.asks():
 		l.readRequest(t)
 	default:
-		l.route(t, request{addr: *forward}, nil)
+		l.route(t, request{route: *forward}, nil)
 	}
 	l.current = nil
 }
@@ -278,18 +117,28 @@ func (l *loop) awaitRequest(t *tunnel) {
 // route takes a connection to where its client wants to go. received is all
 // that the client has sent so far.
 func (l *loop) route(t *tunnel, req request, received []byte) {
-	if !req.addr.IP.IsValid() || req.addr.Scheme == "kcp" { // a name, or no TCP
+	if !isPlain(req.route) {
 		l.leave(t, received)
 		return
 	}
-	t.session.backend = req.addr
-	if err := l.front.permit(netip.AddrPortFrom(req.addr.IP, req.addr.Port)); err != nil {
+	if err := l.front.choose(context.Background(), &t.session, req.route); err != nil {
 		l.refuse(t, err)
 		return
 	}
 	t.flows[clientSide].unsent = append([]byte(nil), req.early...)
-	t.attempts = int16(l.group.attempts)
+	t.attempts = int16(max(l.group.attempts, req.route.Len()))
 	l.dial(t)
+}
+
+// isPlain tells whether all backends of a route have literal addresses and
+// speak TCP.
+func isPlain(r address.Route) bool {
+	for i := range r.Len() {
+		if a := r.Target(i).Addr; !a.IP.IsValid() || a.Scheme == "kcp" || a.Scheme == "http" {
+			return false
+		}
+	}
+	return r.Len() > 0
 }
 
 // leave hands a connection over to a goroutine, with what it has sent so far.
@@ -307,7 +156,12 @@ func (l *loop) leave(t *tunnel, received []byte) {
 
 // dial begins to connect the backend.
 func (l *loop) dial(t *tunnel) {
-	var err error
+	backend := t.session.backend
+	err := l.front.permit(netip.AddrPortFrom(backend.IP, backend.Port))
+	if err != nil {
+		l.dialFailed(t, err)
+		return
+	}
 	for range 1 + connectRetries {
 		// The kernel may report that it has no local port although it has
 		// (golang.org/issue/3838).
@@ -317,7 +171,7 @@ func (l *loop) dial(t *tunnel) {
 		l.closeBackend(t)
 	}
 	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
-		l.dialFailed(t, os.NewSyscallError("connect", err))
+		l.dialFailed(t, dialOpError(t, "connect", err))
 		return
 	}
 	t.state = stateDial
@@ -326,7 +180,7 @@ func (l *loop) dial(t *tunnel) {
 	b := &t.sockets[backendSide]
 	b.wantOut = true
 	if err := l.watch(t, b); err != nil {
-		l.dialFailed(t, os.NewSyscallError("epoll_ctl", err))
+		l.dialFailed(t, dialOpError(t, "epoll_ctl", err))
 	}
 }
 
@@ -367,7 +221,7 @@ func (l *loop) dialing(t *tunnel, s *socket, events uint32) {
 			// has broken off since. What it sent before can still be read.
 			t.end.note(byBackend, howReset)
 		default:
-			l.dialFailed(t, os.NewSyscallError("connect", err))
+			l.dialFailed(t, dialOpError(t, "connect", err))
 			return
 		}
 	} else if events&unix.EPOLLOUT == 0 {
@@ -376,12 +230,13 @@ func (l *loop) dialing(t *tunnel, s *socket, events uint32) {
 	if l.isSelfConnect(t) {
 		l.closeBackend(t)
 		if t.selfConnects++; t.selfConnects > connectRetries {
-			l.dialFailed(t, os.NewSyscallError("connect", unix.ECONNREFUSED))
+			l.dialFailed(t, dialOpError(t, "connect", unix.ECONNREFUSED))
 		} else {
 			l.dial(t)
 		}
 		return
 	}
+	t.session.chosen(nil)
 	l.answer(t)
 	if broken && t.state == stateOpen {
 		l.turnDeaf(t) // reading the error has cleared it: no read will tell
@@ -443,14 +298,23 @@ func (l *loop) answer(t *tunnel) {
 	l.open(t, early)
 }
 
-// dialFailed tries again, or refuses the client.
+// dialFailed goes on to the next backend, tries again, or refuses the client.
 func (l *loop) dialFailed(t *tunnel, err error) {
 	l.closeBackend(t)
-	if t.attempts--; t.attempts > 0 && isTimeout(err) {
+	failure := classify(err)
+	t.session.chosen(failure)
+	t.attempts--
+	if t.attempts > 0 && (l.front.chooseNext(&t.session) || isTimeout(err) && l.front.chooseAgain(&t.session)) {
+		t.selfConnects = 0
 		l.dial(t)
 		return
 	}
-	l.refuse(t, classify(&net.OpError{Op: "dial", Net: "tcp", Addr: tcpAddr(t.session.backend), Err: err}))
+	l.refuse(t, failure)
+}
+
+// dialOpError is the error of a system call, in the form of net's.
+func dialOpError(t *tunnel, call string, err error) error {
+	return &net.OpError{Op: "dial", Net: "tcp", Addr: tcpAddr(t.session.backend), Err: os.NewSyscallError(call, err)}
 }
 
 func tcpAddr(a address.Address) net.Addr {

@@ -6,21 +6,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"time"
 
 	"gateway/internal/address"
-	"gateway/internal/certificate"
+	"gateway/internal/balance"
 	"gateway/internal/kcp"
 	"gateway/internal/policy"
-	"gateway/internal/sockopt"
-	"gateway/internal/token"
 )
 
 // Config is a validated configuration; see parseConfig. What each field means
@@ -45,6 +39,9 @@ type Config struct {
 	HandshakeMax     int // bytes
 	Retry            int // attempts in all
 	Timeout          time.Duration
+	Balance          balance.Algorithm
+	Resolver         string // empty: the system's
+	ResolverTimeout  time.Duration
 	Allow, Deny      []policy.Rule
 	SendProxy        string // "off", "v1" or "v2"
 	Buffer           int    // bytes
@@ -77,16 +74,16 @@ type Config struct {
 
 	secret, secretFile string
 	addr               string
-	forward            *address.Address  // of -addr
+	forward            *address.Route    // of -addr
 	sources            map[string]string // setting → what set it: flag or variable
 }
 
 // listening is an address to listen on.
 type listening struct {
 	addr    string
-	forward *address.Address // where every client goes; nil: to its sealed address
-	kcp     bool             // by KCP, on UDP
-	setting string           // the flag that said so
+	forward *address.Route // where every client goes; nil: to its sealed address
+	kcp     bool           // by KCP, on UDP
+	setting string         // the flag that said so
 }
 
 // action is one of the flags that do something other than serve.
@@ -100,10 +97,6 @@ const (
 	actionCheck   action = "check"
 	actionVersion action = "version"
 )
-
-// shortSecret is the length in bytes under which a secret gets a warning: who
-// holds one sealed line can try secrets at millions a second.
-const shortSecret = 16
 
 // setting is one flag.
 type setting struct {
@@ -156,7 +149,8 @@ func settings(cfg *Config) []setting {
 				"every IPv4 address; port 0 is a free one, which the log names"},
 		{groupListening, "forward", "TARGET", &targetValue{&cfg.forward},
 			"host:port to which every client of -addr goes: a plain port forward, without\n" +
-				"handshake, status or secret"},
+				"handshake, status or secret. Like a sealed address it may be several with\n" +
+				"weights, A:1*2,B:1, or srv:NAME; http://host:port speaks HTTP"},
 		{groupListening, "listen", "ADDRESS=sealed|forward:TARGET", (*listenValue)(&cfg.Listen),
 			"one more address to listen on, for sealed lines or as a plain port forward.\n" +
 				"May be repeated (separated by spaces in GATEWAY_LISTEN). With -listen and\n" +
@@ -187,6 +181,15 @@ func settings(cfg *Config) []setting {
 			"to connect, in all; only a time-out is tried again"},
 		{groupBackend, "timeout", "TIME", &durationValue{&cfg.Timeout, false},
 			"for each attempt, its name lookup included"},
+		{groupBackend, "balance", "first|roundrobin|random|leastconn|source", (*balanceValue)(&cfg.Balance),
+			"which of several backends a client gets, by HAProxy's names: the first in order\n" +
+				"that answers, each in turn by weight, any, the one with the fewest tunnels,\n" +
+				"or by the client's address"},
+		{groupBackend, "resolver", "ADDRESS", &addrValue{&cfg.Resolver, true},
+			"host:port of the name server to ask, for srv: and all names (Consul: port\n" +
+				"8600); empty: the system's"},
+		{groupBackend, "resolver-timeout", "TIME", &durationValue{&cfg.ResolverTimeout, false},
+			"for one lookup by a name server, with all repetitions"},
 		{groupBackend, "allow", "RULES", (*rulesValue)(&cfg.Allow),
 			"where backends may be, and nowhere else: CIDR, CIDR:PORT or CIDR:FROM-TO,\n" +
 				"separated by commas; may be repeated. Link-local and metadata addresses\n" +
@@ -255,7 +258,8 @@ func settings(cfg *Config) []setting {
 			"host:port of net/http/pprof; keep it private; empty: off"},
 
 		{groupActions, "seal", "ADDRESS", act(actionSeal),
-			"print the sealed line for host:port; with -ttl, a token"},
+			"print the sealed line for host:port, or for several with commas between; with\n" +
+				"-ttl, a token"},
 		{groupActions, "ttl", "TIME", &durationValue{&cfg.TTL, true},
 			"how long the token of -seal is good, which -token-keys makes; 0: a sealed line"},
 		{groupActions, "open", "LINE", act(actionOpen),
@@ -280,6 +284,7 @@ func defaultConfig() *Config {
 		WSOrigins:        []string{"*"},
 		Retry:            1,
 		Timeout:          3 * time.Second,
+		ResolverTimeout:  2 * time.Second,
 		SendProxy:        "off",
 		Buffer:           16384,
 		Splice:           true,
@@ -339,100 +344,6 @@ func parseConfig(args []string) (*Config, error) {
 	return cfg, cfg.loadSecrets()
 }
 
-// settleListening gathers all addresses to listen on: -addr comes first, unless
-// only -listen is given.
-func (cfg *Config) settleListening() error {
-	if len(cfg.Listen) == 0 || cfg.sources["addr"] != "" || cfg.forward != nil {
-		cfg.Listen = slices.Insert(cfg.Listen, 0, listening{addr: cfg.addr, forward: cfg.forward, setting: "addr"})
-	}
-	first := cfg.Listen[0]
-	if slices.ContainsFunc(cfg.Listen[1:], func(l listening) bool { return l.addr == first.addr }) &&
-		!strings.HasSuffix(first.addr, ":0") {
-		return fmt.Errorf("%s has %s, and so has -addr: give it once", cfg.sources["listen"], first.addr)
-	}
-	if cfg.KCP != "" {
-		cfg.Listen = append(cfg.Listen, listening{addr: cfg.KCP, kcp: true, setting: "kcp"})
-	}
-	return nil
-}
-
-// checkTLS sees whether there is a certificate to begin with.
-func (cfg *Config) checkTLS() error {
-	switch {
-	case cfg.TLSCert == "" && cfg.TLSKey == "":
-		return nil
-	case cfg.TLSCert == "":
-		return errors.New("-tls-key needs -tls-cert too")
-	case cfg.TLSKey == "":
-		return errors.New("-tls-cert needs -tls-key too")
-	}
-	_, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return fmt.Errorf("%s and %s: %w", cfg.sources["tls-cert"], cfg.sources["tls-key"], err)
-	}
-	return nil
-}
-
-// tokenKeys loads the keys for tokens; nil if there are none.
-func (cfg *Config) tokenKeys(log *slog.Logger) (*token.Keys, error) {
-	if cfg.TokenKeys == "" {
-		return nil, nil
-	}
-	keys, err := token.Load(cfg.TokenKeys, cfg.TokenAudience, log)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", cfg.sources["token-keys"], err)
-	}
-	return keys, nil
-}
-
-// tokenHandshakeMax is the default of -handshake-max with tokens, in bytes: they
-// are longer than sealed lines.
-const tokenHandshakeMax = 2048
-
-// checkTokens sees whether there are keys to begin with.
-func (cfg *Config) checkTokens() error {
-	if cfg.TokenKeys == "" {
-		switch {
-		case !cfg.Legacy:
-			return fmt.Errorf("%s=0 leaves only tokens, which need -token-keys", cfg.sources["legacy"])
-		case cfg.TTL != 0:
-			return errors.New("-ttl is for tokens, which need -token-keys")
-		case cfg.TokenAudience != "":
-			return fmt.Errorf("%s is for tokens, which need -token-keys", cfg.sources["token-audience"])
-		}
-		return nil
-	}
-	if cfg.TTL != 0 && cfg.Action != actionSeal {
-		return errors.New("-ttl is for -seal, which is not given")
-	}
-	if cfg.Action == actionSeal && cfg.TTL == 0 && !cfg.Legacy {
-		return errors.New("-seal needs -ttl, the time after which the token expires")
-	}
-	if cfg.sources["handshake-max"] == "" {
-		cfg.HandshakeMax = tokenHandshakeMax
-	}
-	_, err := cfg.tokenKeys(slog.New(slog.DiscardHandler))
-	return err
-}
-
-// opensLines tells whether there is anything for a secret to do.
-func (cfg *Config) opensLines() bool {
-	switch {
-	case !cfg.Legacy:
-		return false
-	case cfg.Action == actionSeal:
-		return cfg.TTL == 0
-	case cfg.Action == actionOpen:
-		return cfg.TokenKeys == ""
-	}
-	return slices.ContainsFunc(cfg.Listen, func(l listening) bool { return l.forward == nil })
-}
-
-// proxyVersion is the version of -send-proxy's header, 0 for none.
-func (cfg *Config) proxyVersion() int {
-	return map[string]int{"v1": 1, "v2": 2}[cfg.SendProxy]
-}
-
 // readEnvironment sets what the command line has not.
 func (cfg *Config) readEnvironment(fs *flag.FlagSet, all []setting) error {
 	cfg.sources = make(map[string]string)
@@ -453,124 +364,4 @@ func (cfg *Config) readEnvironment(fs *flag.FlagSet, all []setting) error {
 // envName returns the environment twin of a flag.
 func envName(flagName string) string {
 	return "GATEWAY_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
-}
-
-// loadSecrets gathers the secrets of all sources.
-func (cfg *Config) loadSecrets() error {
-	// A shell's echo and many secret stores leave a newline at the end, which
-	// nobody means and nobody sees.
-	if secret := strings.TrimRight(cfg.secret, "\r\n"); secret != "" {
-		cfg.addSecrets(cfg.sources["secret"], []byte(secret))
-	}
-	if cfg.secretFile != "" {
-		secrets, err := readSecrets(cfg.secretFile)
-		if err != nil {
-			return fmt.Errorf("%s: %w", cfg.sources["secret-file"], err)
-		}
-		cfg.addSecrets(cfg.sources["secret-file"], secrets...)
-	}
-	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
-		secrets, err := readSecrets(filepath.Join(dir, "secret"))
-		if err == nil {
-			cfg.addSecrets("$CREDENTIALS_DIRECTORY/secret", secrets...)
-		} else if !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("$CREDENTIALS_DIRECTORY: %w", err)
-		}
-	}
-	if cfg.TokenKeys != "" {
-		cfg.SecretSources = append(cfg.SecretSources, cfg.sources["token-keys"])
-	}
-	if len(cfg.Secrets) == 0 && cfg.opensLines() {
-		if cfg.Action == actionSeal && cfg.TokenKeys != "" {
-			return errors.New("-seal needs -ttl for a token, or a secret for a sealed line")
-		}
-		return errors.New("a secret is required: set -secret-file, GATEWAY_SECRET, -secret, or a systemd credential named secret; or -token-keys and -legacy=0")
-	}
-	return nil
-}
-
-// addSecrets adds those that are new.
-func (cfg *Config) addSecrets(source string, secrets ...[]byte) {
-	cfg.SecretSources = append(cfg.SecretSources, source)
-	for _, s := range secrets {
-		if !slices.ContainsFunc(cfg.Secrets, func(have []byte) bool { return string(have) == string(s) }) {
-			cfg.Secrets = append(cfg.Secrets, s)
-		}
-	}
-}
-
-// readSecrets reads a file of secrets, at least one.
-func readSecrets(name string) ([][]byte, error) {
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return nil, err
-	}
-	var secrets [][]byte
-	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
-		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
-		if strings.TrimSpace(line) == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		secrets = append(secrets, []byte(line))
-	}
-	if len(secrets) == 0 {
-		return nil, fmt.Errorf("%s holds no secret: want one a line", name)
-	}
-	return secrets, nil
-}
-
-// loopCount returns how many event loops there will be: 0 where goroutines
-// serve.
-func (cfg *Config) loopCount() int {
-	switch {
-	case !loopsSupported || cfg.Loops < 0:
-		return 0
-	case cfg.Loops == 0:
-		return runtime.NumCPU() // of the affinity mask
-	}
-	return cfg.Loops
-}
-
-func (cfg *Config) liveness() sockopt.Liveness {
-	return sockopt.Liveness{Keepalive: cfg.Keepalive, UserTimeout: cfg.UserTimeout}
-}
-
-// keepalive returns -keepalive in the words of net.Dialer and ListenConfig:
-// three probes, a third of it apart.
-func (cfg *Config) keepalive() (time.Duration, net.KeepAliveConfig) {
-	if cfg.Keepalive == 0 {
-		return -1, net.KeepAliveConfig{} // zero would be net's default
-	}
-	return 0, net.KeepAliveConfig{
-		Enable:   true,
-		Idle:     max(time.Second, cfg.Keepalive),
-		Interval: max(time.Second, cfg.Keepalive/3),
-		Count:    3,
-	}
-}
-
-// warnings lists what is allowed but unwise.
-func (cfg *Config) warnings() []string {
-	var list []string
-	for i, s := range cfg.Secrets {
-		if len(s) < shortSecret {
-			list = append(list, fmt.Sprintf("secret %d of %d is short: under %d bytes it can be guessed by whoever holds a sealed line (openssl rand -base64 24 makes a good one)",
-				i+1, len(cfg.Secrets), shortSecret))
-		}
-	}
-	rules := policy.New(cfg.Allow, cfg.Deny)
-	for _, l := range cfg.Listen {
-		if l.forward == nil || !l.forward.IP.IsValid() { // names are judged when they are looked up
-			continue
-		}
-		if err := rules.Check(netip.AddrPortFrom(l.forward.IP, l.forward.Port)); err != nil {
-			list = append(list, fmt.Sprintf("every client of %s will be refused: %v", l.addr, err))
-		}
-	}
-	if host, _, _ := net.SplitHostPort(cfg.Pprof); cfg.Pprof != "" {
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsPrivate()) {
-			list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")
-		}
-	}
-	return list
 }

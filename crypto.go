@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -121,7 +122,7 @@ func newKeyring(secrets [][]byte, kdfs []kdf) *keyring {
 	return &keyring{
 		secrets: secrets,
 		kdfs:    kdfs,
-		recent:  recentLines{opened: make(map[string]address.Address)},
+		recent:  recentLines{opened: make(map[string]address.Route)},
 		slow: slowKeys{
 			// Half of the processors, so that a flood of bad lines leaves the
 			// other half to the tunnels.
@@ -134,10 +135,10 @@ func newKeyring(secrets [][]byte, kdfs []kdf) *keyring {
 // slowKDF tells whether opening a line may take milliseconds or wait its turn.
 func (k *keyring) slowKDF() bool { return k != nil && slices.Contains(k.kdfs, kdfPBKDF2) }
 
-// seal returns the sealed line for an address, without a newline, made with a
-// fresh salt.
-func (k *keyring) seal(addr address.Address) string {
-	plain := []byte(addr.String())
+// seal returns the sealed line for an address or a route, without a newline,
+// made with a fresh salt.
+func (k *keyring) seal(to fmt.Stringer) string {
+	plain := []byte(to.String())
 	pad := aes.BlockSize - len(plain)%aes.BlockSize
 	plain = append(plain, bytes.Repeat([]byte{byte(pad)}, pad)...)
 
@@ -155,24 +156,24 @@ func (k *keyring) seal(addr address.Address) string {
 // has one spelling. It still skips '\r' and '\n', which open refuses itself.
 var strictBase64 = base64.StdEncoding.Strict()
 
-// open returns the address that a sealed line holds. The line comes without
+// open returns the route that a sealed line holds. The line comes without
 // its newline. ctx bounds only the wait for a turn at PBKDF2. Every error is
 // an openError.
-func (k *keyring) open(ctx context.Context, line []byte) (address.Address, error) {
-	if addr, ok := k.recent.get(line); ok {
-		return addr, nil
+func (k *keyring) open(ctx context.Context, line []byte) (address.Route, error) {
+	if route, ok := k.recent.get(line); ok {
+		return route, nil
 	}
-	addr, err := k.decrypt(ctx, line)
+	route, err := k.decrypt(ctx, line)
 	if err == nil {
-		k.recent.put(line, addr)
+		k.recent.put(line, route)
 	}
-	return addr, err
+	return route, err
 }
 
 // decrypt is open without memory.
-func (k *keyring) decrypt(ctx context.Context, line []byte) (address.Address, error) {
+func (k *keyring) decrypt(ctx context.Context, line []byte) (address.Route, error) {
 	if bytes.ContainsAny(line, "\r\n") {
-		return address.Address{}, errBadBase64
+		return address.Route{}, errBadBase64
 	}
 	scratch := scratches.Get().(*[]byte)
 	defer scratches.Put(scratch)
@@ -183,12 +184,12 @@ func (k *keyring) decrypt(ctx context.Context, line []byte) (address.Address, er
 	raw, plain := (*scratch)[:size], (*scratch)[size:2*size]
 	n, err := strictBase64.Decode(raw, line)
 	if err != nil {
-		return address.Address{}, errBadBase64
+		return address.Route{}, errBadBase64
 	}
 	raw = raw[:n]
 	if len(raw) < headSize+aes.BlockSize || len(raw)%aes.BlockSize != 0 ||
 		!bytes.HasPrefix(raw, []byte(saltMagic)) {
-		return address.Address{}, errBadFormat
+		return address.Route{}, errBadFormat
 	}
 	salt, sealed := raw[len(saltMagic):headSize], raw[headSize:]
 
@@ -203,25 +204,25 @@ func (k *keyring) decrypt(ctx context.Context, line []byte) (address.Address, er
 			i := (first + n) % len(k.secrets)
 			ki, err := k.key(ctx, kdf, i, salt)
 			if err != nil {
-				return address.Address{}, err
+				return address.Route{}, err
 			}
 			decryptCBC(&ki, plain, sealed)
 			n, padded := unpad(plain)
 			// The grammar is asked whether or not the padding was right, so
 			// that a wrong padding is not the quicker failure.
-			addr, err := address.Parse(string(plain[:n]))
+			route, err := address.ParseRoute(string(plain[:n]))
 			switch {
 			case padded && err == nil:
 				if kdf == kdfPBKDF2 {
 					k.slow.remember(i, salt, ki)
 				}
-				return addr, nil
+				return route, nil
 			case padded:
 				reason = errBadAddress
 			}
 		}
 	}
-	return address.Address{}, reason
+	return address.Route{}, reason
 }
 
 // key derives the key for one attempt at a line.
@@ -338,7 +339,7 @@ func (s *slowKeys) remember(index int, salt []byte, ki keyIV) {
 // Only good lines get in, so nobody without the secret can push one out.
 type recentLines struct {
 	mu     sync.Mutex
-	opened map[string]address.Address
+	opened map[string]address.Route
 }
 
 // Both bounds together keep it under 64 KiB.
@@ -347,14 +348,14 @@ const (
 	maxRecentLength = 128 // bytes; enough for the longest IPv6 literal
 )
 
-func (r *recentLines) get(line []byte) (address.Address, bool) {
+func (r *recentLines) get(line []byte) (address.Route, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	addr, ok := r.opened[string(line)]
-	return addr, ok
+	route, ok := r.opened[string(line)]
+	return route, ok
 }
 
-func (r *recentLines) put(line []byte, addr address.Address) {
+func (r *recentLines) put(line []byte, route address.Route) {
 	if len(line) > maxRecentLength {
 		return
 	}
@@ -366,5 +367,5 @@ func (r *recentLines) put(line []byte, addr address.Address) {
 			break
 		}
 	}
-	r.opened[string(line)] = addr
+	r.opened[string(line)] = route
 }

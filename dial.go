@@ -28,8 +28,10 @@ type dialer struct {
 	permit func(netip.AddrPort) error
 	// kcp dials backends whose scheme is kcp.
 	kcp *kcp.Transport
-	// resolver looks up names; nil is the system's.
-	resolver *net.Resolver
+	// resolver looks up names; *net.Resolver is one.
+	resolver interface {
+		LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+	}
 	// base has the options of a connected backend's socket.
 	base net.Dialer
 }
@@ -50,6 +52,15 @@ type dialError struct {
 	err    error
 }
 
+// blamesBackend tells whether the backend, and nobody else, is why.
+func (e *dialError) blamesBackend() bool {
+	switch e.reason {
+	case "timeout", "refused", "unreachable", "connect_failed", "unknown_host", "lookup_failed":
+		return true
+	}
+	return false
+}
+
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
@@ -57,31 +68,25 @@ func (e *dialError) Unwrap() error { return e.err }
 var (
 	errClientGone = &dialError{"", "client_gone", errors.New("the client broke the connection while its backend was dialed")}
 	errShutdown   = &dialError{"", "shutdown", errors.New("the gateway ended")}
+	errNoTarget   = &dialError{statusBadGateway, "no_target", errors.New("the service has no targets")}
 	errInternal   = &dialError{"", "internal", errors.New("a bug or a failure of the gateway itself; the log says more")}
 )
 
-// dial connects to addr. The caller closes the connection. Every error is a
+// dial connects to addr, once: it tries each IP address of a name in turn, all
+// within one timeout. The caller closes the connection. Every error is a
 // *dialError. Cancelling ctx ends the dial at once, with ctx's cause.
 func (d *dialer) dial(ctx context.Context, addr address.Address) (net.Conn, error) {
-	var err error
-	for range d.attempts {
-		var conn net.Conn
-		conn, err = d.attempt(ctx, addr)
-		if err == nil {
-			return conn, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if !isTimeout(err) {
-			break
-		}
+	conn, err := d.dialEach(ctx, addr)
+	switch {
+	case err == nil:
+		return conn, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
 	}
 	return nil, classify(err)
 }
 
-// attempt dials each address of addr in turn, all within one timeout.
-func (d *dialer) attempt(ctx context.Context, addr address.Address) (net.Conn, error) {
+func (d *dialer) dialEach(ctx context.Context, addr address.Address) (net.Conn, error) {
 	deadline := time.Now().Add(d.timeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -89,7 +94,6 @@ func (d *dialer) attempt(ctx context.Context, addr address.Address) (net.Conn, e
 	ips := []netip.Addr{addr.IP}
 	if !addr.IP.IsValid() {
 		var err error
-		// A nil *net.Resolver is the system's.
 		if ips, err = d.resolver.LookupNetIP(ctx, "ip", addr.Host); err != nil {
 			return nil, err
 		}

@@ -154,9 +154,12 @@ func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
 
 func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 	const timeout, attempts = 150 * time.Millisecond, 3
-	d := &dialer{permit: everywhere, attempts: attempts, timeout: timeout, resolver: resolver(t, func([]byte) []byte { return nil })}
+	g := startGateway(t, func(g *Gateway) {
+		g.dialer.attempts, g.dialer.timeout = attempts, timeout
+		g.dialer.resolver = resolver(t, func([]byte) []byte { return nil })
+	})
 	start := time.Now()
-	_, err := d.dial(context.Background(), mustParse(t, "game.test:1"))
+	_, err := g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
 	if statusOf(err) != statusGatewayTimeout {
 		t.Errorf("%s (%v), want 504", statusOf(err), err)
 	}
@@ -167,17 +170,20 @@ func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 
 func TestARefusalIsNotTriedAgain(t *testing.T) {
 	asked := 0
-	d := &dialer{permit: everywhere, attempts: 5, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
-		if q[len(q)-1] == 1 {
-			asked++
-		}
-		return answer(q, noSuchName)
-	})}
-	d.dial(context.Background(), mustParse(t, "game.test:1"))
+	g := startGateway(t, func(g *Gateway) {
+		g.dialer.attempts = 5
+		g.dialer.resolver = resolver(t, func(q []byte) []byte {
+			if q[len(q)-1] == 1 {
+				asked++
+			}
+			return answer(q, noSuchName)
+		})
+	})
+	g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
 	first := asked
 	asked = 0
-	d.attempts = 1
-	d.dial(context.Background(), mustParse(t, "game.test:1"))
+	g.dialer.attempts = 1
+	g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
 	if first != asked {
 		t.Errorf("%d queries with 5 attempts, %d with 1", first, asked)
 	}

@@ -110,7 +110,7 @@ func TestDumpsOfTheProtocolsCanBePlayedBack(t *testing.T) {
 			t.Run(fmt.Sprint(name, " ", i, " ", kind), func(t *testing.T) {
 				g := startConfigured(t, trust, nil)
 				// The golden line, which leads to a fixed port otherwise.
-				g.keys.recent.put([]byte(goldenLine), parseAddr(t, backend))
+				g.keys.recent.put([]byte(goldenLine), parseRoute(t, backend))
 				c := connect(t, g.addr)
 				if kind == "websocket" {
 					send(t, c, "GET / HTTP/1.1\r\nHost: play.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+

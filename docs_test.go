@@ -38,8 +38,11 @@ var (
 	kcpPages  = []string{"docs/kcp.md", "docs/kcp.zh-CN.md"}
 )
 
+// translated are the pages in both languages.
+var translated = [][]string{readmes, pages, protocols, kcpPages, kubernetesPages, consulPages}
+
 // documents are all of them.
-var documents = slices.Concat([]string{"CHANGELOG.md"}, readmes, pages, protocols, kcpPages)
+var documents = append(slices.Concat(translated...), "CHANGELOG.md")
 
 func TestTheReadmesListEveryFlagWithItsDefault(t *testing.T) {
 	var want [][]string
@@ -205,7 +208,7 @@ func TestTheLogSamplesHaveTheFieldsOfTheLog(t *testing.T) {
 }
 
 func TestDocumentsHaveTheSameStructureInBothLanguages(t *testing.T) {
-	for _, names := range [][]string{readmes, pages, protocols, kcpPages} {
+	for _, names := range translated {
 		t.Run(names[0], func(t *testing.T) {
 			compareStructure(t, readDocument(t, names[0]), readDocument(t, names[1]))
 		})
@@ -268,7 +271,7 @@ func TestDocumentedLinksLeadSomewhere(t *testing.T) {
 			}
 		}
 	}
-	for _, names := range [][]string{readmes, pages, protocols, kcpPages} {
+	for _, names := range translated {
 		for i, name := range names {
 			if other := path.Base(names[1-i]); !strings.Contains(readDocument(t, name).text, "]("+other+")") {
 				t.Errorf("%s does not link to %s", name, other)

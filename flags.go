@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/balance"
 	"gateway/internal/policy"
 )
 
@@ -128,8 +129,8 @@ func (v *addrValue) Set(s string) error {
 	return nil
 }
 
-// targetValue is a backend's address.
-type targetValue struct{ p **address.Address }
+// targetValue is a route to a backend, or to one of several.
+type targetValue struct{ p **address.Route }
 
 func (v *targetValue) String() string {
 	if v.p == nil || *v.p == nil {
@@ -148,12 +149,12 @@ func (v *targetValue) Set(s string) error {
 	return err
 }
 
-func parseTarget(s string) (*address.Address, error) {
-	a, err := address.Parse(s)
+func parseTarget(s string) (*address.Route, error) {
+	r, err := address.ParseRoute(s)
 	if err != nil {
-		return nil, fmt.Errorf("want host:port (%w)", err)
+		return nil, fmt.Errorf("want host:port, several such or srv:name (%w)", err)
 	}
-	return &a, nil
+	return &r, nil
 }
 
 // listenValue is a list of addresses to listen on.
@@ -265,6 +266,17 @@ func (v *originsValue) Set(s string) error {
 // words splits a list at commas and spaces.
 func words(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// balanceValue is the name of a balancing algorithm.
+type balanceValue balance.Algorithm
+
+func (v *balanceValue) String() string { return balance.Algorithm(*v).String() }
+
+func (v *balanceValue) Set(s string) error {
+	a, err := balance.ParseAlgorithm(s)
+	*v = balanceValue(a)
+	return err
 }
 
 // choiceValue is one of a few words.

@@ -25,9 +25,9 @@ func alsoServe(t testing.TB, g *testGateway, addr, target string) string {
 		t.Skipf("cannot listen on %s: %v", addr, err)
 	}
 	served := make(chan error, 1)
-	var to address.Address
+	var to address.Route
 	if target != "" {
-		to = mustParse(t, target)
+		to = parseRoute(t, target)
 	}
 	go func() {
 		if target == "" {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/balance"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
 	"gateway/internal/token"
@@ -21,10 +22,12 @@ import (
 // of sockets and of waiting, so that the two ways in share it: a goroutine
 // that reads and waits (Gateway.serveConn), and the event loops.
 type frontend struct {
-	keys   *keyring       // opens sealed lines; nil: none is
-	tokens *token.Keys    // opens tokens; nil: none is
-	policy *policy.Policy // where backends may be
-	log    *slog.Logger
+	keys     *keyring       // opens sealed lines; nil: none is
+	tokens   *token.Keys    // opens tokens; nil: none is
+	policy   *policy.Policy // where backends may be
+	routes   *balance.Table // whose turn it is among several backends
+	services *services      // whom DNS lists
+	log      *slog.Logger
 
 	handshakeTimeout time.Duration  // from accept to the end of the request
 	handshakeMax     int            // of a sealed line, in bytes
@@ -47,12 +50,14 @@ type session struct {
 	client   netip.AddrPort
 	accepted time.Time
 	form     form
+	forward  *address.Route  // where its listener leads; nil: the client says so
 	secure   bool            // inside TLS
 	kcp      bool            // comes by KCP
 	proxied  bool            // a trusted proxy is the socket's peer
 	header   int             // bytes of its PROXY header
 	local    netip.AddrPort  // where the client connected to, by that header; or invalid
 	backend  address.Address // zero until one is known
+	choice   *choice         // among several backends; nil: there is one
 	dialed   *netip.AddrPort // where the backend's name led to; nil for a literal
 	id       string          // told to the backend; empty without a PROXY header of version 2
 	preface  int32           // bytes of ours that lead what the client sends
@@ -61,17 +66,17 @@ type session struct {
 
 // arrival is the beginning of a connection. forward is where its listener
 // leads to, or nil where the client says so.
-func (f *frontend) arrival(peer netip.AddrPort, forward *address.Address) session {
+func (f *frontend) arrival(peer netip.AddrPort, forward *address.Route) session {
 	s := session{client: peer, accepted: time.Now()}
 	if forward != nil {
-		s.form, s.backend = formForward, *forward
+		s.form, s.forward = formForward, forward
 	}
 	s.proxied = slices.ContainsFunc(f.trusted, func(p netip.Prefix) bool { return p.Contains(peer.Addr()) })
 	return s
 }
 
 // asks tells whether a client has to say something before it is connected.
-func (s *session) asks() bool { return s.form != formForward || s.proxied }
+func (s *session) asks() bool { return s.forward == nil || s.proxied || s.forward.Has("http") }
 
 // A status is the three ASCII bytes with which a request is answered. The
 // empty status answers nothing: nobody is there to read it.
@@ -108,8 +113,8 @@ func statusOf(err error) status {
 
 // request is what a client asks for.
 type request struct {
-	addr  address.Address // of the backend
-	early []byte          // what came behind the request, for the backend
+	route address.Route // to the backend
+	early []byte        // what came behind the request, for the backend
 }
 
 // request reads a request from all that a client has sent so far, and opens
@@ -123,15 +128,18 @@ func (f *frontend) request(ctx context.Context, s *session, received []byte) (re
 	if err != nil {
 		return request{}, err
 	}
-	if s.form == formForward {
-		return request{s.backend, b}, nil
+	if s.forward != nil && !s.forward.Has("http") {
+		return request{*s.forward, b}, nil
 	}
 	if len(b) == 0 {
 		return request{}, errIncomplete
 	}
 	var line, early []byte
 	s.form = sniff(b, f.tls && !s.secure && !s.kcp)
-	if s.form == formHTTP && s.kcp {
+	switch {
+	case s.forward != nil && s.form != formTLS && s.form != formUnknown:
+		s.form = formHTTP // net/http answers to what is not
+	case s.form == formHTTP && s.kcp:
 		s.form = formLine
 	}
 	switch s.form {
@@ -149,32 +157,32 @@ func (f *frontend) request(ctx context.Context, s *session, received []byte) (re
 	if err != nil {
 		return request{}, err
 	}
-	addr, err := f.open(ctx, line)
+	route, err := f.open(ctx, line)
 	if err != nil {
 		return request{}, err
 	}
-	if addr.Scheme == "http" {
+	if route.Has("http") {
 		return request{}, errWrongWay
 	}
-	return request{addr, early}, nil
+	return request{route, early}, nil
 }
 
-// open returns the address in a sealed line or a token, wherever that stood.
-// The error is an openError or a token.Error.
-func (f *frontend) open(ctx context.Context, sealed []byte) (address.Address, error) {
+// open returns the route in a sealed line or a token, wherever that stood. The
+// error is an openError or a token.Error.
+func (f *frontend) open(ctx context.Context, sealed []byte) (address.Route, error) {
 	if f.tokens != nil && token.Looks(sealed) {
 		subject, err := f.tokens.Open(sealed, time.Now())
 		if err != nil {
-			return address.Address{}, err
+			return address.Route{}, err
 		}
-		addr, err := address.Parse(subject)
+		route, err := address.ParseRoute(subject)
 		if err != nil {
-			return address.Address{}, errBadAddress
+			return address.Route{}, errBadAddress
 		}
-		return addr, nil
+		return route, nil
 	}
 	if f.keys == nil {
-		return address.Address{}, errNotToken
+		return address.Route{}, errNotToken
 	}
 	return f.keys.open(ctx, sealed)
 }
@@ -254,6 +262,7 @@ func (f *frontend) newID() string {
 func (f *frontend) finish(s *session) {
 	if !s.finished {
 		s.finished = true
+		s.choice.release()
 		f.serving.Done()
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 // asked is what frontend.request makes of a client's bytes.
 type asked struct {
-	addr   address.Address
+	addr   string
 	early  string
 	err    error
 	form   form
@@ -21,7 +21,7 @@ type asked struct {
 
 func askFrontend(t testing.TB, f *frontend, s *session, received []byte) asked {
 	req, err := f.request(t.Context(), s, received)
-	return asked{req.addr, string(req.early), err, s.form, s.client, s.header}
+	return asked{req.route.String(), string(req.early), err, s.form, s.client, s.header}
 }
 
 var thePeer = netip.MustParseAddrPort("127.0.0.1:1")
@@ -30,9 +30,10 @@ var thePeer = netip.MustParseAddrPort("127.0.0.1:1")
 // difference, and that there is always room for more of an incomplete one.
 func checkRequest(t testing.TB, f *frontend, in []byte, forward, secure bool) asked {
 	t.Helper()
-	var to *address.Address
+	var to *address.Route
 	if forward {
-		to = &address.Address{Host: "127.0.0.1", IP: netip.MustParseAddr("127.0.0.1"), Port: 2}
+		route := parseRoute(t, "127.0.0.1:2")
+		to = &route
 	}
 	begin := func() *session {
 		s := f.arrival(thePeer, to)
@@ -110,7 +111,7 @@ func TestARequestIsTheSameInEachPiece(t *testing.T) {
 		}
 	}
 	got := checkRequest(t, testFrontend(1024, true, true), []byte(headers[3]+line+"\nhello"), false, false)
-	if got.err != nil || got.addr.String() != backend || got.early != "hello" || got.form != formLine || got.client.String() != believed {
+	if got.err != nil || got.addr != backend || got.early != "hello" || got.form != formLine || got.client.String() != believed {
 		t.Errorf("%+v", got)
 	}
 }

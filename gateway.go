@@ -14,8 +14,11 @@ import (
 	"sync"
 	"time"
 
+	"gateway/internal/address"
+	"gateway/internal/balance"
 	"gateway/internal/certificate"
 	"gateway/internal/policy"
+	"gateway/internal/resolve"
 	"gateway/internal/sockopt"
 	"gateway/internal/web"
 )
@@ -26,6 +29,7 @@ import (
 type Gateway struct {
 	*frontend
 	dialer    *dialer
+	resolver  *resolve.Resolver
 	relay     relayer
 	loops     *loops      // the relay, if it is one of loops
 	streams   *relay      // for layers on top of TCP
@@ -49,6 +53,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	g := &Gateway{
 		frontend: &frontend{
 			policy:           policy.New(cfg.Allow, cfg.Deny),
+			routes:           balance.NewTable(cfg.Balance),
 			log:              log,
 			handshakeTimeout: cfg.HandshakeTimeout,
 			handshakeMax:     cfg.HandshakeMax,
@@ -70,7 +75,10 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	if g.tokens, err = cfg.tokenKeys(log); err != nil {
 		return nil, err
 	}
+	g.resolver = resolve.New(resolve.Options{Server: cfg.Resolver, Timeout: cfg.ResolverTimeout, Log: log})
+	g.services = &services{resolver: g.resolver, known: make(map[string]knownService)}
 	g.dialer = newDialer(cfg, g.permit)
+	g.dialer.resolver = hostLookup{g.resolver}
 	if g.dialer.kcp, err = cfg.kcpTransport(); err != nil {
 		return nil, err
 	}
@@ -132,8 +140,7 @@ func (g *Gateway) serveConn(conn net.Conn, s *session, received []byte) {
 
 // serveTunnel dials, answers and relays.
 func (g *Gateway) serveTunnel(c *client, s *session, req request) {
-	s.backend = req.addr
-	backend, err := g.dial(c, s)
+	backend, err := g.dial(c, s, req.route)
 	if err != nil {
 		g.refuse(c, s, err)
 		return
@@ -231,7 +238,7 @@ func (g *Gateway) startTLS(c *client, s *session, early []byte) (request, error)
 // dial connects the backend for a client that waits. A client that breaks the
 // connection ends the dial; one that only finishes sending does not: it still
 // wants the answer.
-func (g *Gateway) dial(c *client, s *session) (net.Conn, error) {
+func (g *Gateway) dial(c *client, s *session, route address.Route) (net.Conn, error) {
 	ctx, cancel := context.WithCancelCause(g.baseCtx)
 	defer cancel(nil)
 
@@ -248,17 +255,34 @@ func (g *Gateway) dial(c *client, s *session) (net.Conn, error) {
 			c.socket.SetReadDeadline(time.Time{})
 		}()
 	}
-	return g.connect(ctx, s)
+	return g.connect(ctx, s, route)
 }
 
-// connect dials a session's backend.
-func (g *Gateway) connect(ctx context.Context, s *session) (net.Conn, error) {
-	backend, err := g.dialer.dial(ctx, s.backend)
-	if err == nil && !s.backend.IP.IsValid() {
-		dialed := addrPort(backend.RemoteAddr())
-		s.dialed = &dialed
+// connect dials the backends of a route until one answers, each once. Then only
+// a time-out is worth another attempt: who refuses now will refuse at once
+// again.
+func (g *Gateway) connect(ctx context.Context, s *session, route address.Route) (net.Conn, error) {
+	if err := g.choose(ctx, s, route); err != nil {
+		return nil, err
 	}
-	return backend, err
+	for left := max(g.dialer.attempts, s.choice.len()) - 1; ; left-- {
+		backend, err := g.dialer.dial(ctx, s.backend)
+		s.chosen(err)
+		switch {
+		case err == nil:
+			if !s.backend.IP.IsValid() {
+				dialed := addrPort(backend.RemoteAddr())
+				s.dialed = &dialed
+			}
+			return backend, nil
+		case ctx.Err() != nil, left == 0:
+			return nil, err
+		case g.chooseNext(s):
+		case isTimeout(err) && g.chooseAgain(s):
+		default:
+			return nil, err
+		}
+	}
 }
 
 const (

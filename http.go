@@ -51,9 +51,9 @@ func (g *Gateway) serveHTTP(c *client, s *session, early []byte) {
 	ctx := context.WithValue(g.baseCtx, sessionKey{}, s)
 	g.untrack(c.socket) // Close ends it by web.Server.Close
 	if inner, ok := c.Conn.(*tls.Conn); ok {
-		g.web.ServeConn(ctx, &replayedTLS{conn, inner})
+		g.web.ServeConn(ctx, &replayedTLS{conn, inner}, s.forward)
 	} else {
-		g.web.ServeConn(ctx, conn)
+		g.web.ServeConn(ctx, conn, s.forward)
 	}
 }
 
@@ -68,15 +68,14 @@ func (c *replayedTLS) ConnectionState() tls.ConnectionState { return c.inner.Con
 // gate is the gateway as internal/web sees it.
 type gate struct{ *Gateway }
 
-func (g gate) Open(ctx context.Context, sealed []byte) (address.Address, error) {
+func (g gate) Open(ctx context.Context, sealed []byte) (address.Route, error) {
 	return g.open(ctx, sealed)
 }
 
 // Dial connects a backend and tells it of the client.
-func (g gate) Dial(ctx context.Context, addr address.Address) (net.Conn, error) {
+func (g gate) Dial(ctx context.Context, route address.Route) (net.Conn, error) {
 	s := sessionOf(ctx)
-	s.backend = addr
-	backend, err := g.connect(ctx, s)
+	backend, err := g.connect(ctx, s, route)
 	if err != nil {
 		return nil, err
 	}
@@ -95,16 +94,19 @@ func (g gate) Status(err error) int {
 }
 
 // Relay makes a tunnel of a WebSocket and its backend.
-func (g gate) Relay(ctx context.Context, addr address.Address, client *web.Conn, backend net.Conn, early []byte) {
+func (g gate) Relay(ctx context.Context, client *web.Conn, backend net.Conn, early []byte) {
 	s := g.takeSession(ctx)
-	s.form, s.backend = formWebSocket, addr
+	s.form = formWebSocket
 	g.serving.Add(1)
 	g.streams.run(&s, client, backend, early)
 }
 
 func (g gate) Served(ctx context.Context, e web.Exchange) {
 	s := g.takeSession(ctx)
-	s.backend = e.Addr
+	defer s.choice.release()
+	if addr, ok := e.Route.Single(); ok {
+		s.backend = addr // without a dial, where a connection was there already
+	}
 	g.accountExchange(&s, e)
 }
 
@@ -114,6 +116,6 @@ func (g gate) takeSession(ctx context.Context) session {
 	s := sessionOf(ctx)
 	own := *s
 	own.accepted, own.preface, own.finished = time.Now(), 0, false
-	s.backend, s.dialed, s.id = address.Address{}, nil, ""
+	s.backend, s.choice, s.dialed, s.id = address.Address{}, nil, nil, ""
 	return own
 }

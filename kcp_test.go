@@ -360,7 +360,7 @@ func TestAnythingBringsEverythingToEverything(t *testing.T) {
 					return openTunnel(t, g.addr, strings.Replace(kcp, "127.0.0.1", "localhost", 1))
 				}},
 				{"forwarded TCP to KCP", func(t *testing.T) net.Conn {
-					to := mustParse(t, kcp)
+					to := parseRoute(t, kcp)
 					ln, err := net.Listen("tcp", "127.0.0.1:0")
 					if err != nil {
 						t.Fatal(err)

@@ -65,22 +65,22 @@ func run(args []string, stdout, stderr io.Writer) int {
 		stdout.Write(keys)
 		return exitOK
 	case actionSeal:
-		addr, err := address.Parse(cfg.Arg)
+		route, err := address.ParseRoute(cfg.Arg)
 		if err != nil {
 			return fail(stderr, exitUsage, fmt.Errorf("invalid value %q for -seal: %w", cfg.Arg, err))
 		}
-		line, err := seal(cfg, addr)
+		line, err := seal(cfg, route)
 		if err != nil {
 			return fail(stderr, exitUsage, err)
 		}
 		fmt.Fprintln(stdout, line)
 		return exitOK
 	case actionOpen:
-		addr, err := open(cfg)
+		route, err := open(cfg)
 		if err != nil {
 			return fail(stderr, exitFailure, fmt.Errorf("-open: the line does not open (%w): is it whole, and sealed with this secret and one of -kdf, or made with one of -token-keys?", err))
 		}
-		fmt.Fprintln(stdout, addr)
+		fmt.Fprintln(stdout, route)
 		return exitOK
 	}
 
@@ -104,16 +104,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
-// seal makes the sealed line or the token for an address.
-func seal(cfg *Config, addr address.Address) (string, error) {
+// seal makes the sealed line or the token for a route.
+func seal(cfg *Config, route address.Route) (string, error) {
 	if cfg.TTL == 0 {
-		return newKeyring(cfg.Secrets, cfg.KDFs).seal(addr), nil
+		return newKeyring(cfg.Secrets, cfg.KDFs).seal(route), nil
 	}
 	keys, err := cfg.tokenKeys(slog.New(slog.DiscardHandler))
 	if err != nil {
 		return "", err
 	}
-	text, err := keys.Seal(addr.String(), cfg.TTL, time.Now())
+	text, err := keys.Seal(route.String(), cfg.TTL, time.Now())
 	if err != nil {
 		return "", fmt.Errorf("-seal: %w", err)
 	}
@@ -121,14 +121,14 @@ func seal(cfg *Config, addr address.Address) (string, error) {
 }
 
 // open opens the line or token of -open.
-func open(cfg *Config) (address.Address, error) {
+func open(cfg *Config) (address.Route, error) {
 	var f frontend
 	if cfg.Legacy {
 		f.keys = newKeyring(cfg.Secrets, cfg.KDFs)
 	}
 	var err error
 	if f.tokens, err = cfg.tokenKeys(slog.New(slog.DiscardHandler)); err != nil {
-		return address.Address{}, err
+		return address.Route{}, err
 	}
 	line := strings.TrimSuffix(strings.TrimSuffix(cfg.Arg, "\n"), "\r")
 	return f.open(context.Background(), []byte(line))

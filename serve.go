@@ -20,11 +20,11 @@ func (g *Gateway) Serve(ln net.Listener) error { return g.serve(ln, nil) }
 
 // ServeForward is Serve for a listener whose clients all go to one backend,
 // without a handshake.
-func (g *Gateway) ServeForward(ln net.Listener, to address.Address) error {
+func (g *Gateway) ServeForward(ln net.Listener, to address.Route) error {
 	return g.serve(ln, &to)
 }
 
-func (g *Gateway) serve(ln net.Listener, forward *address.Address) error {
+func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	defer ln.Close()
 	g.Own(ln.Addr())
 	if !g.startAccepting(ln) {
@@ -59,7 +59,7 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Address) error {
 
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
-func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Address) {
+func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {
 	l, ok := ln.(*net.TCPListener)
 	if !ok {
 		return
@@ -92,7 +92,7 @@ func (g *Gateway) Own(a net.Addr) {
 }
 
 // accepted starts the life of a connection.
-func (g *Gateway) accepted(conn net.Conn, forward *address.Address) {
+func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
 	g.serving.Add(1)
 	g.track(conn)
 	s := g.arrival(addrPort(conn.RemoteAddr()), forward)
@@ -134,6 +134,7 @@ func (g *Gateway) Close() error {
 	g.relay.close()
 	g.web.Close()
 	g.serving.Wait()
+	g.resolver.Close()
 	return nil
 }
 

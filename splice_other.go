@@ -19,4 +19,4 @@ func newLoops(*Config, relayConfig, *frontend, *relay, func(int, *session, []byt
 	return nil, errors.New("not supported by this operating system")
 }
 
-func (*loops) serve(*net.TCPListener, *address.Address, <-chan struct{}) error { panic("no loops") }
+func (*loops) serve(*net.TCPListener, *address.Route, <-chan struct{}) error { panic("no loops") }

@@ -1,4 +1,5 @@
-// Package address knows the grammar of a backend's address and nothing else:
+// Package address knows the grammar of a backend's address, and of a [Route] of
+// several, and nothing else:
 //
 //	address = [ scheme "://" ] host ":" port
 //	scheme  = "tcp" | "http" | "kcp", in lower case
@@ -106,20 +107,26 @@ func cutScheme(s string) (scheme, rest string, err error) {
 }
 
 func parsePort(s string) (uint16, error) {
-	if len(s) < 1 || len(s) > 5 || s[0] == '0' {
-		return 0, ErrPort
-	}
-	n := 0
-	for i := range len(s) {
-		if !isDigit(s[i]) {
-			return 0, ErrPort
-		}
-		n = n*10 + int(s[i]-'0')
-	}
-	if n > 65535 {
+	n, ok := parseNumber(s, 65535)
+	if !ok {
 		return 0, ErrPort
 	}
 	return uint16(n), nil
+}
+
+// parseNumber reads a decimal number from 1 to most, which is below 100,000,
+// without sign or leading zero.
+func parseNumber(s string, most int) (n int, ok bool) {
+	if len(s) < 1 || len(s) > 5 || s[0] == '0' {
+		return 0, false
+	}
+	for i := range len(s) {
+		if !isDigit(s[i]) {
+			return 0, false
+		}
+		n = n*10 + int(s[i]-'0')
+	}
+	return n, n <= most
 }
 
 // parseHost returns the host without brackets, and its value if it is a literal.

@@ -44,7 +44,7 @@ type exchange struct {
 
 	kind   string
 	method string
-	addr   address.Address
+	route  address.Route
 
 	// For the handler's goroutine alone.
 	status   int
@@ -118,7 +118,7 @@ func (x *exchange) account() {
 	x.gate.Served(x.conn.ctx, Exchange{
 		Kind:     x.kind,
 		Method:   x.method,
-		Addr:     x.addr,
+		Route:    x.route,
 		Status:   x.status,
 		Up:       x.up.Load(),
 		Down:     x.down.Load(),
@@ -130,6 +130,10 @@ func (x *exchange) account() {
 // serve decides what becomes of a request.
 func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	ws := isWebSocket(r.Header)
+	if x.conn.fixed != nil {
+		x.serveFixed(w, r, ws)
+		return
+	}
 	sealed, from, err := findSealed(r.Header, r.URL.RawQuery, x.LineMax)
 	switch {
 	case ws && from == inOriginHeader:
@@ -158,28 +162,49 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	addr, err := x.gate.Open(x.ctx, []byte(sealed))
+	route, err := x.gate.Open(x.ctx, []byte(sealed))
 	if err != nil {
 		x.refuse(w, x.gate.Status(err), err)
 		return
 	}
-	x.addr = addr
+	x.route = route
 	switch {
-	case ws && (from != inOriginHeader || isStream(addr)):
+	case ws && (from != inOriginHeader || isStream(route)):
 		x.kind = "websocket"
 		x.terminate(w, r)
-	case isStream(addr):
+	case isStream(route):
 		x.refuse(w, http.StatusUnauthorized, errNotHTTP)
 	default:
-		// A backend may answer while it reads. Without this, net/http would
-		// first read some of the body itself, and throw it away.
-		http.NewResponseController(w).EnableFullDuplex()
-		x.proxy.ServeHTTP(w, r)
+		x.forward(w, r)
 	}
 }
 
-// isStream tells whether an address says that its backend speaks no HTTP.
-func isStream(addr address.Address) bool { return addr.Scheme == "tcp" || addr.Scheme == "kcp" }
+// forward has the proxy answer.
+func (x *exchange) forward(w http.ResponseWriter, r *http.Request) {
+	// A backend may answer while it reads. Without this, net/http would first
+	// read some of the body itself, and throw it away.
+	http.NewResponseController(w).EnableFullDuplex()
+	x.proxy.ServeHTTP(w, r)
+}
+
+// serveFixed serves a request whose connection leads to one route.
+func (x *exchange) serveFixed(w http.ResponseWriter, r *http.Request, ws bool) {
+	if ws {
+		x.kind = "upgrade"
+	}
+	switch {
+	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
+		x.refuse(w, http.StatusNotImplemented, errMethod)
+	case ws && !originAllowed(r, x.Origins):
+		x.refuse(w, http.StatusForbidden, errOrigin)
+	default:
+		x.route = *x.conn.fixed
+		x.forward(w, r)
+	}
+}
+
+// isStream tells whether a route says that some backend speaks no HTTP.
+func isStream(r address.Route) bool { return r.Has("tcp") || r.Has("kcp") }
 
 // refuse answers with a status and nothing that could help an attacker. A
 // status of 0 only closes the connection.
@@ -210,7 +235,7 @@ func (x *exchange) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(x.ctx, cancel)()
-	backend, err := x.gate.Dial(ctx, x.addr)
+	backend, err := x.gate.Dial(ctx, x.route)
 	if err != nil {
 		return nil, dialError{err}
 	}

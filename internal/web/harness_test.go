@@ -54,7 +54,7 @@ func (e statusError) Error() string { return fmt.Sprint(int(e)) }
 // fakeGate opens what is in its map and relays in the plainest way.
 type fakeGate struct {
 	t       testing.TB
-	sealed  map[string]address.Address
+	sealed  map[string]address.Route
 	dialErr error
 	dialing chan context.Context // if not nil, Dial tells it and waits for the end
 	served  chan Exchange
@@ -64,14 +64,14 @@ type fakeGate struct {
 	dials int
 }
 
-func (g *fakeGate) Open(_ context.Context, sealed []byte) (address.Address, error) {
+func (g *fakeGate) Open(_ context.Context, sealed []byte) (address.Route, error) {
 	if a, ok := g.sealed[string(sealed)]; ok {
 		return a, nil
 	}
-	return address.Address{}, statusError(401)
+	return address.Route{}, statusError(401)
 }
 
-func (g *fakeGate) Dial(ctx context.Context, addr address.Address) (net.Conn, error) {
+func (g *fakeGate) Dial(ctx context.Context, route address.Route) (net.Conn, error) {
 	g.mu.Lock()
 	g.dials++
 	g.mu.Unlock()
@@ -84,7 +84,7 @@ func (g *fakeGate) Dial(ctx context.Context, addr address.Address) (net.Conn, er
 		return nil, g.dialErr
 	}
 	var d net.Dialer
-	return d.DialContext(ctx, "tcp", addr.HostPort())
+	return d.DialContext(ctx, "tcp", route.Target(0).Addr.HostPort())
 }
 
 func (g *fakeGate) Status(err error) int {
@@ -94,7 +94,7 @@ func (g *fakeGate) Status(err error) int {
 	return 502
 }
 
-func (g *fakeGate) Relay(_ context.Context, _ address.Address, client *Conn, backend net.Conn, early []byte) {
+func (g *fakeGate) Relay(_ context.Context, client *Conn, backend net.Conn, early []byte) {
 	defer client.Close()
 	defer backend.Close()
 	var down sync.WaitGroup
@@ -150,12 +150,12 @@ func startTLS(t testing.TB, o Options, sealed map[string]string, cfg *tls.Config
 	t.Helper()
 	g := &fakeGate{
 		t:       t,
-		sealed:  make(map[string]address.Address),
+		sealed:  make(map[string]address.Route),
 		served:  make(chan Exchange, 100),
 		relayed: make(chan error, 100),
 	}
 	for k, v := range sealed {
-		a, err := address.Parse(v)
+		a, err := address.ParseRoute(v)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +182,7 @@ func startTLS(t testing.TB, o Options, sealed map[string]string, cfg *tls.Config
 					}
 					c = tc
 				}
-				f.ServeConn(t.Context(), c)
+				f.ServeConn(t.Context(), c, nil)
 			})
 		}
 	})

@@ -10,11 +10,14 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"gateway/internal/address"
 )
 
 // conn is a client's connection as net/http sees it.
 type conn struct {
 	net.Conn
+	fixed  *address.Route // of every request; nil: each brings its own
 	server *Server
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -37,8 +40,8 @@ type conn struct {
 	deadline time.Time // of Read
 }
 
-func newConn(ctx context.Context, cancel context.CancelFunc, s *Server, nc net.Conn) *conn {
-	c := &conn{Conn: nc, server: s, ctx: ctx, cancel: cancel, rest: make(chan func(), 1)}
+func newConn(ctx context.Context, cancel context.CancelFunc, s *Server, nc net.Conn, fixed *address.Route) *conn {
+	c := &conn{Conn: nc, fixed: fixed, server: s, ctx: ctx, cancel: cancel, rest: make(chan func(), 1)}
 	c.changed.L = &c.mu
 	return c
 }

@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -59,6 +61,19 @@ func newProxy(errorLog *log.Logger, share bool) *httputil.ReverseProxy {
 	}
 }
 
+// unshared numbers the requests that share no connection.
+var unshared atomic.Int64
+
+// upstream returns the name under which the transport keeps connections to the
+// backend, and whether requests may share them. Where there are several
+// backends, each request makes its own choice, and so a connection of its own.
+func (x *exchange) upstream() (name string, shared bool) {
+	if addr, ok := x.route.Single(); ok {
+		return addr.HostPort(), true
+	}
+	return "unshared-" + strconv.FormatInt(unshared.Add(1), 10), false
+}
+
 // rewrite makes the backend's request of the client's. The hop-by-hop headers
 // are gone already, and so are those that the client has named in Connection:
 // what is set here cannot be taken away.
@@ -67,9 +82,13 @@ func rewrite(pr *httputil.ProxyRequest) {
 	query, _ := cutParam(in.URL.RawQuery, originParam)
 	// Nothing but path and query are the client's to say: it may have sent an
 	// absolute URL.
+	x := exchangeOf(in.Context())
+	host, shared := x.upstream()
+	// An upgraded connection is nobody else's in any case.
+	out.Close = !shared && out.Header.Get("Upgrade") == ""
 	out.URL = &url.URL{
 		Scheme:     "http",
-		Host:       exchangeOf(in.Context()).addr.HostPort(),
+		Host:       host,
 		Path:       in.URL.Path,
 		RawPath:    in.URL.RawPath,
 		RawQuery:   query,

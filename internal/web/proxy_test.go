@@ -524,4 +524,4 @@ func TestAPanicEndsOneConnection(t *testing.T) {
 
 type panicGate struct{ *fakeGate }
 
-func (panicGate) Open(context.Context, []byte) (address.Address, error) { panic("a bug") }
+func (panicGate) Open(context.Context, []byte) (address.Route, error) { panic("a bug") }

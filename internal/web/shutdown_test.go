@@ -120,7 +120,7 @@ func TestServeConnReturnsWhenAllIsDone(t *testing.T) {
 	client, server := loopback(t)
 	done := make(chan bool)
 	go func() {
-		s.ServeConn(context.WithValue(t.Context(), key{}, 1), server)
+		s.ServeConn(context.WithValue(t.Context(), key{}, 1), server, nil)
 		close(done)
 	}()
 	io.WriteString(client, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")

@@ -30,11 +30,11 @@ import (
 // client's connection came with.
 type Gate interface {
 	// Open opens a sealed address, which has at most Options.LineMax bytes.
-	Open(ctx context.Context, sealed []byte) (address.Address, error)
+	Open(ctx context.Context, sealed []byte) (address.Route, error)
 
 	// Dial connects to a backend; the caller closes the connection. ctx ends
 	// when nobody waits for the backend any longer.
-	Dial(ctx context.Context, addr address.Address) (net.Conn, error)
+	Dial(ctx context.Context, route address.Route) (net.Conn, error)
 
 	// Status returns the HTTP status for an error of Open or Dial: 400, 401,
 	// 502 or 504; or 0 if nobody is there to read one.
@@ -43,7 +43,7 @@ type Gate interface {
 	// Relay pumps bytes between a WebSocket and its TCP backend until both
 	// have ended, closes both and accounts for them. early comes first to the
 	// backend. ctx ends when the server is closed.
-	Relay(ctx context.Context, addr address.Address, client *Conn, backend net.Conn, early []byte)
+	Relay(ctx context.Context, client *Conn, backend net.Conn, early []byte)
 
 	// Served accounts for what Relay does not: a request that was answered, a
 	// connection that was upgraded by its backend and has ended, a WebSocket
@@ -59,8 +59,8 @@ type Exchange struct {
 	Kind string
 	// Method is the request's, or "other" if it is none of RFC 9110 or PATCH.
 	Method string
-	// Addr is the zero value if no address was opened.
-	Addr address.Address
+	// Route is the zero value if none was opened.
+	Route address.Route
 	// Status is what the client was answered, 0 for nothing.
 	Status int
 	// Up and Down count the bytes of bodies, or of an upgraded connection,
@@ -156,11 +156,14 @@ func NewServer(gate Gate, o Options) *Server {
 // the Gate gets. The connection's RemoteAddr is what the backends are told
 // about the client; if it has a ConnectionState method, as *tls.Conn has, they
 // are told of https, and the TLS handshake must be finished.
-func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
+//
+// Where fixed is not nil, every request goes to that route, and none is asked
+// for a sealed address; WebSockets are the backend's to speak then.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn, fixed *address.Route) {
 	defer nc.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := newConn(ctx, cancel, s, nc)
+	c := newConn(ctx, cancel, s, nc, fixed)
 	if !s.add(c) {
 		return
 	}

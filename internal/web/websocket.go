@@ -34,7 +34,7 @@ const messageMax = 16 << 20
 // first, so that the client still gets an HTTP error if that fails.
 func (x *exchange) terminate(w http.ResponseWriter, r *http.Request) {
 	switch {
-	case x.addr.Scheme == "http":
+	case x.route.Has("http"):
 		x.refuse(w, http.StatusUnauthorized, errNotTCP)
 		return
 	case !isHandshake(r):
@@ -53,10 +53,10 @@ func (x *exchange) terminate(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, 0, errClientGone)
 		return
 	}
-	gate, ctx, addr := x.gate, x.conn.ctx, x.addr
+	gate, ctx := x.gate, x.conn.ctx
 	x.rest = func() {
 		defer ws.finish()
-		gate.Relay(ctx, addr, ws, backend, nil)
+		gate.Relay(ctx, ws, backend, nil)
 	}
 }
 
@@ -148,7 +148,7 @@ type first struct {
 	ctx   context.Context
 	began time.Time
 	ws    *Conn
-	addr  address.Address
+	route address.Route
 }
 
 // serve reads the line, opens, dials, answers and relays.
@@ -168,13 +168,13 @@ func (f *first) serve() {
 		return
 	}
 	f.ws.SetReadDeadline(time.Time{})
-	addr, err := f.gate.Open(f.ctx, line)
+	route, err := f.gate.Open(f.ctx, line)
 	if err != nil {
 		f.refuse(f.gate.Status(err), err)
 		return
 	}
-	f.addr = addr
-	if addr.Scheme == "http" {
+	f.route = route
+	if route.Has("http") {
 		f.refuse(http.StatusUnauthorized, errNotTCP)
 		return
 	}
@@ -188,7 +188,7 @@ func (f *first) serve() {
 		f.refuse(0, errClientGone)
 		return
 	}
-	f.gate.Relay(f.ctx, addr, f.ws, backend, early)
+	f.gate.Relay(f.ctx, f.ws, backend, early)
 }
 
 // dial connects the backend, for as long as the client waits for it.
@@ -197,7 +197,7 @@ func (f *first) dial() (net.Conn, error) {
 	defer cancel()
 	stop := f.ws.onVanish(cancel)
 	defer stop()
-	return f.gate.Dial(ctx, f.addr)
+	return f.gate.Dial(ctx, f.route)
 }
 
 // refuse answers with a status as a message of its own and closes with 1000:
@@ -213,7 +213,7 @@ func (f *first) refuse(status int, err error) {
 	f.gate.Served(f.ctx, Exchange{
 		Kind:     "websocket",
 		Method:   http.MethodGet,
-		Addr:     f.addr,
+		Route:    f.route,
 		Status:   status,
 		Duration: time.Since(f.began),
 		Err:      err,

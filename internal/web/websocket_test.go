@@ -189,7 +189,7 @@ func TestAClientThatLeavesEndsItsDialAfterTheFirstMessage(t *testing.T) {
 	c, _ := f.rawWS(t, "/", frame(0x82, "plain"))
 	receive(t, f.dialing)
 	c.Close()
-	if e := receive(t, f.served); e.Status != 0 || e.Addr.Port != 1 {
+	if e := receive(t, f.served); e.Status != 0 || e.Route.Len() != 1 {
 		t.Errorf("account %+v", e)
 	}
 }
@@ -489,7 +489,7 @@ func FuzzTheFirstMessageIsReadLikeALine(f *testing.F) {
 // pipeConn returns a Conn without the HTTP before it.
 func pipeConn(nc net.Conn) *Conn {
 	x := &exchange{Server: &Server{}}
-	x.conn = newConn(context.Background(), func() {}, x.Server, nc)
+	x.conn = newConn(context.Background(), func() {}, x.Server, nc, nil)
 	r, _ := http.NewRequest("GET", "/", nil)
 	for line := range strings.SplitSeq(handshake("/"), "\r\n") {
 		if k, v, ok := strings.Cut(line, ": "); ok {

@@ -1,0 +1,503 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Targets that DNS lists, by a server of the test.
+
+// zone is what a DNS server says.
+type zone struct {
+	mu      sync.Mutex
+	records []dns.RR
+	fails   bool           // whatever it is asked
+	silent  bool           // it says nothing
+	gate    chan struct{}  // not nil: it answers once this is closed
+	asked   map[string]int // by type and name: "SRV game.test"
+}
+
+// say replaces what the server says, in the form of zone files.
+func (z *zone) say(t testing.TB, records ...string) {
+	t.Helper()
+	var all []dns.RR
+	for _, text := range records {
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, rr)
+	}
+	z.change(func() { z.records = all })
+}
+
+func (z *zone) change(f func()) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	f()
+}
+
+// times returns how often the server was asked for a type and name, or for
+// anything.
+func (z *zone) times(what string) (n int) {
+	z.change(func() {
+		for question, times := range z.asked {
+			if question == what || what == "" {
+				n += times
+			}
+		}
+	})
+	return n
+}
+
+// ServeDNS is dns.Handler's.
+func (z *zone) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
+	q := query.Question[0]
+	reply := new(dns.Msg)
+	reply.SetReply(query)
+	reply.Rcode = dns.RcodeNameError
+	z.mu.Lock()
+	if z.asked == nil {
+		z.asked = make(map[string]int)
+	}
+	z.asked[dns.TypeToString[q.Qtype]+" "+strings.TrimSuffix(strings.ToLower(q.Name), ".")]++
+	for _, rr := range z.records {
+		if strings.EqualFold(rr.Header().Name, q.Name) {
+			reply.Rcode = dns.RcodeSuccess
+			if rr.Header().Rrtype == q.Qtype {
+				reply.Answer = append(reply.Answer, rr)
+			}
+		}
+	}
+	if z.fails {
+		reply.Rcode, reply.Answer = dns.RcodeServerFailure, nil
+	}
+	silent, gate := z.silent, z.gate
+	z.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	if !silent {
+		w.WriteMsg(reply)
+	}
+}
+
+// freeUDP returns an address where a DNS server can be started, and again: the
+// kernel gives its port to nobody.
+func freeUDP(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(10000))
+		if conn, err := net.ListenPacket("udp", addr); err == nil {
+			conn.Close()
+			return addr
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
+}
+
+// serve has a server speak for the zone until stop is called, or the test ends.
+func (z *zone) serve(t testing.TB, addr string) (stop func()) {
+	t.Helper()
+	var conn net.PacketConn
+	eventually(t, "the port is free", func() (ok bool) {
+		var err error
+		conn, err = net.ListenPacket("udp", addr)
+		return err == nil
+	})
+	started := make(chan struct{})
+	server := &dns.Server{PacketConn: conn, Handler: z, NotifyStartedFunc: func() { close(started) }}
+	var serving sync.WaitGroup
+	serving.Go(func() { server.ActivateAndServe() })
+	<-started
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			server.Shutdown()
+			serving.Wait()
+		})
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// start serves a zone on an address of its own.
+func (z *zone) start(t testing.TB) (addr string) {
+	t.Helper()
+	addr = freeUDP(t)
+	z.serve(t, addr)
+	return addr
+}
+
+const game = "_game._tcp.test"
+
+// srv returns the records of a target: of the service, and its host's, which is
+// named after it.
+func srv(priority, weight int, b *target) []string {
+	host := b.name + ".test."
+	return []string{
+		fmt.Sprintf("%s. 1 IN SRV %d %d %s %s", game, priority, weight, portOf(b.addr), host),
+		host + " 1 IN A 127.0.0.1",
+	}
+}
+
+// player has a client go where DNS says, and returns the target's name.
+func player(t testing.TB, gateway string) string {
+	t.Helper()
+	name, err := meet("", gateway, sealedRoute(t, "srv:"+game))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestAPriorityComesAfterAllBetterOnes(t *testing.T) {
+	bothAtOnce(t, func(t *testing.T, way string) {
+		all := startTargets(t, "abc")
+		a, b, spare := all[0], all[1], all[2]
+		z := &zone{}
+		z.say(t, slices.Concat(srv(20, 100, spare), srv(10, 1, b), srv(10, 2, a))...)
+		p := startProcess(t, way, "-resolver="+z.start(t), "-balance=roundrobin")
+		got := ""
+		for range 6 {
+			got += player(t, p.addr)
+		}
+		if got != "abaaba" {
+			t.Errorf("players met %s", got)
+		}
+		a.kill()
+		for range 3 {
+			if name := player(t, p.addr); name != "b" {
+				t.Errorf("with one dead, a player met %s", name)
+			}
+		}
+		b.kill()
+		for range 3 {
+			if name := player(t, p.addr); name != "c" {
+				t.Errorf("with all better ones dead, a player met %s", name)
+			}
+		}
+		b.comeBack(t)
+		eventually(t, "the better one is used again", func() bool { return player(t, p.addr) == "b" })
+	})
+}
+
+// RFC 2782: without an order of its own, one of a priority is drawn by weight.
+func TestFirstDrawsByTheWeightsOfDNS(t *testing.T) {
+	const n, share = 300, .75
+	all := startTargets(t, "abc")
+	z := &zone{}
+	z.say(t, slices.Concat(srv(1, 1, all[0]), srv(1, 3, all[1]), srv(2, 100, all[2]))...)
+	g := startConfigured(t, func(cfg *Config) { cfg.Resolver = z.start(t) }, nil)
+	met := make(map[string]int)
+	for range n {
+		met[player(t, g.addr)]++
+	}
+	if off := math.Abs(float64(met["b"]) - share*n); off > 5*math.Sqrt(share*(1-share)*n) || met["c"] > 0 {
+		t.Errorf("players met %v", met)
+	}
+}
+
+func TestTargetsComeAndGoWithTheirRecords(t *testing.T) {
+	bothAtOnce(t, func(t *testing.T, way string) {
+		all := startTargets(t, "abc")
+		z := &zone{}
+		z.say(t, srv(1, 1, all[0])...)
+		p := startProcess(t, way, "-resolver="+z.start(t), "-balance=roundrobin")
+		stays := connect(t, p.addr)
+		send(t, stays, sealedRoute(t, "srv:"+game))
+		expect(t, stays, "200a")
+
+		z.say(t, slices.Concat(srv(1, 1, all[0]), srv(1, 1, all[1]))...)
+		eventually(t, "the second target is used", func() bool { return player(t, p.addr) == "b" })
+		z.say(t, slices.Concat(srv(1, 1, all[1]), srv(1, 1, all[2]))...)
+		eventually(t, "the third target is used", func() bool { return player(t, p.addr) == "c" })
+		got := ""
+		for range 4 {
+			got += player(t, p.addr)
+		}
+		if got != "bcbc" && got != "cbcb" {
+			t.Errorf("players met %s", got)
+		}
+		echo(t, stays, "what is not listed any more lives on")
+	})
+}
+
+// A name server that is down takes nobody with it.
+func TestTheResolverIsKilledAndRestarted(t *testing.T) {
+	ways := []func(z *zone, stop func()){
+		func(_ *zone, stop func()) { stop() },
+		func(z *zone, _ func()) { z.change(func() { z.silent = true }) },
+		func(z *zone, _ func()) { z.change(func() { z.fails = true }) },
+	}
+	atOnce(t, []string{"killed", "silent", "broken"}, func(t *testing.T, i int) {
+		all := startTargets(t, "ab")
+		z, addr := &zone{}, freeUDP(t)
+		stop := z.serve(t, addr)
+		z.say(t, srv(1, 1, all[0])...)
+		p := startProcess(t, "-resolver="+addr, "-resolver-timeout=300ms")
+		host := sealedRoute(t, "a.test:"+portOf(all[0].addr))
+		visit := func() {
+			t.Helper()
+			if name := player(t, p.addr); name != "a" {
+				t.Fatalf("a player met %s", name)
+			}
+			if name, err := meet("", p.addr, host); name != "a" || err != nil {
+				t.Fatalf("by the host's name a player met %q, %v", name, err)
+			}
+		}
+		visit()
+		ways[i](z, stop)
+		for began := time.Now(); time.Since(began) < 1500*time.Millisecond; { // the records' time to live is 1 s
+			visit()
+			time.Sleep(20 * time.Millisecond)
+		}
+		z.say(t, append(srv(1, 1, all[1]), srv(1, 1, all[0])[1])...) // the host is still there
+		z.change(func() { z.silent, z.fails = false, false })
+		stop()
+		z.serve(t, addr)
+		eventually(t, "what the server says now is used", func() bool { return player(t, p.addr) == "b" })
+	})
+}
+
+func TestWhatCannotBeLookedUpIsABadGatewayOrATimeout(t *testing.T) {
+	bothAtOnce(t, func(t *testing.T, way string) {
+		all := startTargets(t, "a")
+		a := all[0]
+		healthy, broken, silent := &zone{}, &zone{fails: true}, &zone{silent: true}
+		healthy.say(t, append(srv(1, 1, a), "empty.test. 1 IN TXT nothing", "closed.test. 1 IN SRV 0 0 0 .",
+			"lost.test. 1 IN SRV 0 0 80 nowhere.test.")...)
+		for _, server := range []struct {
+			name, addr string
+			routes     map[string]string // status and reason, or a target's name
+		}{
+			{"healthy", healthy.start(t), map[string]string{
+				"srv:none.test":                           "502 unknown_host",
+				"srv:empty.test":                          "502 unknown_host",
+				"srv:closed.test":                         "502 unknown_host",
+				"srv:lost.test":                           "502 unknown_host",
+				"none.test:80":                            "502 unknown_host",
+				"empty.test:80":                           "502 unknown_host",
+				"none.test:80,a.test:" + portOf(a.addr):   "a",
+				"a.test:" + portOf(a.addr):                "a",
+				"A.TEST:" + portOf(a.addr):                "a",
+				"srv:" + strings.ToUpper(game):            "a",
+				"none.test:80,none.test:81,empty.test:80": "502 unknown_host",
+			}},
+			{"broken", broken.start(t), map[string]string{
+				"srv:" + game:                 "502 lookup_failed",
+				"a.test:80":                   "502 lookup_failed",
+				"a.test:80," + a.addr:         "a",
+				a.addr + ",a.test:80":         "a",
+				"127.0.0.1:" + portOf(a.addr): "a", // none is asked
+			}},
+			{"silent", silent.start(t), map[string]string{
+				"srv:" + game:         "504 timeout",
+				"a.test:80":           "504 timeout",
+				"a.test:80," + a.addr: "a",
+			}},
+			{"down", freeUDP(t), map[string]string{
+				"srv:" + game: "502 lookup_failed",
+				"a.test:80":   "502 lookup_failed",
+			}},
+		} {
+			p := startProcess(t, way, "-resolver="+server.addr, "-resolver-timeout=150ms", "-timeout=1h")
+			refused := 0
+			for route, want := range server.routes {
+				status, reason, fails := strings.Cut(want, " ")
+				name, err := meet("", p.addr, sealedRoute(t, route))
+				if !fails {
+					if name != want || err != nil {
+						t.Errorf("%s: %s: met %q, %v; want %s", server.name, route, name, err, want)
+					}
+					continue
+				}
+				if err == nil || err.Error() != status {
+					t.Errorf("%s: %s: met %q, %v; want %s", server.name, route, name, err, status)
+				}
+				refused++
+				if line := p.log.waitLine(t, "refused", refused); line["status"] != status || line["reason"] != reason {
+					t.Errorf("%s: %s: logged %v, want %s", server.name, route, line, want)
+				}
+			}
+		}
+	})
+}
+
+func TestAClientThatResetsDuringTheLookupIsGone(t *testing.T) {
+	bothAtOnce(t, func(t *testing.T, way string) {
+		z := &zone{silent: true}
+		p := startProcess(t, way, "-resolver="+z.start(t), "-resolver-timeout=1h", "-timeout=1h")
+		for i, name := range []string{"srv:one.test", "two.test:80", "three.test:80,four.test:80"} {
+			asked := z.times("")
+			c := connect(t, p.addr)
+			send(t, c, sealedRoute(t, name))
+			eventually(t, "the server is asked", func() bool { return z.times("") > asked })
+			c.SetLinger(0)
+			c.Close()
+			if line := p.log.waitLine(t, "refused", i+1); line["reason"] != "client_gone" || line["status"] != "" {
+				t.Errorf("%s: logged %v", name, line)
+			}
+		}
+	})
+}
+
+func TestThePolicyJudgesWhereServicesLead(t *testing.T) {
+	atOnce(t, []string{"loops", "goroutines"}, func(t *testing.T, way int) {
+		all := startTargets(t, "ab")
+		a, b := all[0], all[1]
+		z := &zone{}
+		d := &dials{}
+		g := startConfigured(t, func(cfg *Config) {
+			cfg.Loops, cfg.Resolver = -way, z.start(t)
+			if err := (*rulesValue)(&cfg.Deny).Set("127.0.0.0/8:" + portOf(a.addr)); err != nil {
+				t.Fatal(err)
+			}
+		}, func(g *Gateway) { g.dialer.base.Control = d.control })
+		metadata := []string{game + ". 1 IN SRV 0 1 80 metadata.test.", "metadata.test. 1 IN A 169.254.169.254"}
+		z.say(t, slices.Concat(metadata, srv(1, 1, a), srv(2, 1, b))...)
+		for range 3 {
+			if name := player(t, g.addr); name != "b" {
+				t.Errorf("a player met %s", name)
+			}
+		}
+		if got := d.taken(); !slices.Equal(got, []string{b.addr, b.addr, b.addr}) {
+			t.Errorf("dialed %v, want %s alone", got, b.addr)
+		}
+		z.say(t, slices.Concat(metadata, srv(1, 1, a), srv(2, 1, b)[1:])...)
+		eventually(t, "all that is left is denied", func() bool {
+			_, err := meet("", g.addr, sealedRoute(t, "srv:"+game))
+			if err != nil && err.Error() != "502" {
+				t.Fatal(err)
+			}
+			return err != nil
+		})
+		if line := g.log.waitLine(t, "refused", 1); line["reason"] != "denied" {
+			t.Errorf("logged: %v", line)
+		}
+		if n := a.accepted.Load(); n > 0 {
+			t.Errorf("%d connects to what is denied", n)
+		}
+	})
+}
+
+// Lookups of one name at one time are one lookup.
+func TestACrowdAsksOnce(t *testing.T) {
+	const clients = 50
+	bothWays(t, func(t *testing.T, way string) {
+		a := startTarget(t, "a")
+		z := &zone{gate: make(chan struct{})}
+		z.say(t, srv(1, 1, a)...)
+		p := startProcess(t, way, "-resolver="+z.start(t), "-resolver-timeout="+patience.String())
+		var crowd sync.WaitGroup
+		sent := make(chan *net.TCPConn, clients)
+		for range clients {
+			c := connect(t, p.addr)
+			send(t, c, sealedRoute(t, "srv:"+game))
+			sent <- c
+		}
+		close(sent)
+		eventually(t, "the server is asked", func() bool { return z.times("SRV "+game) > 0 })
+		close(z.gate)
+		for c := range sent {
+			crowd.Go(func() {
+				b := make([]byte, 4)
+				if _, err := io.ReadFull(c, b); string(b) != "200a" {
+					t.Errorf("a client got %q, %v", b, err)
+				}
+			})
+		}
+		crowd.Wait()
+		// Within the record's time to live of a second there may be a refresh.
+		if n, hosts := z.times("SRV "+game), z.times("A a.test"); n > 2 || hosts > 2 {
+			t.Errorf("%d clients asked %d times for the service, %d for its host", clients, n, hosts)
+		}
+	})
+}
+
+// A service may stand wherever a route may.
+func TestEveryKindOfClientFindsAService(t *testing.T) {
+	needSignals(t)
+	b := startTarget(t, "b")
+	page, _ := startWebPage(t, "p")
+	z := &zone{}
+	z.say(t, append(srv(1, 1, b), "web.test. 1 IN SRV 1 1 "+portOf(page.addr)+" b.test.")...)
+	resolver := "-resolver=" + z.start(t)
+	bothWays(t, func(t *testing.T, way string) {
+		p := startProcess(t, way, resolver, "-listen=127.0.0.1:0=forward:srv:"+game)
+		for _, l := range p.listeners(t, 2) {
+			line := sealedRoute(t, "srv:"+game)
+			if l["forward"] != nil {
+				line = ""
+			}
+			if name, err := meet("", l["addr"].(string), line); name != "b" || err != nil {
+				t.Errorf("%v: met %q, %v", l["forward"], name, err)
+			}
+		}
+		c := connect(t, p.addr)
+		send(t, c, "GET / HTTP/1.0\r\nX-Cipher-Origin: "+strings.TrimSpace(sealedRoute(t, "srv:web.test"))+"\r\n\r\n")
+		answer, err := io.ReadAll(c)
+		if !strings.HasPrefix(string(answer), "HTTP/1.0 200 ") || !strings.HasSuffix(string(answer), "\r\n\r\np") || err != nil {
+			t.Errorf("an HTTP client got %q, %v", answer, err)
+		}
+	})
+}
+
+// plain is a text that need not be a route.
+type plain string
+
+func (p plain) String() string { return string(p) }
+
+var noRoutes = []string{
+	"srv:", "srv:" + game + ":80", "srv:a.test,b.test:80", "srv:a.test,srv:b.test", "srv:a.test*2", "srv:127.0.0.1",
+	"srv:[::1]", "srv://a.test", "tcp://srv:a.test", "srv:tcp://a.test:80", "srv:a..test", "srv:.test", "srv:a.test/",
+	"srv:a test", "srv:a.test\n", "SRV:a.test", "Srv:a.test", "srv:a.test;b.test",
+	"a.test:80,", ",a.test:80", "a.test:80,,b.test:80", ",", "*", "a.test:80,srv:b.test", "a.test:80, b.test:80",
+	"a.test:80 ,b.test:80", "a.test:80;b.test:80", "a.test:80 b.test:80", "a.test:0,b.test:80", "a.test:80,b.test",
+	"a.test:80,b.test:65536", "a.test,b.test:80", "a.test:80,:80", "a.test:80,127.1:80", "a.test:80,[::1%lo]:80",
+	"a.test:80*0", "a.test:80*257", "a.test:80*01", "a.test:80*+1", "a.test:80*-1", "a.test:80*", "a.test:80*1*1",
+	"a.test:80*1.5", "a.test:80*x", "a.test*2:80", "*2,a.test:80", "a.test:80 *2", "a.test:80* 2", "a.test:80*256,b.test:80*99999",
+	"udp://a.test:80", "a.test:80,ftp://b.test:80", "https://a.test:80,https://b.test:80", "HTTP://a.test:80,HTTP://b.test:80",
+	"http://a.test:80,b.test:80", "http://a.test:80,tcp://b.test:80", "kcp://a.test:80,http://b.test:80",
+	"http://a.test:80/,http://b.test:80/", "tcp:a.test:80,b.test:80",
+	strings.TrimSuffix(strings.Repeat("a.test:80,", 17), ","),
+	// These are routes, but not for clients who speak no HTTP.
+	"http://a.test:80", "http://a.test:80,http://b.test:80", "http://a.test:80*2",
+}
+
+func TestWhatIsNoRouteIsUnauthorizedAndLooksNothingUp(t *testing.T) {
+	keys := newKeyring([][]byte{[]byte(testSecret)}, []kdf{kdfSHA256})
+	for _, loops := range []int{1, -1} {
+		z := &zone{}
+		g := startConfigured(t, func(cfg *Config) { cfg.Loops, cfg.Resolver = loops, z.start(t) }, nil)
+		for _, text := range noRoutes {
+			if name, err := meet("", g.addr, keys.seal(plain(text))+"\n"); err == nil || err.Error() != "401" {
+				t.Errorf("%q: met %q, %v; want 401", text, name, err)
+			}
+		}
+		if n := z.times(""); n > 0 {
+			t.Errorf("%d questions: %v", n, z.asked)
+		}
+		// Whereas these are routes.
+		for i, text := range []string{"srv:80", "srv:a.test", "a.test:80*256", "srv:80,b.test:80*1", "tcp://c.test:80,kcp://d.test:80",
+			strings.TrimSuffix(strings.Repeat("e.test:80,", 16), ",")} {
+			if name, err := meet("", g.addr, keys.seal(plain(text))+"\n"); err == nil || err.Error() != "502" {
+				t.Errorf("%q: met %q, %v; want 502", text, name, err)
+			}
+			if n := z.times(""); n <= i {
+				t.Errorf("%q: %d questions", text, n)
+			}
+		}
+	}
+}

@@ -1,0 +1,163 @@
+// Package resolve finds the addresses of a name, and the targets of a service,
+// in DNS. It is a stub resolver with a cache: the name servers that it asks do
+// the walk through the zones.
+//
+// What was found is kept for its time to live. A name in use is looked up again
+// before that ends, so that nobody waits for it. While no server answers, what
+// was found last stays in use (RFC 8767). Lookups of one name at one time are
+// one lookup.
+package resolve
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"gateway/internal/address"
+)
+
+const (
+	// DefaultTimeout is the Timeout of Options that set none.
+	DefaultTimeout = 2 * time.Second
+	// DefaultMaxEntries is the MaxEntries of Options that set none.
+	DefaultMaxEntries = 4096
+)
+
+// Options are the settings of a Resolver. The zero value asks the system.
+type Options struct {
+	// Server is the HOST:PORT of the name server to ask, by UDP and TCP. A
+	// HOST that is a name is looked up by the system for each question. Names
+	// are fully qualified: no search domain is ever appended.
+	//
+	// If it is empty, addresses are found by the system's resolver, with its
+	// hosts file and search domains, and kept for 5 seconds, since it does not
+	// tell for how long it may be. Services are asked of the name servers in
+	// /etc/resolv.conf, by their full names; systems without that file need a
+	// Server for them.
+	Server string
+	// Timeout bounds one lookup in all: repeated questions, further servers
+	// and the change to TCP included. Zero is DefaultTimeout.
+	Timeout time.Duration
+	// MaxEntries is how many names with addresses are remembered, and how many
+	// services. Zero is DefaultMaxEntries.
+	MaxEntries int
+	// System finds addresses when there is no Server. Nil is
+	// net.DefaultResolver.
+	System *net.Resolver
+	// Log is told, now and then, of names that stay in use although they
+	// cannot be looked up. Nil is silence.
+	Log *slog.Logger
+}
+
+// Resolver looks up names. Its methods are safe for concurrent use. Names are
+// host names by the grammar of package address; a dot at their end, and the
+// case of their letters, mean nothing. (One thing: the system's resolver
+// appends no search domain to a name with a dot at its end.)
+//
+// Slices that are returned belong to the Resolver and must not be changed.
+type Resolver struct {
+	client    client
+	system    *net.Resolver // nil: ask the client's server
+	addresses *cache[netip.Addr]
+	services  *cache[Service]
+}
+
+// Service is a target that DNS lists under the name of a service (RFC 2782).
+type Service struct {
+	// Addr has the target's name in lower case, without a dot at its end, and
+	// its port. It has no scheme, and is never an IP literal.
+	Addr address.Address
+	// Weight is a share next to the other targets' of the same priority.
+	Weight uint16
+	// Priority is better if it is lower.
+	Priority uint16
+}
+
+// New returns a Resolver, which the caller closes. Nothing runs in the
+// background until something is asked.
+func New(o Options) *Resolver {
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultTimeout
+	}
+	if o.MaxEntries <= 0 {
+		o.MaxEntries = DefaultMaxEntries
+	}
+	if o.System == nil {
+		o.System = net.DefaultResolver
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	r := &Resolver{}
+	if o.Server != "" {
+		r.client.servers = func() ([]string, error) { return []string{o.Server}, nil }
+		r.addresses = newCache(o, r.lookupAddresses)
+	} else {
+		r.client.servers = func() ([]string, error) { return systemServers("/etc/resolv.conf") }
+		r.system = o.System
+		r.addresses = newCache(o, r.lookupSystem)
+	}
+	r.services = newCache(o, r.lookupServices)
+	return r
+}
+
+// Close ends all lookups and waits for their goroutines. Those who wait for
+// them get an error. What is cached is still found.
+func (r *Resolver) Close() {
+	r.addresses.close()
+	r.services.close()
+}
+
+// Addresses returns the IP addresses of a name, at least one. A Server's come
+// IPv4 first, within a family as answered; the system's come as it sorts them.
+//
+// Every error is a *net.DNSError: IsNotFound if the name does not exist or has
+// no address, IsTimeout if no server answered in time or ctx's deadline passed,
+// and otherwise IsTemporary if a server failed. When ctx ends, only this call
+// does: the lookup goes on for others, and for the cache.
+func (r *Resolver) Addresses(ctx context.Context, name string) ([]netip.Addr, error) {
+	return r.addresses.get(ctx, r.addressKey(name))
+}
+
+// CachedAddresses returns what Addresses would, if it is at hand. It never
+// waits, and takes no allocation; it may start a refresh in the background.
+func (r *Resolver) CachedAddresses(name string) ([]netip.Addr, bool) {
+	return r.addresses.cached(r.addressKey(name))
+}
+
+// Services returns the targets that DNS lists under a name, at least one, by
+// priority; more than 256 are cut. It is the same slice as long as the answers
+// do not change, whatever their order. Errors are those of Addresses; that a
+// service is "decidedly not available" (RFC 2782, a target of ".") and that no
+// target can be used are IsNotFound.
+func (r *Resolver) Services(ctx context.Context, name string) ([]Service, error) {
+	return r.services.get(ctx, fold(name))
+}
+
+// CachedServices returns what Services would, if it is at hand. It never waits,
+// and takes no allocation; it may start a refresh in the background.
+func (r *Resolver) CachedServices(name string) ([]Service, bool) {
+	return r.services.cached(fold(name))
+}
+
+// addressKey returns the name under which addresses are cached.
+func (r *Resolver) addressKey(name string) string {
+	if r.system != nil { // a dot at the end matters to it
+		return strings.ToLower(name)
+	}
+	return fold(name)
+}
+
+// fold returns the one spelling of a name. It allocates for capitals only.
+func fold(name string) string {
+	return strings.ToLower(strings.TrimSuffix(name, "."))
+}
+
+// isName tells whether a name is a host name by the grammar of addresses.
+func isName(name string) bool {
+	a, err := address.Parse(strings.TrimSuffix(name, ".") + ":1")
+	return err == nil && !a.IP.IsValid() && a.Scheme == ""
+}
