@@ -85,7 +85,7 @@ install: gateway
 # What the tests use beyond Go, git, make and a C compiler, from the packages
 # of Debian and its relatives.
 test-deps:
-	@for c in openssl:openssl systemd-analyze:systemd; do \
+	@for c in openssl:openssl systemd-analyze:systemd ip:iproute2 dnsmasq:dnsmasq-base; do \
 		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
 	done; \
 	if [ -n "$$missing" ]; then \

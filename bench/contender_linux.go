@@ -22,6 +22,10 @@ type contender struct {
 	// command returns what to run, after it has written what that needs.
 	command func(s site) (*exec.Cmd, error)
 
+	// layered is command for clients that speak TLS and WebSockets; nil: it
+	// does not know them.
+	layered func(s site) (*exec.Cmd, error)
+
 	// seal returns what a client sends first to reach addr through this
 	// contender; nil: nothing.
 	seal func(addr string) (string, error)
@@ -103,7 +107,7 @@ func gatewayEnvironment() []string {
 
 func gatewayContender(name, path string, args []string) *contender {
 	mint := newMinter(path)
-	return &contender{
+	c := &contender{
 		name: name, path: path,
 		what:    strings.Join(append([]string{"this project, with its handshake"}, args...), " "),
 		version: []string{"-version"},
@@ -125,6 +129,19 @@ func gatewayContender(name, path string, args []string) *contender {
 			return strings.TrimSpace(string(out)), err
 		},
 	}
+	c.layered = func(s site) (*exec.Cmd, error) {
+		cert, key, err := selfSigned(s.dir)
+		if err != nil {
+			return nil, err
+		}
+		cmd, err := c.command(s)
+		if err == nil {
+			// Clients that rest do not read, and so answer no pings.
+			cmd.Args = append(cmd.Args, "-tls-cert="+cert, "-tls-key="+key, "-keepalive=10m")
+		}
+		return cmd, err
+	}
+	return c
 }
 
 // forwardContender is the gateway as a plain port forward, whose clients do

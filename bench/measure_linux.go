@@ -14,15 +14,20 @@ type brokenError struct{ err error }
 func (e *brokenError) Error() string { return e.err.Error() }
 func (e *brokenError) Unwrap() error { return e.err }
 
-// load has the load generators perform a step together, and adds up what they
-// report. Tunnels are divided among them.
+// load has the load generators perform a step together.
 func (s *suite) load(req loadRequest) (loadReply, *histogram, error) {
+	return perform(s.loads, req)
+}
+
+// perform has load generators perform a step together, and adds up what they
+// report. Tunnels are divided among them.
+func perform(loads []*helper, req loadRequest) (loadReply, *histogram, error) {
 	delays := new(histogram)
 	sum, tunnels := loadReply{}, req.Tunnels
 	var asked []*helper
-	for i, h := range s.loads {
-		req.Tunnels = tunnels / len(s.loads)
-		if i < tunnels%len(s.loads) {
+	for i, h := range loads {
+		req.Tunnels = tunnels / len(loads)
+		if i < tunnels%len(loads) {
 			req.Tunnels++
 		}
 		if err := h.send(req); err != nil {
@@ -323,52 +328,72 @@ const warmTunnels = 64
 // measureIdle measures what resting tunnels cost, on a new process: one that
 // has worked before has memory to spare.
 func (s *suite) measureIdle(round int, w workload, e *entrant) error {
-	in, err := s.launch(e)
+	loads, command := s.loads, e.command
+	if w.kind.layer() != "" {
+		layered, err := startHelper(s.fleet, roleLayered)
+		if err != nil {
+			return &brokenError{err}
+		}
+		defer layered.kill()
+		loads, command = []*helper{layered}, e.layered
+	}
+	in, err := s.launch(e, command)
 	if err != nil {
 		return err
 	}
 	defer in.process.kill()
-	open := loadRequest{Op: opOpen, Targets: in.targets, Lines: e.lines, Mode: modeEcho, Size: w.size}
+	err = s.measureResting(round, w, e.name, in, func(req loadRequest) error {
+		req.Targets, req.Lines, req.Via = in.targets, e.lines, w.kind.layer()
+		req.Mode, req.Size = modeEcho, w.size
+		_, _, err := perform(loads, req)
+		return err
+	})
+	if _, _, closing := perform(loads, loadRequest{Op: opClose}); closing != nil {
+		return closing
+	}
+	return err
+}
 
-	for _, tunnels := range []int{warmTunnels, w.tunnels} {
-		if _, _, err := s.load(loadRequest{Op: opClose}); err != nil {
-			return err
-		}
-		if _, err := s.settle(); err != nil {
-			return s.abandon(err)
-		}
-		if tunnels == warmTunnels {
-			open.Tunnels = tunnels
-			if _, _, err := s.load(open); err != nil {
-				return s.abandon(err)
-			}
-		}
+// measureResting is measureIdle for an instance and its clients, which do what
+// they are asked.
+func (s *suite) measureResting(round int, w workload, name string, in *instance, do func(loadRequest) error) error {
+	if _, err := s.settle(); err != nil {
+		return err
+	}
+	if err := do(loadRequest{Op: opOpen, Tunnels: warmTunnels}); err != nil {
+		return err
+	}
+	if err := do(loadRequest{Op: opClose}); err != nil {
+		return err
+	}
+	if _, err := s.settle(); err != nil {
+		return err
 	}
 	rss, fds, err := s.holds(in)
 	if err != nil {
-		return s.abandon(err)
+		return err
 	}
-	open.Tunnels = w.tunnels
-	if _, _, err := s.load(open); err != nil {
-		return s.abandon(err)
+	if err := do(loadRequest{Op: opOpen, Tunnels: w.tunnels}); err != nil {
+		return err
 	}
-	for _, row := range []string{w.key, idleBurst} {
-		if row == idleBurst {
-			if _, _, err := s.load(loadRequest{Op: opBurst}); err != nil {
-				return s.abandon(err)
+	for _, row := range []string{w.key, w.key + afterBurst} {
+		if row != w.key {
+			if err := do(loadRequest{Op: opBurst}); err != nil {
+				return err
 			}
 		}
 		r, f, err := s.holds(in)
 		if err != nil {
-			return s.abandon(err)
+			return err
 		}
-		s.table.cell(row, e.name).add(sample{
+		s.table.cell(row, name).add(sample{
 			Round:       round + 1,
 			Cost:        max(float64(r-rss)/float64(w.tunnels), 0),
+			Resident:    float64(r),
 			Descriptors: float64(f-fds) / float64(w.tunnels),
 		}, nil)
 	}
-	return s.abandon(nil)
+	return nil
 }
 
 // holds reads memory and descriptors of a process once they have come to rest.

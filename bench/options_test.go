@@ -30,7 +30,7 @@ func TestBothTablesAreTheDefault(t *testing.T) {
 }
 
 func TestWorkloadsAreSelectedByTheBeginningOfTheirNames(t *testing.T) {
-	for list, want := range map[string]int{"bulk": 4, "bulk-up": 2, "echo,short": 5, "echo-64B-1": 1, "idle": 1, "stalled": 1} {
+	for list, want := range map[string]int{"bulk": 4, "bulk-up": 2, "echo,short": 5, "echo-64B-1": 1, "idle": 4, "idle-ws": 1, "stalled": 1} {
 		opt, err := parseOptions([]string{"-workloads=" + list}, io.Discard)
 		if err != nil {
 			t.Fatal(err)

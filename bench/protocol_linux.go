@@ -30,6 +30,7 @@ type loadRequest struct {
 	// same one of both lists.
 	Targets []string // addresses to connect to
 	Lines   []string // sealed lines or tokens; none where no handshake is made
+	Via     layer    // of opOpen, for the layered load generator
 	Tunnels int      // of opStall too
 	Mode    byte
 	Size    int // of the messages

@@ -17,6 +17,7 @@ type sample struct {
 	P50, P99, P999 time.Duration `json:",omitzero"` // of echo and short
 
 	Descriptors float64 `json:",omitzero"` // per idle tunnel
+	Resident    float64 `json:",omitzero"` // bytes of the process with all its idle tunnels
 
 	// What the load generator and the backend used, as Cost, to show that they
 	// are cheap.
@@ -52,6 +53,10 @@ func (s *series) rates() []float64 {
 
 func (s *series) descriptors() []float64 {
 	return s.sorted(func(one sample) float64 { return one.Descriptors })
+}
+
+func (s *series) residents() []float64 {
+	return s.sorted(func(one sample) float64 { return one.Resident })
 }
 
 func (s *series) sorted(figure func(sample) float64) []float64 {

@@ -22,6 +22,7 @@ const roleVariable = "BENCH_ROLE"
 
 const (
 	roleLoad    = "load"
+	roleLayered = "layered" // the load generator for TLS and WebSockets
 	roleBackend = "backend" // ADDRESS
 	roleIOCopy  = "io.Copy" // ADDRESS BACKEND...
 )
@@ -31,7 +32,13 @@ func play(role string, args []string) error {
 	switch role {
 	case roleLoad:
 		keepQuiet()
-		return serveLoad(os.Stdin, os.Stdout)
+		l, err := newLoad()
+		if err != nil {
+			return err
+		}
+		return serveSteps(os.Stdin, os.Stdout, l.do)
+	case roleLayered:
+		return serveSteps(os.Stdin, os.Stdout, new(layered).do)
 	case roleBackend:
 		keepQuiet()
 		if err := unix.SetNonblock(0, true); err != nil {
@@ -58,12 +65,8 @@ func keepQuiet() {
 	debug.SetMemoryLimit(256 << 20)
 }
 
-// serveLoad performs the steps that requests asks for.
-func serveLoad(requests io.Reader, replies io.Writer) error {
-	l, err := newLoad()
-	if err != nil {
-		return err
-	}
+// serveSteps has a load generator do the steps that requests asks for.
+func serveSteps(requests io.Reader, replies io.Writer, do func(loadRequest) loadReply) error {
 	in, out := json.NewDecoder(requests), json.NewEncoder(replies)
 	for {
 		var req loadRequest
@@ -72,7 +75,7 @@ func serveLoad(requests io.Reader, replies io.Writer) error {
 		} else if err != nil {
 			return err
 		}
-		if err := out.Encode(l.do(req)); err != nil {
+		if err := out.Encode(do(req)); err != nil {
 			return err
 		}
 	}

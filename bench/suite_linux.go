@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -110,7 +111,7 @@ func (s *suite) enter(e *entrant) (err error) {
 			e.tokens = append(e.tokens, token)
 		}
 	}
-	if e.instance, err = s.launch(e); err == nil {
+	if e.instance, err = s.launch(e, e.command); err == nil {
 		e.rest()
 	}
 	return err
@@ -128,9 +129,10 @@ func (in *instance) awake() {
 	}
 }
 
-// launch starts a process of e and sees that bytes pass through it unharmed.
-func (s *suite) launch(e *entrant) (*instance, error) {
-	if e.command == nil {
+// launch starts a process of e by one of its commands and sees that bytes pass
+// through it unharmed.
+func (s *suite) launch(e *entrant, command func(site) (*exec.Cmd, error)) (*instance, error) {
+	if command == nil {
 		in := &instance{targets: s.serving}
 		return in, s.prove(e, in)
 	}
@@ -146,7 +148,7 @@ func (s *suite) launch(e *entrant) (*instance, error) {
 	for i := range addresses {
 		in.targets = append(in.targets, fmt.Sprintf("127.0.0.%d:%d", i+1, port))
 	}
-	cmd, err := e.command(site{
+	cmd, err := command(site{
 		path: e.path, dir: dir, listen: "0.0.0.0:" + strconv.Itoa(port), targets: in.targets,
 		backends: s.serving, threads: s.threads, files: s.files,
 	})
@@ -254,7 +256,10 @@ func (s *suite) run(progress func(done, total int, what string)) error {
 
 // turn is one contender's at one workload.
 func (s *suite) turn(round int, w workload, e *entrant) error {
-	if w.kind == idle && e.command == nil || w.kind.ofTokens() && e.token == nil {
+	switch {
+	case w.kind == idle && e.command == nil,
+		w.kind.layer() != "" && e.layered == nil,
+		w.kind.ofTokens() && e.token == nil:
 		return nil
 	}
 	cell := s.table.cell(w.key, e.name)
@@ -262,7 +267,7 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 		return nil
 	}
 	if e.instance == nil { // it failed before
-		in, err := s.launch(e)
+		in, err := s.launch(e, e.command)
 		if err != nil {
 			cell.Failure = err.Error()
 			return nil
@@ -270,7 +275,7 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 		e.instance = in
 	}
 	var err error
-	if w.kind == idle {
+	if w.kind.rests() {
 		err = s.measureIdle(round, w, e)
 	} else {
 		e.awake()
@@ -286,7 +291,7 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 	}
 	if err != nil {
 		cell.Failure = err.Error()
-		if w.kind != idle && e.process != nil { // who knows what state it is in
+		if !w.kind.rests() && e.process != nil { // who knows what state it is in
 			e.process.kill()
 			e.instance = nil
 		}

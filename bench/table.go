@@ -48,7 +48,7 @@ func writeTable(out io.Writer, t *table, all []workload) {
 	all = measured(t, all)
 	var work, resting []workload
 	for _, w := range all {
-		if w.kind == idle {
+		if w.kind.rests() {
 			resting = append(resting, w)
 		} else {
 			work = append(work, w)
@@ -84,10 +84,11 @@ func writeTable(out io.Writer, t *table, all []workload) {
 		}, t)
 	}
 	if len(resting) > 0 && len(proxies) > 0 {
-		fmt.Fprintf(out, "\nIdle tunnels: resident memory of each, best (median) of %d, and descriptors:\n\n", t.Rounds)
+		fmt.Fprintf(out, "\nIdle tunnels: resident memory of each, best (median) of %d, descriptors of each, and resident memory of the whole process:\n\n", t.Rounds)
 		grid(out, "", resting, proxies, func(w workload, _ string, s *series) string {
 			costs := s.costs()
-			return fmt.Sprintf("%s (%s), %.3g", kilobytes(first(costs)), kilobytes(median(costs)), median(s.descriptors()))
+			return fmt.Sprintf("%s (%s), %.3g, %s", kilobytes(first(costs)), kilobytes(median(costs)),
+				median(s.descriptors()), megabytes(median(s.residents())))
 		}, t)
 	}
 	if failures := t.failures(); len(failures) > 0 {
@@ -132,6 +133,9 @@ func writeRatios(out io.Writer, t *table, all []workload, ours string, verdicts 
 	if len(peers) == 0 {
 		return
 	}
+	all = slices.DeleteFunc(slices.Clone(all), func(w workload) bool {
+		return t.at(w.key, ours) == nil || !slices.ContainsFunc(peers, func(p string) bool { return t.at(w.key, p) != nil })
+	})
 	compare := func(q quantity, rows []workload) {
 		grid(out, ours+" to", rows, peers, func(w workload, peer string, _ *series) string {
 			return compared(t, bar{Contender: ours, Workload: w.key, Peer: peer, Quantity: q}, verdicts)
@@ -242,6 +246,8 @@ func perSecond(w workload, units float64) string {
 }
 
 func kilobytes(bytes float64) string { return figures(bytes/1024) + " KiB" }
+
+func megabytes(bytes float64) string { return figures(bytes/(1<<20)) + " MiB" }
 
 func micros(d time.Duration) string { return figures(float64(d) / 1e3) }
 

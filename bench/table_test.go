@@ -13,16 +13,27 @@ func sampleTable() (*table, []workload) {
 	all := rows(workloads(100))
 	for _, w := range all {
 		for i, name := range t.Contenders {
-			if w.kind == idle && name == directName {
+			if w.kind.rests() && name == directName || w.kind.layer() != "" && name != gatewayName {
 				continue
 			}
-			one := sample{Cost: float64(1000 * (i + 1)), Rate: 5e4 / float64(i+1), Descriptors: 2}
+			one := sample{Cost: float64(1000 * (i + 1)), Rate: 5e4 / float64(i+1), Descriptors: 2, Resident: 8 << 20}
 			t.cell(w.key, name).add(one, []uint32{uint32(bucketOf(int64(20_000 * (i + 1)))), 5, uint32(bucketOf(9e6)), 1})
 		}
 	}
 	t.cell("short", nginxName).Samples = nil
 	t.cell("short", nginxName).Failure = "it hung"
 	return t, all
+}
+
+// restingOver are the workloads of gateways alone whose tunnels rest.
+func restingOver() []workload {
+	var list []workload
+	for _, w := range workloads(20) {
+		if w.kind.layer() != "" {
+			list = append(list, w)
+		}
+	}
+	return list
 }
 
 func TestAGridIsAligned(t *testing.T) {
@@ -49,14 +60,15 @@ func TestTheTableTellsEverything(t *testing.T) {
 	writeVerdict(&out, judge(tab))
 	for _, want := range []string{
 		"best (median) of 2",
-		"1.00 µs (1.00 µs)",     // cost
-		".50 (≤ .87 ok)",        // a bar that is met
-		".50 (≤ .16 MISSED)",    // and one that is not
-		"failed",                // nginx on short connections
-		"50.0 k/s",              // a rate
-		"52.4 GB/s",             // of bulk
-		"20.1 / ",               // a latency
-		"0.977 KiB (0.977 KiB)", // memory
+		"1.00 µs (1.00 µs)",                  // cost
+		".50 (≤ .87 ok)",                     // a bar that is met
+		".50 (≤ .16 MISSED)",                 // and one that is not
+		"failed",                             // nginx on short connections
+		"50.0 k/s",                           // a rate
+		"52.4 GB/s",                          // of bulk
+		"20.1 / ",                            // a latency
+		"0.977 KiB (0.977 KiB), 2, 8.00 MiB", // memory
+		"| idle WebSockets over TLS, after 256 KiB each |",
 		"- short, nginx: it hung",
 		"bulk-up-1, gateway's cost to haproxy: .50",
 		"short, forward's cost to haproxy: 2.00 (≤ .92 MISSED)",
@@ -86,6 +98,23 @@ func TestForwardingIsComparedWithTheGatewayOnce(t *testing.T) {
 			strings.HasPrefix(line, "| forward to") && strings.Contains(line, "gateway"):
 			t.Error(line)
 		}
+	}
+}
+
+func TestWhatNoPeerDoesIsNotCompared(t *testing.T) {
+	tab, all := sampleTable()
+	count := func() int {
+		var out strings.Builder
+		writeTable(&out, tab, all)
+		return strings.Count(out.String(), "idle over TLS, 100 tunnels")
+	}
+	if n := count(); n != 1 {
+		t.Errorf("it stands in %d tables, want 1", n)
+	}
+	tab.Contenders = append(tab.Contenders, "old")
+	tab.cell("idle-tls", "old").add(sample{Cost: 1}, nil)
+	if n := count(); n != 2 {
+		t.Errorf("with another gateway it stands in %d tables, want 2", n)
 	}
 }
 

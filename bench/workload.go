@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // kind is what a workload does.
 type kind string
@@ -14,7 +17,28 @@ const (
 	byToken  kind = "token"     // short, opened by a token
 	badToken kind = "bad token" // connect, bring a token that does not open; again
 	idle     kind = "idle"      // many tunnels rest
+	idleTLS  kind = "idle TLS"  // the same, whose clients speak TLS
+	idleWS   kind = "idle WS"   // WebSockets
+	idleWSS  kind = "idle WSS"  // or both
 )
+
+// rests tells whether memory is judged, and no work.
+func (k kind) rests() bool { return k == idle || k.layer() != "" }
+
+// layer is what clients speak on top of TCP.
+type layer string
+
+const (
+	overTLS layer = "tls"
+	overWS  layer = "ws"
+	overWSS layer = "wss"
+)
+
+// layer returns the layer that a workload is about, which is one for gateways
+// alone; none otherwise.
+func (k kind) layer() layer {
+	return map[kind]layer{idleTLS: overTLS, idleWS: overWS, idleWSS: overWSS}[k]
+}
 
 // ofTokens tells whether it is for gateways alone, because it takes tokens.
 func (k kind) ofTokens() bool { return k == byToken || k == badToken }
@@ -28,10 +52,12 @@ type workload struct {
 	size    int // of a message, in bytes
 }
 
-// Two workloads fill a second row: idle with the same tunnels after a burst
-// went through each, stalled with the same tunnels without the stalled readers.
+// Some workloads fill a second row: the idle ones with the same tunnels after a
+// burst went through each, stalled with the same tunnels without the stalled
+// readers.
 const (
-	idleBurst      = "idle-burst"
+	afterBurst     = "-burst" // behind the workload's key
+	idleBurst      = "idle" + afterBurst
 	withoutStalled = "stalled-without"
 )
 
@@ -60,8 +86,12 @@ func workloads(idleTunnels int) []workload {
 		{"token-bad", "refused: a forged token", badToken, shortClients, 64},
 		{"stalled", fmt.Sprintf("beside %d stalled readers", stalledReaders), stalled, 100, 64},
 	}
-	title := fmt.Sprintf("idle, %d tunnels", idleTunnels)
-	return append(list, workload{"idle", title, idle, idleTunnels, 64})
+	tunnels := fmt.Sprintf(", %d tunnels", idleTunnels)
+	return append(list,
+		workload{"idle", "idle" + tunnels, idle, idleTunnels, 64},
+		workload{"idle-tls", "idle over TLS" + tunnels, idleTLS, idleTunnels, 64},
+		workload{"idle-ws", "idle WebSockets" + tunnels, idleWS, idleTunnels, 64},
+		workload{"idle-wss", "idle WebSockets over TLS" + tunnels, idleWSS, idleTunnels, 64})
 }
 
 // rows is what the tables show of the workloads: themselves, and the second
@@ -75,8 +105,9 @@ func rows(list []workload) []workload {
 			all = append(all, without)
 		}
 		all = append(all, w)
-		if w.kind == idle {
-			w.key, w.title = idleBurst, "idle, after 256 KiB each"
+		if w.kind.rests() {
+			what, _, _ := strings.Cut(w.title, ",")
+			w.key, w.title = w.key+afterBurst, what+", after 256 KiB each"
 			all = append(all, w)
 		}
 	}
