@@ -54,6 +54,7 @@ type exchange struct {
 
 	up, down   atomic.Int64 // bytes moved
 	bodyFailed atomic.Bool
+	bodyLeft   atomic.Bool // more is to be read, by the proxy
 
 	mu    sync.Mutex
 	over  bool
@@ -184,6 +185,7 @@ func (x *exchange) forward(w http.ResponseWriter, r *http.Request) {
 	// A backend may answer while it reads. Without this, net/http would first
 	// read some of the body itself, and throw it away.
 	http.NewResponseController(w).EnableFullDuplex()
+	x.bodyLeft.Store(r.ContentLength != 0)
 	x.proxy.ServeHTTP(w, r)
 }
 
@@ -286,8 +288,14 @@ func (w *response) WriteHeader(status int) {
 	if status >= 200 && w.x.status == 0 {
 		w.x.status = status
 		// Otherwise net/http would guess a type that the backend did not give.
-		if h := w.Header(); h["Content-Type"] == nil {
+		h := w.Header()
+		if h["Content-Type"] == nil {
 			h["Content-Type"] = nil
+		}
+		if w.x.bodyLeft.Load() && status != http.StatusSwitchingProtocols {
+			// With full duplex, net/http reads the rest once the handler has
+			// returned, and panics when it then waits for another request.
+			h.Set("Connection", "close")
 		}
 	}
 	w.ResponseWriter.WriteHeader(status)
@@ -322,6 +330,9 @@ type body struct {
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.x.up.Add(int64(n))
+	if err != nil {
+		b.x.bodyLeft.Store(false)
+	}
 	if err != nil && err != io.EOF {
 		b.x.bodyFailed.Store(true)
 	}
