@@ -212,7 +212,10 @@ func picks(group *balance.Group) string {
 func wantIdle(t testing.TB, group *balance.Group, second string) {
 	t.Helper()
 	port := portOf(second)
-	eventually(t, second+" has no connection", func() bool { return picks(group) == port && picks(group) == port })
+	eventually(t, second+" has no connection", func() bool {
+		first, again := picks(group), picks(group)
+		return first == port && again == port
+	})
 }
 
 // Whatever ends a tunnel, its target has one less.

@@ -401,10 +401,14 @@ func TestTheDockerfileBuildsFromWhatItCopies(t *testing.T) {
 				t.Fatalf("COPY %s: nothing there, %v", pattern, err)
 			}
 			for _, name := range names {
-				if info, err := os.Stat(name); err == nil && info.IsDir() {
+				info, err := os.Stat(name)
+				if err == nil && info.IsDir() {
 					err = os.CopyFS(filepath.Join(dir, m[2]), os.DirFS(name))
-				} else if b, err := os.ReadFile(name); err == nil {
-					err = os.WriteFile(filepath.Join(dir, m[2], name), b, 0o644)
+				} else if err == nil {
+					var b []byte
+					if b, err = os.ReadFile(name); err == nil {
+						err = os.WriteFile(filepath.Join(dir, m[2], name), b, 0o644)
+					}
 				}
 				if err != nil {
 					t.Fatal(err)
