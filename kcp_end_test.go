@@ -5,9 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
-	"net/netip"
 	"runtime"
 	"sync"
 	"testing"
@@ -18,131 +16,7 @@ import (
 	"gateway/internal/kcp"
 )
 
-// Bad paths, and how sessions of KCP end.
-
-// badPath is a path to a UDP address that drops, doubles and delays a part each
-// of the datagrams, both ways. A delayed one comes behind those that follow it.
-func badPath(t testing.TB, to string, part float64) string {
-	t.Helper()
-	front, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var mu sync.Mutex
-	var pumps sync.WaitGroup
-	backs := make(map[netip.AddrPort]net.Conn)
-	rng := rand.New(rand.NewPCG(1, 2))
-	pass := func(d []byte, send func([]byte)) {
-		mu.Lock()
-		fate := rng.Float64() / part
-		mu.Unlock()
-		switch {
-		case fate < 1: // lost
-		case fate < 2:
-			send(d)
-			send(d)
-		case fate < 3:
-			d = bytes.Clone(d)
-			pumps.Add(1)
-			time.AfterFunc(20*time.Millisecond, func() { defer pumps.Done(); send(d) })
-		default:
-			send(d)
-		}
-	}
-	// pump passes on what read brings until that fails.
-	pump := func(read func([]byte) (int, func([]byte), error)) {
-		pumps.Go(func() {
-			buf := make([]byte, 2048)
-			for {
-				n, send, err := read(buf)
-				if err != nil {
-					return
-				}
-				pass(buf[:n], send)
-			}
-		})
-	}
-	pump(func(buf []byte) (int, func([]byte), error) {
-		n, source, err := front.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			return 0, nil, err
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		back := backs[source]
-		if back == nil {
-			if back, err = net.Dial("udp", to); err != nil {
-				t.Error(err)
-				return 0, nil, err
-			}
-			backs[source] = back
-			pump(func(buf []byte) (int, func([]byte), error) {
-				n, err := back.Read(buf)
-				return n, func(d []byte) { front.WriteToUDPAddrPort(d, source) }, err
-			})
-		}
-		return n, func(d []byte) { back.Write(d) }, nil
-	})
-	t.Cleanup(func() {
-		front.Close()
-		mu.Lock()
-		for _, back := range backs {
-			back.Close()
-		}
-		mu.Unlock()
-		pumps.Wait()
-	})
-	return front.LocalAddr().String()
-}
-
-func TestEverythingArrivesOverABadPath(t *testing.T) {
-	shards := kcpCode{data: 10, parity: 3}
-	for _, test := range []struct {
-		name string
-		part float64
-		code kcpCode
-	}{
-		{"5 %", .05, kcpCode{}},
-		{"10 %", .10, kcpCode{}},
-		{"20 %", .20, kcpCode{}},
-		{"20 % with error correction", .20, shards},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			tcp, backend := startEcho(t), startKCPBackend(t, test.code, kcpEcho)
-			g := startKCP(t, func(cfg *Config) {
-				cfg.KCPDataShards, cfg.KCPParityShards = test.code.data, test.code.parity
-				cfg.Timeout = patience
-			})
-			var both sync.WaitGroup
-			both.Go(func() { // a client on a bad path
-				s := dialKCP(t, badPath(t, g.kcp, test.part), test.code)
-				io.WriteString(s, sealed(t, tcp)+"early")
-				if got := make([]byte, 8); !reads(s, got) || string(got) != "200early" {
-					t.Errorf("read %q", got)
-					return
-				}
-				echoByHash(t, s, 1<<20)
-			})
-			both.Go(func() { // a backend
-				c := connect(t, g.addr)
-				io.WriteString(c, sealed(t, "kcp://"+badPath(t, backend[len("kcp://"):], test.part))+"early")
-				if got := make([]byte, 8); !reads(c, got) || string(got) != "200early" {
-					t.Errorf("read %q", got)
-					return
-				}
-				echoByHash(t, c, 1<<20)
-			})
-			both.Wait()
-		})
-	}
-}
-
-// reads tells whether b could be filled.
-func reads(c net.Conn, b []byte) bool {
-	_, err := io.ReadFull(c, b)
-	return err == nil
-}
+// How sessions of KCP end, and how many there may be.
 
 func TestAllThatABackendSentArrivesBeforeTheSessionEnds(t *testing.T) {
 	for _, part := range []float64{0, .2} {
@@ -214,84 +88,6 @@ func TestAKCPSessionThatBeginsWhenTunnelsAreCutDoesNotLinger(t *testing.T) {
 	}
 }
 
-// slowPath is a path to a UDP address that brings one datagram in each pause
-// from there, and loses those that repeat what is already on its way.
-func slowPath(t testing.TB, to string, pause time.Duration) string {
-	t.Helper()
-	front, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	back, err := net.Dial("udp", to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pumps sync.WaitGroup
-	client, queue := make(chan net.Addr, 1), make(chan []byte, 1000)
-	pumps.Go(func() {
-		buf := make([]byte, 2048)
-		for {
-			n, from, err := front.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			select {
-			case client <- from:
-			default:
-			}
-			back.Write(buf[:n])
-		}
-	})
-	pumps.Go(func() {
-		defer close(queue)
-		onItsWay := make(map[string]bool) // by the numbers of segments with data
-		for {
-			buf := make([]byte, 2048)
-			n, err := back.Read(buf)
-			if err != nil {
-				return
-			}
-			if sn := string(buf[12:16]); buf[4] != 81 || !onItsWay[sn] {
-				onItsWay[sn] = onItsWay[sn] || buf[4] == 81
-				queue <- buf[:n]
-			}
-		}
-	})
-	pumps.Go(func() {
-		to := <-client
-		for d := range queue {
-			if _, err := front.WriteTo(d, to); err == nil {
-				time.Sleep(pause)
-			}
-		}
-	})
-	t.Cleanup(func() {
-		front.Close()
-		back.Close()
-		pumps.Wait()
-	})
-	return front.LocalAddr().String()
-}
-
-// As long as the client acknowledges something it is there, however long its
-// path takes for what its backend has left behind.
-func TestAKCPClientOnASlowPathGetsEverything(t *testing.T) {
-	t.Parallel()
-	const idle = 1500 * time.Millisecond
-	text := noise(5, 400<<10)
-	backend := startBackend(t, func(c *net.TCPConn) { c.Write(text) })
-	g := startKCP(t, func(cfg *Config) { cfg.KCPIdleTimeout, cfg.KCPMode = idle, "normal" })
-	s := openKCP(t, slowPath(t, g.kcp, 8*time.Millisecond), backend)
-	began, got := time.Now(), make([]byte, len(text))
-	s.SetReadDeadline(began.Add(3 * patience)) // retransmissions on a busy machine
-	if n, err := io.ReadFull(s, got); err != nil || !bytes.Equal(got, text) {
-		t.Errorf("read %d bytes of %d, %v, or others", n, len(text), err)
-	}
-	if took := time.Since(began); took < idle+idle/2 {
-		t.Errorf("it took no longer than %v: a test of nothing", took)
-	}
-}
-
 func TestAKCPClientThatVanishesIsForgottenWithinTheIdleTimeout(t *testing.T) {
 	const idle = 300 * time.Millisecond
 	for _, test := range []struct {
@@ -342,10 +138,10 @@ func TestAKCPClientThatVanishesIsForgottenWithinTheIdleTimeout(t *testing.T) {
 
 func TestAKCPClientThatSaysNothingMoreEndsToo(t *testing.T) {
 	backend := startEcho(t)
-	g := startKCP(t, func(cfg *Config) { cfg.KCPIdleTimeout = 400 * time.Millisecond })
+	g := startKCP(t, func(cfg *Config) { cfg.KCPIdleTimeout = 700 * time.Millisecond })
 	s := openKCP(t, g.kcp, backend)
 	// Bytes now and then keep it alive.
-	for began := time.Now(); time.Since(began) < time.Second; {
+	for began := time.Now(); time.Since(began) < 1500*time.Millisecond; {
 		echo(t, s, "tick")
 	}
 	if len(g.log.lines("tunnel")) != 0 {
@@ -386,14 +182,15 @@ func TestATCPClientThatHasFinishedStillHearsAKCPBackend(t *testing.T) {
 }
 
 func TestATCPClientGetsAFINWhenItsKCPBackendIsGone(t *testing.T) {
+	t.Parallel()
 	bothRelays(t, func(t *testing.T, loops int) {
-		text := noise(3, 256<<10)
+		text := noise(3, 64<<10)
 		gone := make(chan struct{})
 		backend := startKCPBackend(t, kcpCode{}, func(s *kcpgo.UDPSession) {
 			s.Write(text)
 			<-gone // and says no more
 		})
-		g := startKCP(t, func(cfg *Config) { cfg.Loops, cfg.KCPIdleTimeout = loops, 300*time.Millisecond })
+		g := startKCP(t, func(cfg *Config) { cfg.Loops, cfg.KCPIdleTimeout = loops, 1500*time.Millisecond })
 		defer close(gone)
 		c := openTunnel(t, g.addr, backend)
 		expectAll(t, c, string(text))
@@ -405,6 +202,7 @@ func TestATCPClientGetsAFINWhenItsKCPBackendIsGone(t *testing.T) {
 }
 
 func TestAKCPBackendWhosePortIsClosedEndsTheSessionAtOnce(t *testing.T) {
+	t.Parallel()
 	ln, err := kcpgo.ListenWithOptions("127.0.0.1:0", nil, 0, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -472,7 +270,7 @@ func speakPast(t testing.TB, gateway, line string) {
 }
 
 func TestAThousandKCPSessionsAtOnce(t *testing.T) {
-	const sessions, idle = 1000, 5 * time.Second
+	const sessions, idle = 1000, 4 * time.Second
 	backend := startBackendProcess(t, "echo")
 	g := startKCP(t, func(cfg *Config) { cfg.KCPIdleTimeout = idle })
 	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()

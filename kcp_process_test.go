@@ -264,6 +264,7 @@ func TestAFloodOfStrangersByKCPIsBounded(t *testing.T) {
 
 // A forged address must not be sent much more than was sent in its name.
 func TestAClientThatAcknowledgesNothingIsSentLittle(t *testing.T) {
+	t.Parallel()
 	backend := startBackend(t, func(c *net.TCPConn) {
 		c.Write(noise(1, 100_000))
 		io.Copy(io.Discard, c)

@@ -199,8 +199,8 @@ func TestAKCPClientGetsTheStatusFirst(t *testing.T) {
 		{"a closed port of UDP", sealed(t, "kcp://"+closedUDPPort(t)), "502", "refused"},
 		{"a backend that is silent", sealed(t, "kcp://"+deafPort(t)), "504", "timeout"},
 	} {
+		s := dialKCP(t, g.kcp, kcpCode{}) // which keeps its port until all are over
 		t.Run(test.name, func(t *testing.T) {
-			s := dialKCP(t, g.kcp, kcpCode{})
 			send(t, s, test.request)
 			expect(t, s, test.status)
 			if test.status == "200" {
