@@ -69,7 +69,9 @@ func TestCloseEndsEverythingAndSays1001(t *testing.T) {
 	if resp, err := http.ReadResponse(passed, nil); err != nil || resp.StatusCode != 101 {
 		t.Fatal(resp, err)
 	}
-	_, mute := f.rawWS(t, "/?x-cipher-origin=tcp", "") // does not answer the Close frame
+	c, mute := f.rawWS(t, "/?x-cipher-origin=tcp", "") // does not answer the Close frame
+	io.WriteString(c, frame(0x82, "relayed"))
+	expectFrame(t, mute, 0x82, "relayed")
 
 	began := time.Now()
 	f.Server.Close()
