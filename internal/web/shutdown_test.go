@@ -63,8 +63,10 @@ func TestCloseEndsEverythingAndSays1001(t *testing.T) {
 	})
 	_, busy := f.raw(t, "GET / HTTP/1.1\r\nHost: h\r\nX-Cipher-Origin: slow\r\n\r\n")
 	receive(t, entered)
-	terminated := f.ws(t, "/?x-cipher-origin=tcp")
 	waiting := f.ws(t, "/")
+	terminated := f.ws(t, "/?x-cipher-origin=tcp")
+	send(t, terminated, websocket.MessageText, "relayed")
+	expect(t, terminated, "relayed")
 	_, passed := f.raw(t, handshake("/", "X-Cipher-Origin", "through"))
 	if resp, err := http.ReadResponse(passed, nil); err != nil || resp.StatusCode != 101 {
 		t.Fatal(resp, err)
