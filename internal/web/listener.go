@@ -31,13 +31,14 @@ type conn struct {
 	ws *Conn // guarded by Server.mu; nil if there is none
 
 	// See Read.
-	mu       sync.Mutex
-	changed  sync.Cond // any of these
-	serving  bool      // a request
-	x        *exchange // that request; nil before its handler has begun, and after
-	finished bool      // the client has finished sending
-	closed   bool
-	deadline time.Time // of Read
+	mu        sync.Mutex
+	changed   sync.Cond // any of these
+	serving   bool      // a request
+	x         *exchange // that request; nil before its handler has begun, and after
+	finished  bool      // the client has finished sending
+	upgrading bool      // see Close
+	closed    bool
+	deadline  time.Time // of Read
 }
 
 func newConn(ctx context.Context, cancel context.CancelFunc, s *Server, nc net.Conn, fixed *address.Route) *conn {
@@ -110,10 +111,19 @@ func (c *conn) change(f func()) {
 	c.changed.Broadcast()
 }
 
+// Close does nothing while a request is answered with 101: the client may have
+// read that already, and then has a right to a Close frame, but net/http gives
+// the connection to the WebSocket only afterwards and closes it until then.
 func (c *conn) Close() error {
-	c.change(func() { c.closed = true })
+	upgrading := false
+	c.change(func() { upgrading, c.closed = c.upgrading, !c.upgrading })
+	if upgrading {
+		return nil
+	}
 	return c.Conn.Close()
 }
+
+func (c *conn) setUpgrading(b bool) { c.change(func() { c.upgrading = b }) }
 
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.change(func() { c.deadline = t })
@@ -143,10 +153,11 @@ func (c *conn) end() {
 	}
 }
 
-// adopt registers the connection's WebSocket for Close.
+// adopt registers the connection's WebSocket for Server.Close.
 func (c *conn) adopt(ws *Conn) {
 	c.server.mu.Lock()
 	defer c.server.mu.Unlock()
+	c.setUpgrading(false)
 	c.ws = ws
 	if c.server.closed {
 		ws.Close()

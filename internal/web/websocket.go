@@ -83,6 +83,8 @@ func (x *exchange) refuseHandshake(w http.ResponseWriter) {
 // accept answers 101. All that could be refused has been.
 func (x *exchange) accept(w http.ResponseWriter, r *http.Request) (*Conn, error) {
 	c := &Conn{interval: x.PingInterval / 2}
+	x.conn.setUpgrading(true)
+	defer x.conn.setUpgrading(false)
 	lib, err := websocket.Accept(&hijacker{w, x, c}, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // see originAllowed
 		Subprotocols:       firstToken(r.Header["Sec-Websocket-Protocol"]),
@@ -138,7 +140,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	w := &wire{Conn: nc, early: bytes.Clone(early)}
 	h.c.wire = w
 	h.c.br = bufio.NewReaderSize(w, wsBufferSize)
-	h.x.conn.adopt(h.c) // before the client has its 101, and so its right to a Close frame
+	h.x.conn.adopt(h.c)
 	return w, bufio.NewReadWriter(h.c.br, bufio.NewWriterSize(w, wsBufferSize)), nil
 }
 
