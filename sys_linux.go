@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"net/netip"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,15 +14,17 @@ import (
 // which on a busy CPU makes it take the loop's processor away and wake another
 // thread for it. On a non-blocking socket nothing sleeps, so there is nothing
 // to tell. And recvfrom and sendto are cheaper than read and write, which look
-// at the descriptor for more than a socket has.
+// at the descriptor for more than a socket has. They go by package syscall,
+// whose raw calls take their arguments in registers; those of x/sys/unix take
+// the stack to get there.
 
 func sysRead(fd int32, b []byte) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
+	n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
 	return result(n, errno)
 }
 
 func sysWrite(fd int32, b []byte) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)
+	n, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)
 	return result(n, errno)
 }
 
@@ -29,14 +32,14 @@ func sysWrite(fd int32, b []byte) (int, error) {
 // is a pipe.
 func sysSplice(from, to int, n int) (int, error) {
 	const flags = unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
-	m, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), flags)
+	m, _, errno := syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), flags)
 	return result(m, errno)
 }
 
 // sysWait is epoll_pwait for up to msec milliseconds; see loop.wait for when a
 // raw one may sleep.
 func sysWait(epfd int, events []unix.EpollEvent, msec int) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
 		uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(msec), 0, 0)
 	return result(n, errno)
 }
@@ -44,27 +47,27 @@ func sysWait(epfd int, events []unix.EpollEvent, msec int) (int, error) {
 // sysAccept is accept4. The peer's address goes to sa.
 func sysAccept(fd int, sa *unix.RawSockaddrAny) (int, error) {
 	size := uint32(unix.SizeofSockaddrAny)
-	n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(sa)),
+	n, _, errno := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(sa)),
 		uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 	return result(n, errno)
 }
 
 // sysSocket makes a TCP socket with TCP_NODELAY.
 func sysSocket(family int) (int, error) {
-	r, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family),
+	r, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(family),
 		unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if errno != 0 {
 		return -1, errno
 	}
 	on := int32(1)
-	unix.RawSyscall6(unix.SYS_SETSOCKOPT, r, unix.IPPROTO_TCP, unix.TCP_NODELAY,
+	syscall.RawSyscall6(unix.SYS_SETSOCKOPT, r, unix.IPPROTO_TCP, unix.TCP_NODELAY,
 		uintptr(unsafe.Pointer(&on)), unsafe.Sizeof(on), 0)
 	return int(r), nil
 }
 
 // sysConnect begins to connect to a sockaddr of the given size.
 func sysConnect(fd int, sa *unix.RawSockaddrAny, size int) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(size))
+	_, _, errno := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(size))
 	if errno != 0 {
 		return errno
 	}
@@ -75,7 +78,7 @@ func sysConnect(fd int, sa *unix.RawSockaddrAny, size int) error {
 // its peer's with SYS_GETPEERNAME.
 func sysName(call uintptr, fd int32, sa *unix.RawSockaddrAny) error {
 	size := uint32(unix.SizeofSockaddrAny)
-	_, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(unsafe.Pointer(&size)))
+	_, _, errno := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(unsafe.Pointer(&size)))
 	if errno != 0 {
 		return errno
 	}
@@ -83,7 +86,7 @@ func sysName(call uintptr, fd int32, sa *unix.RawSockaddrAny) error {
 }
 
 func sysEpollCtl(epfd, op int, fd int32, ev *unix.EpollEvent) error {
-	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0)
+	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0)
 	if errno != 0 {
 		return errno
 	}
@@ -91,9 +94,9 @@ func sysEpollCtl(epfd, op int, fd int32, ev *unix.EpollEvent) error {
 }
 
 // sysFinish sends FIN.
-func sysFinish(fd int32) { unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0) }
+func sysFinish(fd int32) { syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0) }
 
-func sysClose(fd int32) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
+func sysClose(fd int32) { syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // result turns a system call's return into Go's, without an allocation for the
 // error that is no error.
