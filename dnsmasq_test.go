@@ -11,7 +11,7 @@ import (
 )
 
 // Services of a real DNS server: dnsmasq as distributions ship it. make
-// test-dns installs it.
+// test-deps installs it.
 
 // needDNS in the environment says that it must be there. It is read before
 // TestMain clears the environment.
@@ -29,7 +29,7 @@ func startDnsmasq(t *testing.T, addr string, records ...string) (stop func()) {
 		if needDNS {
 			t.Fatalf("no dnsmasq: %v", err)
 		}
-		t.Skipf("no dnsmasq (make test-dns installs it): %v", err)
+		t.Skipf("no dnsmasq (make test-deps installs it): %v", err)
 	}
 	host, port, _ := net.SplitHostPort(addr)
 	var log logBuffer
