@@ -155,6 +155,13 @@ func (g *Gateway) serveTunnel(c *client, s *session, req request) {
 	}
 	early := g.announce(s, addrPort(c.LocalAddr()), req.early)
 	g.untrack(c.socket)
+	// Not here: this goroutine's stack has grown with TLS, and a tunnel rests.
+	go g.runTunnel(c, s, backend, early)
+}
+
+// runTunnel relays until the tunnel ends, or a loop has taken it.
+func (g *Gateway) runTunnel(c *client, s *session, backend net.Conn, early []byte) {
+	defer g.survive(c.socket, s)
 	g.relay.run(s, c.Conn, backend, early) // ends in g.account
 }
 

@@ -247,8 +247,8 @@ const restBuffer = 2 << 10
 
 // copy moves bytes from src to dst until src ends, adding each chunk to moved
 // once dst's kernel has taken it. Both errors are nil at src's FIN; else the
-// one that is not tells which side failed. Only while a lot is coming it holds
-// a buffer of the full size.
+// one that is not tells which side failed. It holds a buffer of the full size
+// only as long as reads fill it: many tunnels that had a burst may rest.
 func (r *relay) copy(dst, src net.Conn, moved *atomic.Int64) (readErr, writeErr error) {
 	small := make([]byte, min(restBuffer, r.bufferSize))
 	var large *[]byte
@@ -278,7 +278,7 @@ func (r *relay) copy(dst, src net.Conn, moved *atomic.Int64) (readErr, writeErr 
 			return readErr, nil
 		case large == nil && n == len(small):
 			large = r.buffers.Get().(*[]byte)
-		case large != nil && n < len(small):
+		case large != nil && n < len(*large):
 			r.buffers.Put(large)
 			large = nil
 		}
