@@ -17,6 +17,7 @@ import (
 
 // Why an exchange failed, in a word for the log.
 var (
+	errBadRequest = errors.New("bad_request") // net/http does not take it for a request
 	errNotHTTP    = errors.New("not_http")    // the address cannot be spoken to this way
 	errNotTCP     = errors.New("not_tcp")     // the same, the other way round
 	errMethod     = errors.New("method")      // it is meant for another kind of proxy
@@ -71,6 +72,7 @@ func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{})
 // handle is net/http's handler: one request.
 func handle(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(connKey{}).(*conn)
+	c.beginRequest()
 	x := &exchange{Server: c.server, conn: c, began: time.Now(), kind: "http", method: methodName(r.Method)}
 	ctx, cancel := context.WithCancelCause(context.WithValue(r.Context(), exchangeKey{}, x))
 	x.ctx, x.cancel = ctx, cancel

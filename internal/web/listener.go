@@ -1,9 +1,11 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -30,8 +32,14 @@ type conn struct {
 
 	ws *Conn // guarded by Server.mu; nil if there is none
 
+	mu sync.Mutex
+
+	// See accountHead.
+	heading bool      // no handler has begun since the last request
+	began   time.Time // the head that is coming in; zero if none is
+	failure error     // what the last read met; nil if nothing
+
 	// See Read.
-	mu        sync.Mutex
 	changed   sync.Cond // any of these
 	serving   bool      // a request
 	x         *exchange // that request; nil before its handler has begun, and after
@@ -42,7 +50,7 @@ type conn struct {
 }
 
 func newConn(ctx context.Context, cancel context.CancelFunc, s *Server, nc net.Conn, fixed *address.Route) *conn {
-	c := &conn{Conn: nc, fixed: fixed, server: s, ctx: ctx, cancel: cancel, rest: make(chan func(), 1)}
+	c := &conn{Conn: nc, fixed: fixed, server: s, ctx: ctx, cancel: cancel, rest: make(chan func(), 1), heading: true}
 	c.changed.L = &c.mu
 	return c
 }
@@ -53,10 +61,58 @@ func (c *conn) base() *conn { return c }
 
 // setState is told what net/http does with the connection.
 func (c *conn) setState(state http.ConnState) {
-	c.change(func() { c.serving = state == http.StateActive })
+	c.change(func() {
+		c.serving = state == http.StateActive
+		if state == http.StateIdle {
+			c.heading, c.began, c.failure = true, time.Time{}, nil
+		}
+	})
 	if state == http.StateClosed {
+		c.accountHead(0, errEOF)
 		c.rest <- nil
 	}
+}
+
+// beginRequest is told that a head has come to its handler.
+func (c *conn) beginRequest() {
+	c.change(func() { c.heading, c.began = false, time.Time{} })
+}
+
+// accountHead accounts for a request's head that comes to no handler, because
+// it never ended or net/http refuses it.
+func (c *conn) accountHead(status int, err error) {
+	c.mu.Lock()
+	began := c.began
+	c.began = time.Time{}
+	err = cmp.Or(c.failure, err)
+	c.mu.Unlock()
+	if began.IsZero() {
+		return
+	}
+	c.server.gate.Served(c.ctx, Exchange{
+		Kind:     "http",
+		Method:   methodName(""),
+		Status:   status,
+		Duration: time.Since(began),
+		Err:      err,
+	})
+}
+
+// Write notices how net/http refuses a head: nothing else is written before
+// there is a handler.
+func (c *conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	heading := c.heading
+	if heading && c.began.IsZero() { // it came along with the request before
+		c.began = time.Now()
+	}
+	c.mu.Unlock()
+	if heading {
+		var status int
+		fmt.Sscanf(string(p[:min(len(p), len("HTTP/1.1 400"))]), "HTTP/1.1 %d", &status)
+		c.accountHead(status, errBadRequest)
+	}
+	return c.Conn.Write(p)
 }
 
 // Read hides the client's FIN from net/http while a request is served. The
@@ -66,6 +122,17 @@ func (c *conn) setState(state http.ConnState) {
 // client may be gone all the same, HalfCloseTimeout bounds what is waited for.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	c.mu.Lock()
+	if c.heading && n > 0 && c.began.IsZero() {
+		c.began = time.Now()
+	}
+	switch c.failure = nil; {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.failure = errTooSlow
+	case err != nil:
+		c.failure = errEOF
+	}
+	c.mu.Unlock()
 	if err == io.EOF && len(p) == 1 {
 		err = c.awaitChange()
 	}

@@ -386,9 +386,47 @@ func TestHeadersAreBoundedToTheByte(t *testing.T) {
 			t.Errorf("%d bytes of headers: %s, want %d", testOptions.HeaderMax+extra, resp.Status, want)
 		}
 	}
-	resp := f.rawGet(t, "GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: strange\r\n\r\n")
-	if resp.StatusCode != 501 {
-		t.Errorf("a strange transfer encoding got %s", resp.Status)
+}
+
+func TestAHeadThatIsNoRequestIsAccountedFor(t *testing.T) {
+	f := start(t, testOptions, nil)
+	const good = "GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+	for head, want := range map[string]int{
+		"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: strange\r\n\r\n": 501,
+		"GET / HTTP/1.1\r\n\r\n":            400,
+		"GET / HTTP/9.9\r\nHost: h\r\n\r\n": 505,
+		"GET / HTTP/1.1\r\nHost: h\r\nPad: " + strings.Repeat("a", 20000) + "\r\n\r\n": 431,
+	} {
+		for _, before := range []int{0, 2} {
+			c, br := f.raw(t, strings.Repeat(good, before)+head)
+			for range before {
+				resp, err := http.ReadResponse(br, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				io.Copy(io.Discard, resp.Body)
+				if e := receive(t, f.served); e.Err != errNoAddress {
+					t.Errorf("account %+v", e)
+				}
+			}
+			resp, err := http.ReadResponse(br, nil)
+			if err != nil || resp.StatusCode != want {
+				t.Fatal(head[:20], resp, err)
+			}
+			if e := receive(t, f.served); e.Status != want || e.Err != errBadRequest || e.Kind != "http" || e.Method != "other" {
+				t.Errorf("%d: account %+v", want, e)
+			}
+			c.Close()
+		}
+	}
+	c, _ := f.raw(t, good[:20])
+	c.Close()
+	if e := receive(t, f.served); e.Err != errEOF {
+		t.Errorf("account of half a head: %+v", e)
+	}
+	f.Server.Close()
+	if len(f.served) > 0 {
+		t.Errorf("accounted twice: %+v", <-f.served)
 	}
 }
 
@@ -399,6 +437,9 @@ func TestAHeadThatDribblesIsWaitedForOnlySoLong(t *testing.T) {
 	_, br := f.raw(t, "GET / HT")
 	if b, err := io.ReadAll(br); err != nil || len(b) > 0 && !bytes.HasPrefix(b, []byte("HTTP/1.1 400 ")) {
 		t.Errorf("%q, %v; want the end", b, err)
+	}
+	if e := receive(t, f.served); e.Status != 0 && e.Status != 400 || e.Err != errTooSlow {
+		t.Errorf("account %+v", e)
 	}
 }
 
