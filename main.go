@@ -252,6 +252,9 @@ func listenAll(cfg *Config) ([]net.Listener, error) {
 		ln, err := listen(cfg, l)
 		if err != nil {
 			closeAll(list)
+			if errors.Is(err, syscall.EADDRINUSE) && !cfg.Reuse {
+				err = fmt.Errorf("%w (stop who uses it, or start all with -reuse=1)", err)
+			}
 			return nil, fmt.Errorf("-%s: %w", l.setting, err)
 		}
 		list = append(list, ln)
@@ -283,11 +286,7 @@ func listen(cfg *Config, l listening) (net.Listener, error) {
 		}
 		return cfg.liveness().Inherit(c)
 	}
-	ln, err := lc.Listen(context.Background(), networkOf("tcp", l.addr), l.addr)
-	if errors.Is(err, syscall.EADDRINUSE) && !cfg.Reuse {
-		return nil, fmt.Errorf("%w (stop who uses it, or start all with -reuse=1)", err)
-	}
-	return ln, err
+	return lc.Listen(context.Background(), networkOf("tcp", l.addr), l.addr)
 }
 
 // networkOf returns "tcp4" or "udp4" for an IPv4 address to listen on: "tcp" would
