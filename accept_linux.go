@@ -14,10 +14,11 @@ import (
 )
 
 // The short way in. A loop takes the plain case of a connection from accept to
-// answer with as few system calls as there can be: a sealed line in whatever
-// binary form, a literal address, a cheap key derivation. Whatever is not plain
-// goes the slow way, in a goroutine, and comes back through loops.run. Both
-// ways ask the frontend what to do with a client; only the waiting differs.
+// answer with as few system calls as there can be: a sealed line or a token in
+// any form but HTTP, or a listener that forwards; backends with literal addresses,
+// one or several; a cheap key derivation. Whatever is not plain goes the slow
+// way, in a goroutine, and comes back through loops.run. Both ways ask the
+// frontend what to do with a client; only the waiting differs.
 //
 // In the order of a connection's life:
 //
@@ -78,6 +79,7 @@ func (l *loop) readRequest(t *tunnel) {
 			l.leave(t, received)
 			return
 		}
+		// Nothing in it waits: only a slow derivation would.
 		req, err := l.front.request(context.Background(), &t.session, received)
 		form := t.session.form
 		switch {
@@ -121,6 +123,7 @@ func (l *loop) route(t *tunnel, req request, received []byte) {
 		l.leave(t, received)
 		return
 	}
+	// Nor here: only a service would be looked up, and that is not plain.
 	if err := l.front.choose(context.Background(), &t.session, req.route); err != nil {
 		l.refuse(t, err)
 		return
@@ -150,8 +153,9 @@ func (l *loop) leave(t *tunnel, received []byte) {
 	fd, s := int(c.fd), t.session
 	received = append([]byte(nil), received...)
 	c.fd = -1
+	l.group.away.Add(1)
 	l.release(t)
-	go l.group.slowWay(fd, &s, received)
+	go l.group.serveAway(fd, &s, received)
 }
 
 // dial begins to connect the backend.

@@ -235,14 +235,3 @@ func (l *loop) sweepTunnel(t *tunnel, period int64) {
 		l.cut(t, howTimeout)
 	}
 }
-
-// publish makes the counters visible to other threads.
-func (l *loop) publish() {
-	if l.spliced > 0 {
-		l.totalSpliced.Add(l.spliced)
-	}
-	if l.copied > 0 {
-		l.totalCopied.Add(l.copied)
-	}
-	l.spliced, l.copied = 0, 0
-}

@@ -15,6 +15,7 @@ import (
 	"gateway/internal/balance"
 	"gateway/internal/kcp"
 	"gateway/internal/policy"
+	"gateway/internal/sockopt"
 )
 
 // Config is a validated configuration; see parseConfig. What each field means
@@ -166,7 +167,7 @@ func settings(cfg *Config) []setting {
 		{groupListening, "tls-key", "FILE", (*stringValue)(&cfg.TLSKey),
 			"the certificate's private key"},
 
-		{groupRequest, "handshake-timeout", "TIME", &durationValue{&cfg.HandshakeTimeout, false},
+		{groupRequest, "handshake-timeout", "TIME", &durationValue{p: &cfg.HandshakeTimeout},
 			"for the whole request, however it dribbles"},
 		{groupRequest, "handshake-max", "BYTES", &intValue{&cfg.HandshakeMax, 1, 1 << 20},
 			"largest sealed line or token, in whatever form it comes; 2048 by default where\n" +
@@ -179,7 +180,7 @@ func settings(cfg *Config) []setting {
 
 		{groupBackend, "retry", "ATTEMPTS", &intValue{&cfg.Retry, 1, 1000},
 			"to connect, in all; only a time-out is tried again"},
-		{groupBackend, "timeout", "TIME", &durationValue{&cfg.Timeout, false},
+		{groupBackend, "timeout", "TIME", &durationValue{p: &cfg.Timeout},
 			"for each attempt, its name lookup included"},
 		{groupBackend, "balance", "first|roundrobin|random|leastconn|source", (*balanceValue)(&cfg.Balance),
 			"which of several backends a client gets, by HAProxy's names: the first in order\n" +
@@ -188,7 +189,7 @@ func settings(cfg *Config) []setting {
 		{groupBackend, "resolver", "ADDRESS", &addrValue{&cfg.Resolver, true},
 			"host:port of the name server to ask, for srv: and all names (Consul: port\n" +
 				"8600); empty: the system's"},
-		{groupBackend, "resolver-timeout", "TIME", &durationValue{&cfg.ResolverTimeout, false},
+		{groupBackend, "resolver-timeout", "TIME", &durationValue{p: &cfg.ResolverTimeout},
 			"for one lookup by a name server, with all repetitions"},
 		{groupBackend, "allow", "RULES", (*rulesValue)(&cfg.Allow),
 			"where backends may be, and nowhere else: CIDR, CIDR:PORT or CIDR:FROM-TO,\n" +
@@ -209,14 +210,14 @@ func settings(cfg *Config) []setting {
 		{groupTunnel, "loops", "COUNT", &intValue{&cfg.Loops, -1, 1024},
 			"event loops, on Linux; 0 is one for each CPU the process may use, -1 serves\n" +
 				"with goroutines as other systems do"},
-		{groupTunnel, "idle-timeout", "TIME", &durationValue{&cfg.IdleTimeout, true},
+		{groupTunnel, "idle-timeout", "TIME", &durationValue{p: &cfg.IdleTimeout, zeroOK: true},
 			"after which a tunnel ends through which no byte has moved; 0: never"},
-		{groupTunnel, "half-close-timeout", "TIME", &durationValue{&cfg.HalfCloseTimeout, false},
+		{groupTunnel, "half-close-timeout", "TIME", &durationValue{p: &cfg.HalfCloseTimeout},
 			"the same for a tunnel of which one side has finished"},
-		{groupTunnel, "keepalive", "TIME", &durationValue{&cfg.Keepalive, true},
+		{groupTunnel, "keepalive", "TIME", &durationValue{p: &cfg.Keepalive, zeroOK: true, most: sockopt.MaxKeepalive},
 			"of silence after which TCP asks both ends, and a ping asks a WebSocket's\n" +
 				"client, whether they are there; 0: never"},
-		{groupTunnel, "tcp-user-timeout", "TIME", &durationValue{&cfg.UserTimeout, true},
+		{groupTunnel, "tcp-user-timeout", "TIME", &durationValue{p: &cfg.UserTimeout, zeroOK: true, most: sockopt.MaxUserTimeout},
 			"after which a peer that acknowledges nothing is given up, or takes nothing\n" +
 				"(TCP_USER_TIMEOUT, Linux); 0: the kernel's, about 15 minutes"},
 
@@ -240,14 +241,14 @@ func settings(cfg *Config) []setting {
 		{groupKCP, "kcp-key", "PASSPHRASE", (*stringValue)(&cfg.KCPKey),
 			"of -kcp-crypt=aes, as in kcptun. The process list shows it, so prefer\n" +
 				"GATEWAY_KCP_KEY"},
-		{groupKCP, "kcp-idle-timeout", "TIME", &durationValue{&cfg.KCPIdleTimeout, false},
+		{groupKCP, "kcp-idle-timeout", "TIME", &durationValue{p: &cfg.KCPIdleTimeout},
 			"after which a session ends through which no byte has moved: KCP has no FIN,\n" +
 				"so nothing else tells that a peer is gone"},
 
 		{groupProcess, "pidfile", "FILE", (*stringValue)(&cfg.PIDFile),
 			"holds the process id while the gateway runs, with a line for each gateway\n" +
 				"that names the file; empty: none"},
-		{groupProcess, "drain", "TIME", &durationValue{&cfg.Drain, true},
+		{groupProcess, "drain", "TIME", &durationValue{p: &cfg.Drain, zeroOK: true},
 			"that tunnels get to finish after SIGTERM or SIGINT; a second signal ends them\n" +
 				"at once"},
 		{groupProcess, "log-format", "text|json", &choiceValue{&cfg.LogFormat, []string{"text", "json"}},
@@ -260,7 +261,7 @@ func settings(cfg *Config) []setting {
 		{groupActions, "seal", "ADDRESS", act(actionSeal),
 			"print the sealed line for host:port, or for several with commas between; with\n" +
 				"-ttl, a token"},
-		{groupActions, "ttl", "TIME", &durationValue{&cfg.TTL, true},
+		{groupActions, "ttl", "TIME", &durationValue{p: &cfg.TTL, zeroOK: true},
 			"how long the token of -seal is good, which -token-keys makes; 0: a sealed line"},
 		{groupActions, "open", "LINE", act(actionOpen),
 			"print the address in a sealed line or token; exit 1 if it does not open"},

@@ -77,7 +77,8 @@ func resetOnClose(c net.Conn) {
 	}
 }
 
-// addrPort returns a socket's address, an IPv4-mapped one as IPv4.
+// addrPort returns a socket's address without a zone, an IPv4-mapped one as
+// IPv4: no prefix contains an address with a zone.
 func addrPort(a net.Addr) netip.AddrPort {
 	var ap netip.AddrPort
 	switch a := a.(type) {
@@ -86,7 +87,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 	case *net.UDPAddr:
 		ap = a.AddrPort()
 	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
 
 // replayed is a connection some bytes of which have been read already, from a

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -71,6 +72,7 @@ func (v *switchValue) Set(s string) error {
 type durationValue struct {
 	p      *time.Duration
 	zeroOK bool
+	most   time.Duration // zero: maxDuration
 }
 
 func (v *durationValue) String() string {
@@ -85,12 +87,19 @@ func (v *durationValue) String() string {
 	return v.p.String()
 }
 
+// maxDuration is a hundred years: there is no time of this century at which a
+// clock of 63 bits of nanoseconds has no room for it.
+const maxDuration = 100 * 365 * 24 * time.Hour
+
 func (v *durationValue) Set(s string) error {
 	text := s
 	if strings.Trim(s, "0123456789.") == "" {
 		text += "s"
 	}
 	d, err := time.ParseDuration(text)
+	if most := cmp.Or(v.most, maxDuration); err == nil && d > most {
+		return fmt.Errorf("want at most %v", most)
+	}
 	if err != nil || d < 0 || d == 0 && !v.zeroOK {
 		if v.zeroOK {
 			return errors.New("want seconds (3) or a duration (1500ms, 2m), or 0")

@@ -19,8 +19,8 @@ import (
 )
 
 // frontend decides about clients and keeps account of them. It knows nothing
-// of sockets and of waiting, so that the two ways in share it: a goroutine
-// that reads and waits (Gateway.serveConn), and the event loops.
+// of sockets, and waits only where a ctx bounds it, so that the two ways in share
+// it: a goroutine that reads and waits (Gateway.serveConn), and the event loops.
 type frontend struct {
 	keys     *keyring       // opens sealed lines; nil: none is
 	tokens   *token.Keys    // opens tokens; nil: none is

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"log/slog"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -133,4 +134,12 @@ func FuzzRequest(f *testing.F) {
 		fe := testFrontend(int(limit), flags&1 != 0, flags&6 != 0)
 		checkRequest(t, fe, in, flags&8 != 0, flags&16 != 0)
 	})
+}
+
+func TestALinkLocalProxyIsTrustedWithoutItsZone(t *testing.T) {
+	f := &frontend{trusted: []netip.Prefix{netip.MustParsePrefix("fe80::/10")}}
+	peer := &net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 1, Zone: "eth0"}
+	if s := f.arrival(addrPort(peer), nil); !s.proxied {
+		t.Errorf("%v is not trusted", peer)
+	}
 }

@@ -24,8 +24,8 @@ import (
 )
 
 // Gateway lets clients through to the backends whose sealed addresses they
-// bring. Its exported methods are those of net/http.Server and may be called
-// from any goroutine.
+// bring. Serve, Shutdown and Close are those of net/http.Server. Its methods may
+// be called from any goroutine.
 type Gateway struct {
 	*frontend
 	dialer    *dialer

@@ -40,6 +40,8 @@ type loops struct {
 	firstLocalPort uint16       // the least that the kernel picks by itself
 	rawWait        bool         // loops may sleep in raw waits
 	maxConns       int32        // that the descriptors suffice for
+	maxPipes       int32        // the same
+	away           atomic.Int32 // connections that goroutines serve
 }
 
 // newLoops starts the loops.
@@ -53,9 +55,9 @@ func newLoops(cfg *Config, rc relayConfig, front *frontend, portable *relay, slo
 		attempts:       cfg.Retry,
 		firstLocalPort: firstLocalPort(),
 		// A raw wait keeps its processor, so it needs one to itself.
-		rawWait:  runtime.GOMAXPROCS(0) > n,
-		maxConns: maxConns(),
+		rawWait: runtime.GOMAXPROCS(0) > n,
 	}
+	ls.maxConns, ls.maxPipes = budget(descriptorLimit())
 	for range n {
 		l, err := newLoop(ls, cfg)
 		if err != nil {
@@ -86,6 +88,8 @@ func (ls *loops) run(s *session, client, backend net.Conn, early []byte) {
 		if cfd >= 0 {
 			unix.Close(cfd)
 		}
+		ls.away.Add(1)
+		defer ls.away.Add(-1)
 		ls.portable.run(s, client, backend, early)
 		return
 	}
@@ -99,6 +103,12 @@ func (ls *loops) run(s *session, client, backend net.Conn, early []byte) {
 		unix.Close(bfd)
 		ls.account(s, tunnelEnd{ending: ending{byGateway, howShutdown}})
 	}
+}
+
+// serveAway has a goroutine serve a connection that a loop cannot.
+func (ls *loops) serveAway(fd int, s *session, received []byte) {
+	defer ls.away.Add(-1)
+	ls.slowWay(fd, s, received)
 }
 
 // dupConn returns a descriptor for c's socket, non-blocking and close-on-exec,
@@ -133,22 +143,30 @@ func (ls *loops) idlest() *loop {
 // full tells whether another connection might not get its two descriptors.
 // Then it is better off in the listener's queue than with a 502.
 func (ls *loops) full() bool {
-	var n int32
+	n := ls.away.Load()
 	for _, l := range ls.all {
 		n += l.load.Load()
 	}
 	return n >= ls.maxConns
 }
 
-// maxConns returns how many connections the limit of descriptors allows, two
-// each, with some put by for everything else.
-func maxConns() int32 {
-	const putBy = 4*maxIdlePipes + 128
+// budget divides the descriptors that a process may have: two for each
+// connection, two for each pipe, and some put by for everything else. Few
+// descriptors mean few pipes: a tunnel can do without, and not a client.
+func budget(limit uint64) (conns, pipes int32) {
+	const putBy = 128
+	n := int32(min(limit, 1<<30))
+	pipes = min(maxPipes, n/8)
+	return max(16, (n-putBy)/2-pipes), pipes
+}
+
+// descriptorLimit returns how many descriptors this process may have.
+func descriptorLimit() uint64 {
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
-		return 1 << 29
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return unix.RLIM_INFINITY
 	}
-	return max(16, (int32(limit.Cur)-putBy)/2)
+	return limit.Cur
 }
 
 // close cuts all tunnels and ends the loops.
@@ -233,7 +251,7 @@ func newLoop(ls *loops, cfg *Config) (*loop, error) {
 		epfd:        epfd,
 		wakefd:      wakefd,
 		buf:         make([]byte, max(cfg.Buffer, cfg.HandshakeMax+len("\r\n"))),
-		pipes:       pipePool{made: &ls.pipes, maxIdle: max(1, maxIdlePipes/cfg.loopCount())},
+		pipes:       pipePool{made: &ls.pipes, max: ls.maxPipes, maxIdle: max(1, maxIdlePipes/cfg.loopCount())},
 		spliceable:  cfg.Splice,
 		start:       time.Now(),
 	}

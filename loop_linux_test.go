@@ -211,7 +211,7 @@ func TestDeadlinesThatDoNotHoldTakeNoMemory(t *testing.T) {
 
 func TestPipesAreFewAndNeverLentWithBytesInThem(t *testing.T) {
 	var made atomic.Int32
-	pool := pipePool{made: &made, maxIdle: maxIdlePipes}
+	pool := pipePool{made: &made, max: maxPipes, maxIdle: maxIdlePipes}
 	before := openDescriptors()
 	made.Store(maxPipes - 2)
 	a, b := pool.get(), pool.get()

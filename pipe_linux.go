@@ -16,7 +16,8 @@ const (
 	// /proc/sys/fs/pipe-user-pages-soft gets pipes of one or two pages.
 	minPipeSize = 64 << 10
 	// maxPipes bounds all pipes of the process, and with them the memory that
-	// stalled readers can pin: maxPipes × pipeSize. Beyond it, tunnels copy.
+	// stalled readers can pin: maxPipes × pipeSize. Beyond it, tunnels copy. Where
+	// descriptors are few there may be less; see budget.
 	maxPipes = 256
 	// maxIdlePipes bounds the pipes that wait for their next use: half of what
 	// pipe-user-pages-soft lets an unprivileged user have by default.
@@ -35,6 +36,7 @@ type pipe struct {
 // pipePool lends pipes to the tunnels of one loop, and only that loop uses it.
 type pipePool struct {
 	made    *atomic.Int32 // pipes of the process, idle or lent
+	max     int32         // of those
 	maxIdle int
 	idle    []*pipe // all empty
 	refused time.Time
@@ -47,7 +49,7 @@ func (pp *pipePool) get() *pipe {
 		pp.idle = pp.idle[:n-1]
 		return p
 	}
-	if pp.made.Load() >= maxPipes || !pp.refused.IsZero() && time.Since(pp.refused) < pipeRetry {
+	if pp.made.Load() >= pp.max || !pp.refused.IsZero() && time.Since(pp.refused) < pipeRetry {
 		return nil
 	}
 	p := openPipe()

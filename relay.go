@@ -132,7 +132,7 @@ func newRelay(cfg relayConfig) *relay {
 type pair struct {
 	relay           *relay
 	client, backend net.Conn
-	up, down        atomic.Int64 // bytes moved
+	up, down        direction
 
 	mu       sync.Mutex
 	end      tunnelEnd
@@ -147,6 +147,23 @@ type pair struct {
 	since    time.Time // when either last changed
 }
 
+// direction is what a direction has moved.
+type direction struct {
+	moved atomic.Int64 // bytes
+	holds atomic.Bool  // something was read that its receiver has not taken
+}
+
+// write moves bytes that were read.
+func (d *direction) write(dst net.Conn, b []byte) error {
+	d.holds.Store(true)
+	n, err := dst.Write(b)
+	d.moved.Add(int64(n))
+	if err == nil {
+		d.holds.Store(false)
+	}
+	return err
+}
+
 func (r *relay) run(s *session, client, backend net.Conn, early []byte) {
 	p := &pair{relay: r, client: client, backend: backend, since: time.Now()}
 	if r.add(p) {
@@ -159,7 +176,7 @@ func (r *relay) run(s *session, client, backend net.Conn, early []byte) {
 	}
 	p.close()
 	r.remove(p)
-	p.end.up, p.end.down = p.up.Load(), p.down.Load()
+	p.end.up, p.end.down = p.up.moved.Load(), p.down.moved.Load()
 	r.copied.Add(p.end.up + p.end.down)
 	r.account(s, p.end)
 }
@@ -172,9 +189,7 @@ func (p *pair) runUp(early []byte) {
 	var readErr error
 	var writeErr error
 	if len(early) > 0 {
-		var n int
-		n, writeErr = p.backend.Write(early)
-		p.up.Add(int64(n))
+		writeErr = p.up.write(p.backend, early)
 	}
 	if writeErr == nil {
 		readErr, writeErr = p.relay.copy(p.backend, p.client, &p.up)
@@ -245,11 +260,11 @@ func (p *pair) clientBroke() bool {
 // in bytes: enough for the messages of most games.
 const restBuffer = 2 << 10
 
-// copy moves bytes from src to dst until src ends, adding each chunk to moved
-// once dst's kernel has taken it. Both errors are nil at src's FIN; else the
-// one that is not tells which side failed. It holds a buffer of the full size
-// only as long as reads fill it: many tunnels that had a burst may rest.
-func (r *relay) copy(dst, src net.Conn, moved *atomic.Int64) (readErr, writeErr error) {
+// copy moves bytes from src to dst until src ends, and accounts for each chunk
+// in d. Both errors are nil at src's FIN; else the one that is not tells which
+// side failed. It holds a buffer of the full size only as long as reads fill it:
+// many tunnels that had a burst may rest.
+func (r *relay) copy(dst, src net.Conn, d *direction) (readErr, writeErr error) {
 	small := make([]byte, min(restBuffer, r.bufferSize))
 	var large *[]byte
 	defer func() {
@@ -264,10 +279,8 @@ func (r *relay) copy(dst, src net.Conn, moved *atomic.Int64) (readErr, writeErr 
 		}
 		n, readErr := src.Read(buf)
 		if n > 0 {
-			m, writeErr := dst.Write(buf[:n])
-			moved.Add(int64(m))
-			if writeErr != nil {
-				return nil, writeErr
+			if err := d.write(dst, buf[:n]); err != nil {
+				return nil, err
 			}
 		}
 		switch {
@@ -318,6 +331,9 @@ func (p *pair) reset() {
 // cut ends the tunnel from outside of its two directions.
 func (p *pair) cut(by, how string) {
 	p.note(by, how)
+	if p.up.holds.Load() {
+		resetOnClose(p.backend) // a FIN would call what the backend got complete
+	}
 	p.abort()
 }
 
@@ -383,7 +399,7 @@ func (p *pair) sweep(now time.Time) {
 	lingering := p.deaf && p.downDone
 	p.mu.Unlock()
 
-	progress := p.up.Load() + p.down.Load()
+	progress := p.up.moved.Load() + p.down.moved.Load()
 	if lingering {
 		// All was written, and the client is to acknowledge it.
 		if raw := rawConn(p.client); raw != nil {

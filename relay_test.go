@@ -334,6 +334,26 @@ func TestAHalfClosedTunnelEndsByInactivityNotByAge(t *testing.T) {
 	})
 }
 
+func TestAnUploadThatIsCutDoesNotLookComplete(t *testing.T) {
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
+		stalled, ended := make(chan struct{}), make(chan error, 1)
+		c := openTunnel(t, g.addr, startBackend(t, func(c *net.TCPConn) {
+			<-stalled
+			_, err := io.Copy(io.Discard, c)
+			ended <- err
+		}))
+		for chunk, err := noise(1, 1<<16), error(nil); err == nil; {
+			c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+			_, err = c.Write(chunk) // until nobody takes any more
+		}
+		g.Close()
+		close(stalled)
+		if err := <-ended; !isReset(err) {
+			t.Errorf("the backend was told %v, want a reset", err)
+		}
+	})
+}
+
 func TestAnIdleTunnelThatIsWholeIsLeftAlone(t *testing.T) {
 	onEveryRelayWith(t, func(cfg *Config) { cfg.HalfCloseTimeout = time.Millisecond }, func(t *testing.T, g *testGateway) {
 		c := openTunnel(t, g.addr, startEcho(t))

@@ -284,3 +284,14 @@ func (l *loop) turnDeaf(t *tunnel) {
 		up.done = true // its FIN has nowhere to go
 	}
 }
+
+// publish makes the counters visible to other threads.
+func (l *loop) publish() {
+	if l.spliced > 0 {
+		l.totalSpliced.Add(l.spliced)
+	}
+	if l.copied > 0 {
+		l.totalCopied.Add(l.copied)
+	}
+	l.spliced, l.copied = 0, 0
+}

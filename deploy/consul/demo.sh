@@ -6,7 +6,7 @@
 # Needs consul, curl, openssl and python3, and the ports of a development agent.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-gateway=$(cd "$(dirname "${1:-./gateway}")" && pwd)/gateway
+gateway=$(cd "$(dirname "${1:-./gateway}")" && pwd)/$(basename "${1:-./gateway}")
 work=$(mktemp -d)
 pids=
 trap 'kill $pids 2>/dev/null || true; wait 2>/dev/null; rm -rf "$work"' EXIT

@@ -10,11 +10,13 @@ import (
 // Liveness is how a TCP connection finds out that its peer is gone.
 type Liveness struct {
 	// Keepalive is the silence after which the peer is asked: three probes, a
-	// third of it apart. Whole seconds, at least one; 0 asks never.
+	// third of it apart. Whole seconds, from one to MaxKeepalive; 0 asks
+	// never.
 	Keepalive time.Duration
 	// UserTimeout is how long sent data may stay unacknowledged, or the peer
 	// take no more, before the connection is given up (TCP_USER_TIMEOUT,
-	// RFC 5482). Whole milliseconds; 0 is the kernel's choice.
+	// RFC 5482). Whole milliseconds, to MaxUserTimeout; 0 is the kernel's
+	// choice.
 	UserTimeout time.Duration
 }
 

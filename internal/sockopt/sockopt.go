@@ -4,3 +4,12 @@
 // that acknowledges nothing. Where a system lacks one of them, the function
 // says so or does the nearest thing.
 package sockopt
+
+import "time"
+
+// The most that Linux takes, in whole units; it refuses a longer keepalive and
+// cuts off the upper bits of a longer user timeout.
+const (
+	MaxKeepalive   = 9 * time.Hour   // 32767 s
+	MaxUserTimeout = 596 * time.Hour // 1<<31 - 1 ms
+)

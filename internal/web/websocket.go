@@ -181,7 +181,12 @@ func (f *first) serve() {
 		return
 	}
 	backend, err := f.dial()
-	if err != nil {
+	switch err {
+	case nil:
+	case errClientGone:
+		f.refuse(0, err)
+		return
+	default:
 		f.refuse(f.gate.Status(err), err)
 		return
 	}
@@ -193,13 +198,18 @@ func (f *first) serve() {
 	f.gate.Relay(f.ctx, f.ws, backend, early)
 }
 
-// dial connects the backend, for as long as the client waits for it.
+// dial connects the backend, for as long as the client waits for it; then the
+// error is errClientGone.
 func (f *first) dial() (net.Conn, error) {
-	ctx, cancel := context.WithCancel(f.ctx)
-	defer cancel()
-	stop := f.ws.onVanish(cancel)
+	ctx, cancel := context.WithCancelCause(f.ctx)
+	defer cancel(nil)
+	stop := f.ws.onVanish(func() { cancel(errClientGone) })
 	defer stop()
-	return f.gate.Dial(ctx, f.route)
+	backend, err := f.gate.Dial(ctx, f.route)
+	if err != nil && context.Cause(ctx) == errClientGone {
+		err = errClientGone
+	}
+	return backend, err
 }
 
 // refuse answers with a status as a message of its own and closes with 1000:

@@ -168,6 +168,16 @@ func TestAFirstMessageThatIsNoLineIsAnsweredWithItsStatus(t *testing.T) {
 			}
 		})
 	}
+	t.Run("gone", func(t *testing.T) {
+		waiting := start(t, testOptions, addrs)
+		waiting.dialing = make(chan context.Context, 1)
+		c, _ := waiting.rawWS(t, "/", frame(0x81, "plain"))
+		receive(t, waiting.dialing)
+		c.Close()
+		if e := receive(t, waiting.served); e.Status != 0 || e.Err != errClientGone {
+			t.Errorf("account %+v", e)
+		}
+	})
 	t.Run("half a frame", func(t *testing.T) {
 		_, br := f.rawWS(t, "/", frame(0x82, "plain")[:8])
 		expectFrame(t, br, 0x82, "400")
