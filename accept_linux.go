@@ -341,7 +341,7 @@ func (l *loop) refuse(t *tunnel, err error) {
 		l.dismiss(t)
 		return
 	}
-	sysFinish(c.fd)
+	sysShutdownWrite(c.fd)
 	t.state = stateLinger
 	l.lingers.set(t, l.now)
 	if !c.watched {

@@ -76,7 +76,7 @@ func (l *loop) pump(t *tunnel, from int) {
 		if f.ended {
 			f.done = true
 			if !t.flows[1-from].done { // else both sockets are closed next
-				sysFinish(dst.fd)
+				sysShutdownWrite(dst.fd)
 			}
 			return
 		}

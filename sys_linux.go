@@ -93,8 +93,8 @@ func sysEpollCtl(epfd, op int, fd int32, ev *unix.EpollEvent) error {
 	return nil
 }
 
-// sysFinish sends FIN.
-func sysFinish(fd int32) { syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0) }
+// sysShutdownWrite sends FIN.
+func sysShutdownWrite(fd int32) { syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0) }
 
 func sysClose(fd int32) { syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 

@@ -19,7 +19,7 @@ type Header struct {
 	// addresses are never in their IPv6 form.
 	Source, Destination netip.AddrPort
 	// UniqueID is the proxy's id of the connection, or empty. It is any bytes,
-	// at most MaxUniqueID.
+	// at most maxUniqueID.
 	UniqueID string
 }
 
@@ -198,7 +198,7 @@ func uniqueID(h *proxyproto.Header) (string, error) {
 		if tlv.Type != proxyproto.PP2_TYPE_UNIQUE_ID {
 			continue
 		}
-		if len(tlv.Value) > MaxUniqueID {
+		if len(tlv.Value) > maxUniqueID {
 			return "", malformed("the unique id is too long")
 		}
 		return string(tlv.Value), nil

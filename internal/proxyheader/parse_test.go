@@ -14,7 +14,7 @@ const unix = 216 // bytes of two paths
 
 func TestParseTakesEveryFormOfTheSpecification(t *testing.T) {
 	longRest := "PROXY UNKNOWN " + strings.Repeat("f", 107-16) + "\r\n"
-	longest := strings.Repeat("i", MaxUniqueID)
+	longest := strings.Repeat("i", maxUniqueID)
 	noop := func(n int) string { return "\x04" + string([]byte{byte(n >> 8), byte(n)}) + strings.Repeat("\x00", n) }
 	for _, tt := range []struct {
 		name     string
@@ -138,7 +138,7 @@ func TestParseRefusesWhatTheSpecificationForbids(t *testing.T) {
 		"a Unix path cut short":         signature2 + "\x21\x31\x00\xd7",
 		"a TLV without length":          version2(0x21, 0x11, ipv4+"\x05\x00"),
 		"a TLV longer than the payload": version2(0x21, 0x11, ipv4+"\x05\x00\x02x"),
-		"an id too long":                version2(0x21, 0x11, ipv4+"\x05\x00\x81"+strings.Repeat("i", MaxUniqueID+1)),
+		"an id too long":                version2(0x21, 0x11, ipv4+"\x05\x00\x81"+strings.Repeat("i", maxUniqueID+1)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, rest := range []string{"", "\r\n", strings.Repeat("x", MaxSize)} {

@@ -18,8 +18,8 @@ const (
 	// specification would let a peer send 64 KiB.
 	MaxSize = prefixSize + maxPayload
 
-	// MaxUniqueID is the longest unique id in bytes (section 2.2.5).
-	MaxUniqueID = 128
+	// maxUniqueID is the longest unique id in bytes (section 2.2.5).
+	maxUniqueID = 128
 )
 
 // Append appends the header that tells a backend of a client: src is the
@@ -44,8 +44,8 @@ func Append(b []byte, version int, src, dst netip.AddrPort, id string) ([]byte, 
 	if version != 1 && version != 2 {
 		return b, fmt.Errorf("there is no version %d of the PROXY protocol", version)
 	}
-	if version == 2 && len(id) > MaxUniqueID {
-		return b, fmt.Errorf("a unique id of %d bytes; at most %d are allowed", len(id), MaxUniqueID)
+	if version == 2 && len(id) > maxUniqueID {
+		return b, fmt.Errorf("a unique id of %d bytes; at most %d are allowed", len(id), maxUniqueID)
 	}
 	h := &proxyproto.Header{Version: byte(version), Command: proxyproto.LOCAL}
 	if src.IsValid() {

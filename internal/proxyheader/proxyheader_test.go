@@ -140,7 +140,7 @@ func TestAHeaderIsAppended(t *testing.T) {
 }
 
 func TestAnUnknownVersionAndALongIDAreRefused(t *testing.T) {
-	longest := strings.Repeat("i", MaxUniqueID)
+	longest := strings.Repeat("i", maxUniqueID)
 	for _, tt := range []struct {
 		version int
 		id      string
@@ -188,9 +188,9 @@ func TestTheLongestLineFitsIntoTheSpecification(t *testing.T) {
 func FuzzAnAppendedHeaderIsParsed(f *testing.F) {
 	f.Add([]byte{127, 0, 0, 1}, uint16(1), []byte{10, 0, 0, 1}, uint16(2), "id")
 	f.Add([]byte{127, 0, 0, 1}, uint16(65535), bytes.Repeat([]byte{0xff}, 16), uint16(0), "")
-	f.Add(make([]byte, 16), uint16(0), []byte{0, 0, 0, 0}, uint16(7), strings.Repeat("\x00", MaxUniqueID))
+	f.Add(make([]byte, 16), uint16(0), []byte{0, 0, 0, 0}, uint16(7), strings.Repeat("\x00", maxUniqueID))
 	f.Add([]byte(mapped[:16]), uint16(0), []byte{}, uint16(7), "\r\n")
-	f.Add([]byte{}, uint16(1), []byte(ipv6[:16]), uint16(2), strings.Repeat("x", MaxUniqueID+1))
+	f.Add([]byte{}, uint16(1), []byte(ipv6[:16]), uint16(2), strings.Repeat("x", maxUniqueID+1))
 	f.Fuzz(func(t *testing.T, srcIP []byte, srcPort uint16, dstIP []byte, dstPort uint16, id string) {
 		srcAddr, _ := netip.AddrFromSlice(srcIP)
 		dstAddr, _ := netip.AddrFromSlice(dstIP)
@@ -198,7 +198,7 @@ func FuzzAnAppendedHeaderIsParsed(f *testing.F) {
 		for version := 1; version <= 2; version++ {
 			b, err := Append(nil, version, src, dst, id)
 			if err != nil {
-				if version == 2 && len(id) > MaxUniqueID {
+				if version == 2 && len(id) > maxUniqueID {
 					continue
 				}
 				t.Fatalf("Append(%d, %v, %v, %q): %v", version, src, dst, id, err)

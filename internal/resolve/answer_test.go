@@ -127,8 +127,8 @@ func TestServicesComeByPriority(t *testing.T) {
 		services, got := list(t, r, name)
 		wantList(t, got, "10 65535 a.test:65535", "10 7 b.test:4000", "10 5 b.test:4001", "20 0 spare.test:4000")
 		want(t, "the host", services[1].Addr, address.Address{Host: "b.test", Port: 4000})
-		if cached, ok := r.CachedServices(name); !ok || &cached[0] != &services[0] {
-			t.Errorf("cached: %v, %v", cached, ok)
+		if again, err := r.Services(t.Context(), name); err != nil || &again[0] != &services[0] {
+			t.Errorf("again: %v, %v", again, err)
 		}
 	}
 }

@@ -106,15 +106,6 @@ func (c *cache[T]) close() {
 	c.wg.Wait()
 }
 
-// cached returns the values of a name if they may be used at once.
-func (c *cache[T]) cached(name string) ([]T, bool) {
-	a := c.find(name)
-	if a == nil || a.err != nil {
-		return nil, false
-	}
-	return a.values, true
-}
-
 // get returns the values of a name, and looks them up if need be.
 func (c *cache[T]) get(ctx context.Context, name string) ([]T, error) {
 	if a := c.find(name); a != nil {

@@ -122,12 +122,8 @@ func TestDnsmasqIsKilledAndRestarted(t *testing.T) {
 	dnsmasq(t, addr,
 		"--srv-host=_game._tcp.test,two.test,4002,10,1", "--host-record=two.test,127.0.0.3", "--host-record=other.test,127.0.0.4")
 	eventually(t, "what dnsmasq says now", func() bool {
-		list, ok := r.CachedServices("_game._tcp.test")
-		if !ok || len(list) != 1 {
-			r.Services(t.Context(), "_game._tcp.test")
-			return false
-		}
-		return lookup(t, r, "two.test") == "127.0.0.3"
+		list, err := r.Services(t.Context(), "_game._tcp.test")
+		return err == nil && len(list) == 1 && lookup(t, r, "two.test") == "127.0.0.3"
 	})
 	eventually(t, "a name that was not known", func() bool {
 		ips, err := r.Addresses(t.Context(), "other.test")

@@ -218,8 +218,8 @@ func lookup(t testing.TB, r *Resolver, name string) string {
 
 // cached returns what is at hand, or "none".
 func cached(r *Resolver, name string) string {
-	if ips, ok := r.CachedAddresses(name); ok {
-		return join(ips)
+	if a := r.addresses.find(r.addressKey(name)); a != nil && a.err == nil {
+		return join(a.values)
 	}
 	return "none"
 }

@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	// DefaultTimeout is the Timeout of Options that set none.
-	DefaultTimeout = 2 * time.Second
-	// DefaultMaxEntries is the MaxEntries of Options that set none.
-	DefaultMaxEntries = 4096
+	// defaultTimeout is the Timeout of Options that set none.
+	defaultTimeout = 2 * time.Second
+	// defaultMaxEntries is the MaxEntries of Options that set none.
+	defaultMaxEntries = 4096
 )
 
 // Options are the settings of a Resolver. The zero value asks the system.
@@ -39,10 +39,10 @@ type Options struct {
 	// Server for them.
 	Server string
 	// Timeout bounds one lookup in all: repeated questions, further servers
-	// and the change to TCP included. Zero is DefaultTimeout.
+	// and the change to TCP included. Zero is defaultTimeout.
 	Timeout time.Duration
 	// MaxEntries is how many names with addresses are remembered, and how many
-	// services. Zero is DefaultMaxEntries.
+	// services. Zero is defaultMaxEntries.
 	MaxEntries int
 	// System finds addresses when there is no Server. Nil is
 	// net.DefaultResolver.
@@ -80,10 +80,10 @@ type Service struct {
 // background until something is asked.
 func New(o Options) *Resolver {
 	if o.Timeout <= 0 {
-		o.Timeout = DefaultTimeout
+		o.Timeout = defaultTimeout
 	}
 	if o.MaxEntries <= 0 {
-		o.MaxEntries = DefaultMaxEntries
+		o.MaxEntries = defaultMaxEntries
 	}
 	if o.System == nil {
 		o.System = net.DefaultResolver
@@ -122,12 +122,6 @@ func (r *Resolver) Addresses(ctx context.Context, name string) ([]netip.Addr, er
 	return r.addresses.get(ctx, r.addressKey(name))
 }
 
-// CachedAddresses returns what Addresses would, if it is at hand. It never
-// waits, and takes no allocation; it may start a refresh in the background.
-func (r *Resolver) CachedAddresses(name string) ([]netip.Addr, bool) {
-	return r.addresses.cached(r.addressKey(name))
-}
-
 // Services returns the targets that DNS lists under a name, at least one, by
 // priority; more than 256 are cut. It is the same slice as long as the answers
 // do not change, whatever their order. Errors are those of Addresses; that a
@@ -135,12 +129,6 @@ func (r *Resolver) CachedAddresses(name string) ([]netip.Addr, bool) {
 // target can be used are IsNotFound.
 func (r *Resolver) Services(ctx context.Context, name string) ([]Service, error) {
 	return r.services.get(ctx, fold(name))
-}
-
-// CachedServices returns what Services would, if it is at hand. It never waits,
-// and takes no allocation; it may start a refresh in the background.
-func (r *Resolver) CachedServices(name string) ([]Service, bool) {
-	return r.services.cached(fold(name))
 }
 
 // addressKey returns the name under which addresses are cached.
