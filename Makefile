@@ -95,7 +95,7 @@ test-deps:
 # Real peers behind the gateway, installed where they are missing.
 test-peers:
 	@command -v haproxy >/dev/null && command -v nginx >/dev/null || $(MAKE) bench-peers
-	GATEWAY_TEST_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader .
+	NEED_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader .
 
 # The page in clients/web, in a browser from the packages of Debian and its
 # relatives.
@@ -103,7 +103,7 @@ test-browser:
 	@command -v chromium >/dev/null || { \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; \
 	}
-	GATEWAY_TEST_BROWSER=1 $(GO) test -race -count=1 -timeout 120s ./clients/web
+	NEED_BROWSER=1 $(GO) test -race -count=1 -timeout 120s ./clients/web
 
 # The programs of docs/issuing.md against the gateway, in the languages that Debian
 # and its relatives have packages for. Where .NET is not among them, Mono will do.
@@ -122,7 +122,7 @@ test-issuing:
 		done; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
-	GATEWAY_TEST_ISSUING=1 $(GO) test -race -count=1 -timeout 300s -run Issuing .
+	NEED_RUNTIMES=1 $(GO) test -race -count=1 -timeout 300s -run Issuing .
 
 # The manifests by the schemas of the Kubernetes that they need. The tool takes
 # minutes to build, once. Consul comes from nowhere but its vendor; where it is

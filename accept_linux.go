@@ -35,8 +35,6 @@ const watchAfter = 50 * time.Millisecond
 // joined to itself, or for which it wrongly had no local port; net does both.
 const connectRetries = 2
 
-var errDialTimeout = os.ErrDeadlineExceeded
-
 // begin starts the life of a connection.
 func (l *loop) begin(fd int, peer netip.AddrPort, forward *address.Route) {
 	l.tick()
@@ -175,7 +173,7 @@ func (l *loop) dial(t *tunnel) {
 		l.closeBackend(t)
 	}
 	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
-		l.dialFailed(t, dialOpError(t, "connect", err))
+		l.dialFailed(t, dialOpError(t, os.NewSyscallError("connect", err)))
 		return
 	}
 	t.state = stateDial
@@ -184,7 +182,7 @@ func (l *loop) dial(t *tunnel) {
 	b := &t.sockets[backendSide]
 	b.wantOut = true
 	if err := l.watch(t, b); err != nil {
-		l.dialFailed(t, dialOpError(t, "epoll_ctl", err))
+		l.dialFailed(t, dialOpError(t, os.NewSyscallError("epoll_ctl", err)))
 	}
 }
 
@@ -225,7 +223,7 @@ func (l *loop) dialing(t *tunnel, s *socket, events uint32) {
 			// has broken off since. What it sent before can still be read.
 			t.end.note(byBackend, howReset)
 		default:
-			l.dialFailed(t, dialOpError(t, "connect", err))
+			l.dialFailed(t, dialOpError(t, os.NewSyscallError("connect", err)))
 			return
 		}
 	} else if events&unix.EPOLLOUT == 0 {
@@ -234,7 +232,7 @@ func (l *loop) dialing(t *tunnel, s *socket, events uint32) {
 	if l.isSelfConnect(t) {
 		l.closeBackend(t)
 		if t.selfConnects++; t.selfConnects > connectRetries {
-			l.dialFailed(t, dialOpError(t, "connect", unix.ECONNREFUSED))
+			l.dialFailed(t, dialOpError(t, os.NewSyscallError("connect", unix.ECONNREFUSED)))
 		} else {
 			l.dial(t)
 		}
@@ -316,9 +314,9 @@ func (l *loop) dialFailed(t *tunnel, err error) {
 	l.refuse(t, failure)
 }
 
-// dialOpError is the error of a system call, in the form of net's.
-func dialOpError(t *tunnel, call string, err error) error {
-	return &net.OpError{Op: "dial", Net: "tcp", Addr: tcpAddr(t.session.backend), Err: os.NewSyscallError(call, err)}
+// dialOpError puts the error of a dial into the form of net's.
+func dialOpError(t *tunnel, err error) error {
+	return &net.OpError{Op: "dial", Net: "tcp", Addr: tcpAddr(t.session.backend), Err: err}
 }
 
 func tcpAddr(a address.Address) net.Addr {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -112,7 +113,7 @@ func (l *loop) expire() {
 			break
 		}
 		if l.current = t; t.deadline == at {
-			l.dialFailed(t, errDialTimeout)
+			l.dialFailed(t, dialOpError(t, os.ErrDeadlineExceeded))
 		}
 	}
 	for {

@@ -218,7 +218,7 @@ func settings(cfg *Config) []setting {
 			"of silence after which TCP asks both ends, and a ping asks a WebSocket's\n" +
 				"client, whether they are there; 0: never"},
 		{groupTunnel, "tcp-user-timeout", "TIME", &durationValue{p: &cfg.UserTimeout, zeroOK: true, most: sockopt.MaxUserTimeout},
-			"after which a peer that acknowledges nothing is given up, or takes nothing\n" +
+			"after which a peer that acknowledges nothing, or takes nothing, is given up\n" +
 				"(TCP_USER_TIMEOUT, Linux); 0: the kernel's, about 15 minutes"},
 
 		{groupKCP, "kcp", "ADDRESS", &addrValue{&cfg.KCP, true},
@@ -259,8 +259,8 @@ func settings(cfg *Config) []setting {
 			"host:port of net/http/pprof; keep it private; empty: off"},
 
 		{groupActions, "seal", "ADDRESS", act(actionSeal),
-			"print the sealed line for host:port, or for several with commas between; with\n" +
-				"-ttl, a token"},
+			"print the sealed line for host:port, for several with commas between, or for\n" +
+				"srv:name; with -ttl, a token"},
 		{groupActions, "ttl", "TIME", &durationValue{p: &cfg.TTL, zeroOK: true},
 			"how long the token of -seal is good, which -token-keys makes; 0: a sealed line"},
 		{groupActions, "open", "LINE", act(actionOpen),

@@ -282,6 +282,25 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 	}
 }
 
+func TestAMisspeltVariableIsWarnedAbout(t *testing.T) {
+	for name, warned := range map[string]bool{
+		"GATEWAY_ALOW":                  true,
+		"GATEWAY_":                      true,
+		"GATEWAY_SEAL":                  true, // an action, and no setting
+		"GATEWAY_ALLOW":                 false,
+		"GATEWAY_PORT":                  false, // of Kubernetes
+		"GATEWAY_PORT_8000_TCP_ADDR":    false,
+		"GATEWAY_SERVICE_HOST":          false,
+		"GATEWAY_WEB_SERVICE_PORT_HTTP": false,
+		"MY_GATEWAY_ALOW":               false,
+	} {
+		got := unknownVariables([]string{"HOME=/", name + "=10.0.0.0/8", "GATEWAY_SECRET=x"})
+		if (len(got) == 1) != warned || warned && (!strings.HasPrefix(got[0], name+" ") || strings.Contains(got[0], "10.0.0.0")) {
+			t.Errorf("%s: warned by %q, want %v", name, got, warned)
+		}
+	}
+}
+
 func TestWhatIsUnwiseIsWarnedAbout(t *testing.T) {
 	long := strings.Repeat("x", shortSecret)
 	file := tempFile(t, "keys", long+"y\nshort\n"+long[1:]+"\n")

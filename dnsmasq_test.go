@@ -15,7 +15,7 @@ import (
 
 // needDNS in the environment says that it must be there. It is read before
 // TestMain clears the environment.
-var needDNS = os.Getenv("GATEWAY_TEST_DNS") == "1"
+var needDNS = os.Getenv("NEED_DNSMASQ") == "1"
 
 // startDnsmasq runs dnsmasq with records of its own only, until stop is called
 // or the test ends, and waits until it answers.

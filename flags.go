@@ -405,7 +405,8 @@ Environment
   dashes as underscores: GATEWAY_SECRET_FILE=secret. A flag wins.
 
 Exit codes
-  0 clean, also when the end of -drain cut tunnels; 1 failed while running;
-  2 wrong usage
+  0 ended by a signal, also when tunnels had to be cut; 1 failed while running,
+  or the line of -open does not open; 2 wrong flags or environment, or a file
+  named in them cannot be read
 `)
 }

@@ -29,7 +29,7 @@ var issuingPages = []string{"docs/issuing.md", "docs/issuing.zh-CN.md"}
 
 // needRuntimes makes a language that is not installed a failure. It is read
 // before TestMain takes the gateway's variables away.
-var needRuntimes = os.Getenv("GATEWAY_TEST_ISSUING") == "1"
+var needRuntimes = os.Getenv("NEED_RUNTIMES") == "1"
 
 // runtimeFor returns the first program that works: each choice is a command
 // that ends with 0 where it does.

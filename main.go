@@ -78,6 +78,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case actionOpen:
 		route, err := open(cfg)
 		if err != nil {
+			if strings.HasPrefix(err.Error(), "token_") {
+				return fail(stderr, exitFailure, fmt.Errorf("-open: the token does not open (%w); docs/issuing.md says what that means", err))
+			}
 			return fail(stderr, exitFailure, fmt.Errorf("-open: the line does not open (%w): is it whole, and sealed with this secret and one of -kdf, or made with one of -token-keys?", err))
 		}
 		fmt.Fprintln(stdout, route)

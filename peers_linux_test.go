@@ -16,7 +16,7 @@ import (
 
 // needPeers in the environment says that the peers must be there. It is read
 // before TestMain clears the environment.
-var needPeers = os.Getenv("GATEWAY_TEST_PEERS") == "1"
+var needPeers = os.Getenv("NEED_PEERS") == "1"
 
 // nginx answers with what the header said, and so does HAProxy. Only HAProxy
 // tells of the unique id: Debian's nginx is too old for it.

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"syscall"
 	"time"
 )
 
@@ -14,6 +16,9 @@ import (
 func startPprof(addr string, log *slog.Logger) (at net.Addr, stop func(), err error) {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w (stop who uses it, or give each process a -pprof of its own: -reuse=1 does not share it)", err)
+		}
 		return nil, nil, fmt.Errorf("-pprof: %w", err)
 	}
 	srv := &http.Server{

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -119,6 +120,27 @@ func (cfg *Config) warnings() []string {
 		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsPrivate()) {
 			list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")
 		}
+	}
+	return append(list, unknownVariables(os.Environ())...)
+}
+
+// unknownVariables warns about what looks like a setting in the environment and
+// is none, a misspelt GATEWAY_ALLOW for instance. What Kubernetes sets for a
+// service whose name begins with gateway is no mistake: GATEWAY_PORT,
+// GATEWAY_SERVICE_HOST, GATEWAY_WEB_PORT_80_TCP and the like.
+func unknownVariables(environ []string) []string {
+	known := make(map[string]bool)
+	for _, s := range settings(defaultConfig()) {
+		known[envName(s.name)] = s.group != groupActions
+	}
+	var list []string
+	for _, pair := range environ {
+		name, _, _ := strings.Cut(pair, "=")
+		if !strings.HasPrefix(name, "GATEWAY_") || known[name] ||
+			strings.Contains(name, "_PORT") || strings.Contains(name, "_SERVICE_") {
+			continue
+		}
+		list = append(list, name+" is in the environment but is no setting: it has no effect (gateway -help lists all flags)")
 	}
 	return list
 }

@@ -18,6 +18,7 @@ const (
 	labelWidth  = 196.0
 	plotRight   = chartWidth - 60
 	barHeight   = 11.0
+	textWidth   = 28.0 // of a ratio behind its bar
 	barPitch    = 14.0
 	groupGap    = 14.0
 	plotTop     = 92.0
@@ -122,7 +123,11 @@ func ratioChart(t *table, rows []workload, footer []string) string {
 				if name == gatewayName || name == forwardName {
 					class = "strong"
 				}
-				p.text(x(value)+5, y+barHeight-1.5, class, text)
+				at := x(value) + 5
+				if at < x(1) && at+textWidth > x(1) {
+					at = x(1) + 5 // the dashed line would cross it
+				}
+				p.text(at, y+barHeight-1.5, class, text)
 			}
 			y += barPitch
 		}

@@ -33,7 +33,7 @@ const testSecret = "a secret of the tests only"
 
 // mustHaveBrowser has the tests fail where there is no browser, instead of
 // being skipped.
-var mustHaveBrowser = os.Getenv("GATEWAY_TEST_BROWSER") == "1"
+var mustHaveBrowser = os.Getenv("NEED_BROWSER") == "1"
 
 func TestMain(m *testing.M) {
 	for _, kv := range os.Environ() {

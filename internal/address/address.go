@@ -38,6 +38,7 @@ var (
 	ErrPort   = errors.New("want host:port with a port from 1 to 65535")
 	ErrIPv4   = errors.New("a host that ends in a number must be an IPv4 address in the form a.b.c.d")
 	ErrIPv6   = errors.New("brackets must hold an IPv6 address without a zone")
+	ErrBare   = errors.New("an IPv6 address needs brackets: [fd00::7]:4000")
 	ErrName   = errors.New("a host name has letters, digits, '-', '_' and dots between labels of 1 to 63 bytes, 253 bytes in all")
 )
 
@@ -133,6 +134,11 @@ func parseNumber(s string, most int) (n int, ok bool) {
 func parseHost(s string) (string, netip.Addr, error) {
 	if strings.HasPrefix(s, "[") {
 		return parseIPv6(s)
+	}
+	if strings.IndexByte(s, ':') >= 0 {
+		if ip, err := netip.ParseAddr(s); err == nil && ip.Is6() && ip.Zone() == "" {
+			return "", netip.Addr{}, ErrBare
+		}
 	}
 	if len(s) < 1 || len(s) > maxName {
 		return "", netip.Addr{}, ErrName

@@ -120,7 +120,7 @@ func TestParseRefusesWhatResolversAndNetDialWouldRepair(t *testing.T) {
 		"tcp ://host:1":                   ErrScheme,
 		"host:1://host:1":                 ErrScheme,
 		"tcp://user@host:1":               ErrName,
-		"::1:80":                          ErrName,
+		"::1:80":                          ErrBare,
 		"fe80::1%eth0:80":                 ErrName,
 		"a,b:1":                           ErrName,
 		label63 + "a:1":                   ErrName,
@@ -148,7 +148,7 @@ func TestParseRefusesWhatResolversAndNetDialWouldRepair(t *testing.T) {
 		"[ ::1]:80":                       ErrIPv6,
 		"x[::1]:80":                       ErrName,
 		"[::1]80":                         ErrPort,
-		"::ffff:127.0.0.1:80":             ErrName,
+		"::ffff:127.0.0.1:80":             ErrBare,
 	} {
 		if a, err := Parse(in); !errors.Is(err, want) {
 			t.Errorf("Parse(%q) = %+v, %v; want %v", in, a, err, want)

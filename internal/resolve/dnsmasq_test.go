@@ -20,10 +20,10 @@ func dnsmasq(t *testing.T, addr string, records ...string) (stop func()) {
 	program, err := exec.LookPath("dnsmasq")
 	if err != nil {
 		if program, err = exec.LookPath("/usr/sbin/dnsmasq"); err != nil {
-			if os.Getenv("GATEWAY_TEST_DNS") == "1" {
-				t.Fatal("GATEWAY_TEST_DNS=1, but there is no dnsmasq")
+			if os.Getenv("NEED_DNSMASQ") == "1" {
+				t.Fatal("NEED_DNSMASQ=1, but there is no dnsmasq")
 			}
-			t.Skip("there is no dnsmasq (Debian: dnsmasq-base); GATEWAY_TEST_DNS=1 makes this a failure")
+			t.Skip("there is no dnsmasq (Debian: dnsmasq-base); NEED_DNSMASQ=1 makes this a failure")
 		}
 	}
 	host, port, _ := net.SplitHostPort(addr)
