@@ -2,38 +2,27 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"io"
 	"maps"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
-// The clients in docs/protocols.md talk through a gateway, and its dumps are
-// played back to one. What it lists is compared with the source.
+// The dumps in docs/protocols.md are played back to a gateway, and what it lists is
+// compared with the source.
 
 // A speech is what one side says in a dump.
 type speech struct {
@@ -153,236 +142,6 @@ func expectHeader(t *testing.T, c net.Conn, start string) {
 	if !strings.HasPrefix(string(got), start) {
 		t.Fatalf("read %q, want %q", got, start)
 	}
-}
-
-func TestThePythonClientOfEachFormTalksThroughTheGateway(t *testing.T) {
-	python := lookPath(t, "python3")
-	var program strings.Builder
-	for _, block := range readDocument(t, protocols[0]).blocks {
-		if block.lang == "python" {
-			program.WriteString(block.text)
-		}
-	}
-	program.WriteString(`
-import sys
-host, port = sys.argv[2].rsplit(":", 1)
-try:
-    s = globals()[sys.argv[1]]((host, int(port)), sys.argv[3])
-    s.sendall(b"hello")
-    print(s.makefile("rb").read(len("welcome" + "hello")).decode())
-except ConnectionError as e:
-    print(e)
-`)
-	g, env := startSecure(t)
-	found := regexp.MustCompile(`(?m)^def (connect_\w+)`).FindAllStringSubmatch(program.String(), -1)
-	if len(found) < 4 {
-		t.Fatalf("only %d clients", len(found))
-	}
-	for _, m := range found {
-		t.Run(m[1], func(t *testing.T) {
-			t.Parallel()
-			checkStatuses(t, func(line string) string {
-				return runClient(t, env, python, "-c", program.String(), m[1], g.addr, line)
-			})
-		})
-	}
-}
-
-func TestTheGoWebSocketClientTalksThroughTheGateway(t *testing.T) {
-	lookPath(t, "go")
-	client := buildProgram(t, "package main\n\nimport \"os\"\n"+readDocument(t, protocols[0]).blockWith(t, "go", "func Connect")+`
-func main() {
-	c, err := Connect(os.Args[1], os.Args[2])
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	io.WriteString(c, "hello")
-	b := make([]byte, len("welcome"+"hello"))
-	io.ReadFull(c, b)
-	fmt.Printf("%s\n", b)
-}
-`)
-	g, env := startSecure(t)
-	for _, scheme := range []string{"ws", "wss"} {
-		checkStatuses(t, func(line string) string {
-			return runClient(t, env, client, scheme+"://"+g.addr+"/", line)
-		})
-	}
-}
-
-func TestTheJavaScriptClientTalksThroughTheGateway(t *testing.T) {
-	node := lookPath(t, "node")
-	const flag = "--experimental-websocket" // by default since version 22
-	if out, err := exec.Command(node, flag, "-e", "WebSocket").CombinedOutput(); err != nil {
-		t.Skipf("no WebSocket in this node: %s", out)
-	}
-	g, env := startSecure(t)
-	program := readDocument(t, protocols[0]).blockWith(t, "js", "function connect") + `
-(async () => {
-  let text = "";
-  const ws = await connect(process.argv[1], process.argv[2], (event) => {
-    text += new TextDecoder().decode(event.data);
-    if (text.length === "welcomehello".length) {
-      console.log(text);
-      ws.close();
-    }
-  });
-  ws.send(new TextEncoder().encode("hello"));
-})().catch((error) => console.log(error.message));
-`
-	for _, scheme := range []string{"ws", "wss"} {
-		checkStatuses(t, func(line string) string {
-			return runClient(t, env, node, flag, "--no-warnings", "-e", program, scheme+"://"+g.addr+"/", line)
-		})
-	}
-}
-
-// checkStatuses has a client talk to a backend that speaks first, and be
-// refused.
-func checkStatuses(t *testing.T, talk func(line string) string) {
-	t.Helper()
-	backend := startBackend(t, func(c *net.TCPConn) {
-		io.WriteString(c, "welcome")
-		io.Copy(c, struct{ io.Reader }{c})
-	})
-	for _, test := range []struct{ line, want string }{
-		{sealed(t, backend), "welcomehello"},
-		{sealed(t, closedPort(t)), "the gateway answered 502"},
-		{"nonsens=", "the gateway answered 401"}, // base64, which the binary client decodes
-	} {
-		if got := talk(strings.TrimSpace(test.line)); got != test.want {
-			t.Errorf("%.10q…: the client printed %q, want %q", test.line, got, test.want)
-		}
-	}
-}
-
-func TestTheCurlCommandsReachTheirBackend(t *testing.T) {
-	lookPath(t, "curl")
-	lookPath(t, "sh")
-	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for name := range r.Header {
-			fmt.Fprintf(w, "%s: %s\n", name, r.Header.Get(name))
-		}
-		fmt.Fprintf(w, "Host: %s\n%s %s", r.Host, r.Method, r.RequestURI)
-	}))
-	defer backend.Close()
-	line := strings.TrimSpace(sealed(t, backend.Listener.Addr().String()))
-	_, env := startSecure(t)
-	d := readDocument(t, protocols[0])
-
-	commands := 0
-	for _, block := range d.blocks {
-		if block.lang != "sh" || !strings.HasPrefix(block.text, "curl ") {
-			continue
-		}
-		commands++
-		proto := "http"
-		if strings.Contains(block.text, "https://") {
-			proto = "https"
-		}
-		// Of the lines of the page's request, all but the program's version
-		// and the client's address are the same here.
-		got := runClient(t, append(env, "line="+line), "sh", "-c", block.text)
-		for want := range strings.Lines(d.blockWith(t, "http", "X-Forwarded-For")) {
-			switch name, _, _ := strings.Cut(want, ":"); name {
-			case "User-Agent":
-				continue
-			case "X-Forwarded-For":
-				want = "X-Forwarded-For: 127.0.0.1"
-			case "X-Forwarded-Proto":
-				want = "X-Forwarded-Proto: " + proto
-			}
-			want = strings.TrimSuffix(strings.TrimSpace(want), " HTTP/1.1")
-			if !slices.Contains(strings.Split(got, "\n"), want) {
-				t.Errorf("%s: the backend got\n%s\nwithout %q", block.text, got, want)
-			}
-		}
-		if regexp.MustCompile(`(?i)cipher|identify`).MatchString(got) {
-			t.Errorf("%s: the backend got\n%s", block.text, got)
-		}
-		if got := runClient(t, append(env, "line=nonsense"), "sh", "-c", block.text); got != "401 Unauthorized" {
-			t.Errorf("%s: with a bad line it printed %q", block.text, got)
-		}
-	}
-	if commands < 3 {
-		t.Errorf("only %d commands", commands)
-	}
-}
-
-// startSecure starts a gateway that speaks TLS too. The environment has Python,
-// Go, curl and node trust its certificate, and lets curl take it for
-// play.example.com:8000.
-func startSecure(t *testing.T) (*testGateway, []string) {
-	t.Helper()
-	dir := t.TempDir()
-	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	selfSigned(t, cert, key)
-	g := startConfigured(t, func(cfg *Config) { cfg.TLSCert, cfg.TLSKey = cert, key }, nil)
-	rc := fmt.Sprintf("silent\nshow-error\nconnect-to = %q\ncacert = %q\n", "play.example.com:8000:"+g.addr, cert)
-	if err := os.WriteFile(filepath.Join(dir, ".curlrc"), []byte(rc), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return g, append(os.Environ(), "SSL_CERT_FILE="+cert, "NODE_EXTRA_CA_CERTS="+cert, "CURL_HOME="+dir, "no_proxy=*")
-}
-
-// selfSigned writes a certificate for 127.0.0.1 and play.example.com, and its key.
-func selfSigned(t *testing.T, certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "a certificate of the tests only"},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(time.Hour),
-		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
-		DNSNames:              []string{"play.example.com"},
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{
-		certFile: {Type: "CERTIFICATE", Bytes: cert},
-		keyFile:  {Type: "PRIVATE KEY", Bytes: der},
-	} {
-		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// lookPath finds a program that not all machines have.
-func lookPath(t *testing.T, name string) string {
-	t.Helper()
-	file, err := exec.LookPath(name)
-	if err != nil {
-		t.Skip(err)
-	}
-	return file
-}
-
-// runClient runs a program to its end and returns what it prints.
-func runClient(t *testing.T, env []string, name string, args ...string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = env
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Errorf("%v", err)
-	}
-	return strings.TrimSpace(string(out))
 }
 
 func TestTheProtocolsListEveryMethodThatIsHTTP(t *testing.T) {

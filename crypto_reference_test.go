@@ -1,0 +1,227 @@
+package main
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/md5"
+	"crypto/pbkdf2"
+	"crypto/sha256"
+	"encoding/base64"
+	"hash"
+	"io"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// A reference, which opens sealed lines without a line of crypto.go, in other
+// ways: the hash as a stream, CBC by hand, padding and base64 by comparing with
+// what they should have been, the grammar by regular expressions.
+
+// referenceKey returns the key and the IV, 48 bytes.
+func referenceKey(k kdf, secret string, salt []byte) []byte {
+	var h hash.Hash
+	switch k {
+	case kdfMD5:
+		h = md5.New()
+	case kdfSHA256:
+		h = sha256.New()
+	default:
+		key, err := pbkdf2.Key(sha256.New, secret, salt, 10000, 48)
+		if err != nil {
+			panic(err)
+		}
+		return key
+	}
+	var all []byte
+	for last := ""; len(all) < 48; all = append(all, last...) {
+		h.Reset()
+		io.WriteString(h, last+secret+string(salt))
+		last = string(h.Sum(nil))
+	}
+	return all[:48]
+}
+
+// referenceDecrypt undoes CBC; the padding stays.
+func referenceDecrypt(keyIV, sealed []byte) []byte {
+	block, err := aes.NewCipher(keyIV[:32])
+	if err != nil {
+		panic(err)
+	}
+	chain := append(bytes.Clone(keyIV[32:48]), sealed...)
+	plain := make([]byte, len(sealed))
+	for i := range plain {
+		if i%16 == 0 {
+			block.Decrypt(plain[i:], sealed[i:])
+		}
+		plain[i] ^= chain[i]
+	}
+	return plain
+}
+
+// referenceEncrypt makes a sealed line of any whole blocks of plaintext.
+func referenceEncrypt(k kdf, secret string, salt, plain []byte) string {
+	keyIV := referenceKey(k, secret, salt)
+	block, err := aes.NewCipher(keyIV[:32])
+	if err != nil {
+		panic(err)
+	}
+	last, sealed := keyIV[32:], []byte(nil)
+	for b := plain; len(b) > 0; b = b[16:] {
+		out := make([]byte, 16)
+		for i := range out {
+			out[i] = b[i] ^ last[i]
+		}
+		block.Encrypt(out, out)
+		last, sealed = out, append(sealed, out...)
+	}
+	return toLine(salt, sealed)
+}
+
+// toLine joins salt and ciphertext.
+func toLine(parts ...[]byte) string {
+	return base64.StdEncoding.EncodeToString(append([]byte("Salted__"), bytes.Join(parts, nil)...))
+}
+
+// pad adds PKCS#7 padding.
+func pad(plain string) []byte {
+	n := 16 - len(plain)%16
+	return []byte(plain + strings.Repeat(string(rune(n)), n))
+}
+
+// referenceUnpad removes PKCS#7 padding.
+func referenceUnpad(plain []byte) (string, bool) {
+	last := plain[len(plain)-1]
+	if last < 1 || last > 16 {
+		return "", false
+	}
+	text, ok := bytes.CutSuffix(plain, bytes.Repeat([]byte{last}, int(last)))
+	return string(text), ok
+}
+
+var (
+	addrForm    = regexp.MustCompile(`^(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*)):([1-9][0-9]{0,4})\z`)
+	numericLast = regexp.MustCompile(`(?:^|\.)(?:[0-9]+|0[xX][0-9a-fA-F]*)\z`)
+)
+
+// referenceIsAddress tells whether a text is in the grammar of the design.
+func referenceIsAddress(s string) bool {
+	m := addrForm.FindStringSubmatch(s)
+	if m == nil {
+		return false
+	}
+	if port, _ := strconv.Atoi(m[3]); port > 65535 {
+		return false
+	}
+	if m[1] != "" {
+		ip, err := netip.ParseAddr(m[1])
+		return err == nil && ip.Is6()
+	}
+	ip := net.ParseIP(m[2])
+	return len(m[2]) <= 253 && (!numericLast.MatchString(m[2]) || ip != nil && ip.String() == m[2])
+}
+
+// referenceOpen returns the address in a line, or "" and the reason.
+func referenceOpen(line string, kdfs []kdf, secrets ...string) (string, openError) {
+	raw, err := base64.StdEncoding.DecodeString(line)
+	if err != nil || base64.StdEncoding.EncodeToString(raw) != line {
+		return "", errBadBase64
+	}
+	magic, rest := string(raw[:min(8, len(raw))]), raw[min(16, len(raw)):]
+	if magic != "Salted__" || len(rest) == 0 || len(rest)%16 != 0 {
+		return "", errBadFormat
+	}
+	reason := errBadPadding
+	for _, k := range kdfs {
+		for _, secret := range secrets {
+			text, ok := referenceUnpad(referenceDecrypt(referenceKey(k, secret, raw[8:16]), rest))
+			if ok && referenceIsAddress(text) {
+				return text, ""
+			}
+			if ok {
+				reason = errBadAddress
+			}
+		}
+	}
+	return "", reason
+}
+
+func TestEveryDerivationAgreesWithTheReference(t *testing.T) {
+	for _, k := range allKDFs {
+		for _, secret := range awkwardSecrets {
+			salt := []byte("saltsalt")
+			ki := k.derive([]byte(secret), salt)
+			if want := referenceKey(k, secret, salt); !bytes.Equal(ki[:], want) {
+				t.Errorf("%s of %.20q: %x, want %x", k, secret, ki, want)
+			}
+		}
+	}
+}
+
+func TestUnpadAgreesWithTheReference(t *testing.T) {
+	check := func(plain []byte) {
+		want, wantOK := referenceUnpad(plain)
+		if !wantOK {
+			want = string(plain)
+		}
+		if n, ok := unpad(plain); n != len(want) || ok != wantOK {
+			t.Fatalf("unpad(% x) = %d, %v; want %d, %v", plain, n, ok, len(want), wantOK)
+		}
+	}
+	// All ends of two bytes.
+	plain := make([]byte, 32)
+	for end := range 1 << 16 {
+		plain[30], plain[31] = byte(end>>8), byte(end)
+		check(plain)
+		check(plain[16:])
+	}
+	// Every last byte that could be a padding or nearly is, in a tail that is
+	// right but for one byte.
+	for _, last := range []byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 31, 32, 33, 0x7f, 0x80, 0x81, 0xf0, 0xff} {
+		for i := range 31 {
+			for b := range 256 {
+				copy(plain, bytes.Repeat([]byte{last}, 32))
+				plain[i] = byte(b)
+				check(plain)
+			}
+		}
+	}
+}
+
+// FuzzOpenAgreesWithAnIndependentDecryption opens any line, and the line that
+// holds any plaintext, with right and with any padding.
+func FuzzOpenAgreesWithAnIndependentDecryption(f *testing.F) {
+	f.Add(goldenLine, goldenAddr)
+	f.Add(goldenLine+"\r", "h:065")
+	f.Add(strings.TrimSuffix(goldenLine, "="), "127.0.0.1:65535\x01")
+	f.Add("", "")
+	f.Add("U2FsdGVkX18=", string(pad("[::1]:80")))
+	f.Add(goldenLine+"=", strings.Repeat("a", 64)+":1")
+	f.Add(goldenLine[:24], strings.Repeat("a.", 126)+"aa:1")
+	for _, addr := range variedAddresses() {
+		f.Add(keysOf([]kdf{kdfSHA256}, testSecret).seal(parseAddr(f, addr)), addr)
+		f.Add(keysOf([]kdf{kdfMD5}, goldenSecret).seal(parseAddr(f, addr)), string(pad(addr)))
+	}
+	kdfs, secrets := []kdf{kdfMD5, kdfSHA256}, []string{goldenSecret, testSecret}
+	keys := keysOf(kdfs, secrets...)
+	f.Fuzz(func(t *testing.T, line, plain string) {
+		whole := []byte(plain)[:len(plain)/16*16]
+		for _, line := range []string{
+			line,
+			referenceEncrypt(kdfMD5, testSecret, []byte("fuzzfuzz"), pad(plain)),
+			referenceEncrypt(kdfSHA256, goldenSecret, []byte("fuzzfuzz"), whole),
+		} {
+			want, wantErr := referenceOpen(line, kdfs, secrets...)
+			addr, err := keys.open(t.Context(), []byte(line))
+			switch {
+			case wantErr != "" && (err != wantErr || addr.String() != ""):
+				t.Errorf("open(%q) = %v, %v; want %v", line, addr, err, wantErr)
+			case wantErr == "" && (err != nil || addr.String() != want):
+				t.Errorf("open(%q) = %v, %v; want %s", line, addr, err, want)
+			}
+		}
+	})
+}

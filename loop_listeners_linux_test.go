@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The listeners of the loops: many, paused, given up.
+
+// pauseAll has all loops stop accepting for a while.
+func pauseAll(t testing.TB, g *testGateway, delay time.Duration) {
+	for _, l := range g.loops.all {
+		inLoop(t, l, func() {
+			l.tick()
+			sl := l.listeners[0]
+			sl.pace.delay = delay / 2 // the next is twice that
+			l.pause(sl, unix.EMFILE)
+		})
+	}
+}
+
+func TestAListenerPausesAndGoesOn(t *testing.T) {
+	for _, n := range []int{1, 3} {
+		g := startLoops(t, n, nil)
+		backend := startEcho(t)
+		stays := openTunnel(t, g.addr, backend)
+		for range 3 {
+			pauseAll(t, g, 20*time.Millisecond)
+			c := connect(t, g.addr)
+			send(t, c, sealed(t, backend))
+			send(t, stays, "meanwhile")
+			expect(t, stays, "meanwhile")
+			expect(t, c, "200")
+			finish(t, c)
+		}
+		if warned := len(g.log.lines("cannot accept, trying again")); warned != 1 {
+			t.Errorf("warned %d times", warned)
+		}
+		finish(t, stays)
+		for _, l := range g.loops.all { // which may still be pausing
+			eventually(t, "no listener is paused", func() (ok bool) {
+				inLoop(t, l, func() { ok = l.pausedListeners == 0 })
+				return ok
+			})
+		}
+		wantAtRest(t, g)
+	}
+}
+
+// The descriptor of a listener that is not given up may be that of a client
+// the next moment.
+func TestAListenerThatIsPausedEndsWithTheServing(t *testing.T) {
+	for _, n := range []int{1, 3} {
+		g := startLoops(t, n, nil)
+		backend := startEcho(t)
+		stays := openTunnel(t, g.addr, backend)
+		pauseAll(t, g, time.Hour)
+		queued := connect(t, g.addr)
+		send(t, queued, sealed(t, backend))
+		done := make(chan error, 1)
+		go func() { done <- g.Shutdown(context.Background()) }()
+		expect(t, queued, "200") // closing the listener would have reset it
+		finish(t, queued)
+		waitRefused(t, g.addr)
+		eventually(t, "nobody accepts any more", func() bool {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return len(g.listeners) == 0
+		})
+		for _, l := range g.loops.all {
+			inLoop(t, l, func() {
+				for _, sl := range l.listeners {
+					if sl.fd >= 0 || sl.paused || l.pausedListeners != 0 {
+						t.Errorf("of %d loops one still has %+v", n, sl)
+					}
+				}
+			})
+		}
+		finish(t, stays)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		wantAtRest(t, g)
+	}
+}
+
+func TestOneGatewayServesManyListeners(t *testing.T) {
+	onBothWays(t, nil, func(t *testing.T, g *testGateway) {
+		backend := startEcho(t)
+		addrs := []string{g.addr}
+		served := make(chan error, 2)
+		for range cap(served) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			addrs = append(addrs, ln.Addr().String())
+			go func() { served <- g.Serve(ln) }()
+		}
+		for range 3 {
+			for _, addr := range addrs {
+				c := openTunnel(t, addr, backend)
+				send(t, c, "hello")
+				expect(t, c, "hello")
+				finish(t, c)
+			}
+		}
+		if err := g.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		for range cap(served) {
+			if err := <-served; err != ErrGatewayClosed {
+				t.Error(err)
+			}
+		}
+		for _, addr := range addrs {
+			waitRefused(t, addr)
+		}
+	})
+}
+
+func TestServeAfterCloseReturnsAtOnce(t *testing.T) {
+	onBothWays(t, nil, func(t *testing.T, g *testGateway) {
+		g.Close()
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Serve(ln); err != ErrGatewayClosed {
+			t.Error(err)
+		}
+		if _, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("the listener is open: %v", err)
+		}
+		g.Close() // again
+	})
+}
+
+// The pause was left on, and its end registered a descriptor that by then
+// belonged to a tunnel.
+func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T) {
+	g := startConfigured(t, oneLoop, nil)
+	backend := startEcho(t)
+	open := openTunnel(t, g.addr, backend)
+	l := g.loops.all[0]
+	inside(t, l, func() {
+		l.tick()
+		l.pause(l.listeners[0], unix.EMFILE)
+	})
+	queued := connect(t, g.addr)
+	send(t, queued, sealed(t, backend))
+	go g.Shutdown(context.Background())
+	expect(t, queued, "200")
+	eventually(t, "it listens no more", func() bool { return !isListening(g.addr) })
+	inside(t, l, func() {
+		if l.pausedListeners != 0 || l.listeners[0].paused {
+			t.Error("it will be tried again")
+		}
+	})
+	for _, c := range []*net.TCPConn{open, queued} {
+		send(t, c, "still here")
+		expect(t, c, "still here")
+		c.Close()
+	}
+}
+
+// The event of a listener that was given up in the same batch made it pause.
+func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
+	g := startConfigured(t, oneLoop, nil)
+	l := g.loops.all[0]
+	openTunnel(t, g.addr, startEcho(t)).Close() // it accepts
+	release := busy(t, l)
+	c := connect(t, g.addr) // the listener's event
+	go g.Shutdown(context.Background())
+	eventually(t, "the loop is told to stop accepting", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.inbox) > 0
+	})
+	release()
+	eventually(t, "it listens no more", func() bool { return !isListening(g.addr) })
+	c.Close()
+	inside(t, l, func() {
+		if l.pausedListeners != 0 {
+			t.Error("it will be tried again")
+		}
+	})
+	if lines := g.log.lines("cannot accept, trying again"); len(lines) > 0 {
+		t.Error(lines)
+	}
+}
