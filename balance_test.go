@@ -213,7 +213,10 @@ func picks(group *balance.Group) string {
 func wantIdle(t testing.TB, group *balance.Group, second string) {
 	t.Helper()
 	port := portOf(second)
-	eventually(t, second+" has no connection", func() bool { return picks(group) == port && picks(group) == port })
+	eventually(t, second+" has no connection", func() bool {
+		one, next := picks(group), picks(group)
+		return one == port && next == port
+	})
 }
 
 // Whatever ends a tunnel, its target has one less.

@@ -79,10 +79,7 @@ func TestConsulDefinitionsAreWhatConsulTakes(t *testing.T) {
 }
 
 func TestTheConsulClientGoesRoundAGatewayThatIsGone(t *testing.T) {
-	python, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip(err)
-	}
+	python := lookPath(t, "python3")
 	g := startGateway(t, nil)
 	// Consul still lists one that is down. An empty address is the node's.
 	answer := "["
@@ -117,10 +114,7 @@ func TestTheConsulClientGoesRoundAGatewayThatIsGone(t *testing.T) {
 }
 
 func TestTheConsulDemoIsAProgramOfTheShell(t *testing.T) {
-	sh, err := exec.LookPath("sh")
-	if err != nil {
-		t.Skip(err)
-	}
+	sh := lookPath(t, "sh")
 	if out, err := exec.Command(sh, "-n", "deploy/consul/demo.sh").CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

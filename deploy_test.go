@@ -347,10 +347,7 @@ func TestSealedNamesInTheDeploymentPagesAreThoseOfTheManifests(t *testing.T) {
 }
 
 func TestTheExampleGameServerPlays(t *testing.T) {
-	python, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip(err)
-	}
+	python := lookPath(t, "python3")
 	container := manifests(t)["StatefulSet game"].at("spec/template/spec/containers/0")
 	command := container.at("command").list()
 	if len(command) != 3 || command[0].String() != "python3" {
@@ -385,9 +382,7 @@ func TestTheExampleGameServerPlays(t *testing.T) {
 }
 
 func TestTheDockerfileBuildsFromWhatItCopies(t *testing.T) {
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip(err)
-	}
+	lookPath(t, "go")
 	text := strings.ReplaceAll(readText(t, "deploy/Dockerfile"), "\\\n", " ")
 	ignored := readText(t, "deploy/Dockerfile.dockerignore")
 	dir := t.TempDir()

@@ -80,7 +80,7 @@ func TestTheAddressesOfANameShareOneAttemptsTime(t *testing.T) {
 		}
 		return answer(q, noSuchName)
 	})}
-	addr := mustParse(t, "bad.test:1")
+	addr := parseAddr(t, "bad.test:1")
 	addr.Port = hole.Port()
 	start := time.Now()
 	_, err := d.dial(context.Background(), addr)

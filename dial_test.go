@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"gateway/internal/address"
 )
 
 // everywhere is the policy of a dialer that may dial anything.
@@ -82,15 +80,6 @@ func resolver(t testing.TB, respond func(query []byte) []byte) *net.Resolver {
 	}}
 }
 
-func mustParse(t testing.TB, s string) address.Address {
-	t.Helper()
-	a, err := address.Parse(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
 func TestDialErrorsHaveTheirStatusAndReason(t *testing.T) {
 	op := func(err error) error {
 		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", err)}
@@ -130,7 +119,7 @@ func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
 	d := &dialer{permit: everywhere, attempts: 1, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
 		return answer(q, noError, "127.0.0.2", "127.0.0.3")
 	})}
-	addr := mustParse(t, "game.test:1")
+	addr := parseAddr(t, "game.test:1")
 	addr.Port = netip.MustParseAddrPort(ln.Addr().String()).Port()
 	conn, err := d.dial(context.Background(), addr)
 	if err != nil {
@@ -146,7 +135,7 @@ func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
 	d := &dialer{permit: everywhere, attempts: 3, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
 		return answer(q, serverFail)
 	})}
-	_, err := d.dial(context.Background(), mustParse(t, "game.test:1"))
+	_, err := d.dial(context.Background(), parseAddr(t, "game.test:1"))
 	if statusOf(err) != statusBadGateway {
 		t.Errorf("%s (%v), want 502", statusOf(err), err)
 	}

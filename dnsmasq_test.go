@@ -21,52 +21,21 @@ var needDNS = os.Getenv("NEED_DNSMASQ") == "1"
 // or the test ends, and waits until it answers.
 func startDnsmasq(t *testing.T, addr string, records ...string) (stop func()) {
 	t.Helper()
-	path, err := exec.LookPath("dnsmasq")
-	if err != nil { // not in everybody's PATH
-		path, err = exec.LookPath("/usr/sbin/dnsmasq")
-	}
-	if err != nil {
-		if needDNS {
-			t.Fatalf("no dnsmasq: %v", err)
-		}
-		t.Skipf("no dnsmasq (make test-deps installs it): %v", err)
-	}
+	path := findServer(t, "dnsmasq", needDNS, "test-deps")
 	host, port, _ := net.SplitHostPort(addr)
-	var log logBuffer
-	cmd := exec.Command(path, append([]string{"--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=",
+	p := launch(t, exec.Command(path, append([]string{"--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=",
 		"--log-facility=-", "--listen-address=" + host, "--port=" + port, "--bind-interfaces", "--no-resolv", "--no-hosts",
-		"--local=/test/", "--local-ttl=1"}, records...)...)
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan struct{})
-	go func() {
-		cmd.Wait()
-		close(exited)
-	}()
-	stop = func() {
-		cmd.Process.Kill()
-		<-exited
-	}
-	t.Cleanup(func() {
-		stop()
-		if t.Failed() {
-			t.Logf("dnsmasq says:\n%s", log.String())
-		}
-	})
+		"--local=/test/", "--local-ttl=1"}, records...)...))
 	question := new(dns.Msg).SetQuestion("probe.test.", dns.TypeA)
 	client := &dns.Client{Timeout: time.Second}
 	eventually(t, "dnsmasq answers", func() bool {
-		select {
-		case <-exited:
+		if !p.runs() {
 			t.Fatal("dnsmasq ended")
-		default:
 		}
 		_, _, err := client.Exchange(question, addr)
 		return err == nil
 	})
-	return stop
+	return p.kill
 }
 
 func TestDnsmasqIsKilledAndRestarted(t *testing.T) {

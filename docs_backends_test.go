@@ -122,9 +122,7 @@ func firstCode(cell string) string {
 }
 
 func TestTheGoBackendKnowsThePlayer(t *testing.T) {
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip(err)
-	}
+	lookPath(t, "go")
 	program := "package main\n\nimport (\n\"fmt\"\n\"os\"\n)\n" + readDocument(t, pages[0]).blockWith(t, "go", "func Listen") + `
 func main() {
 	ln, err := Listen("127.0.0.1:0", os.Args[1])

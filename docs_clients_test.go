@@ -46,9 +46,7 @@ func TestTheDocumentedOpensslCommandSealsAnAddress(t *testing.T) {
 }
 
 func TestThePythonClientTalksThroughTheGateway(t *testing.T) {
-	if _, err := exec.LookPath("python3"); err != nil {
-		t.Skip(err)
-	}
+	lookPath(t, "python3")
 	program := readDocument(t, readmes[0]).blockWith(t, "python", "def connect") + `
 import sys
 host, port = sys.argv[1].rsplit(":", 1)
@@ -63,23 +61,7 @@ except Exception as e:
 }
 
 func TestTheGoClientTalksThroughTheGateway(t *testing.T) {
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip(err)
-	}
-	program := "package main\n\nimport \"os\"\n" + readDocument(t, readmes[0]).blockWith(t, "go", "func Connect") + `
-func main() {
-	c, err := Connect(os.Args[1], os.Args[2])
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	io.WriteString(c, "hello")
-	b := make([]byte, len("welcome"+"hello"))
-	io.ReadFull(c, b)
-	fmt.Printf("%s\n", b)
-}
-`
-	talkThroughTheGateway(t, buildProgram(t, program))
+	talkThroughTheGateway(t, buildClient(t, readmes[0]))
 }
 
 // talkThroughTheGateway runs a client with the gateway's address and a line as
@@ -90,10 +72,7 @@ func talkThroughTheGateway(t *testing.T, client ...string) {
 	g := startGateway(t, nil)
 	// Backends that speak first show that the client keeps its hands off the
 	// bytes behind the status.
-	backend := startBackend(t, func(c *net.TCPConn) {
-		io.WriteString(c, "welcome")
-		io.Copy(c, struct{ io.Reader }{c})
-	})
+	backend := startGreeter(t, "welcome")
 	// What a gateway does that happens to send both in one segment.
 	together := startBackend(t, func(c *net.TCPConn) {
 		io.ReadFull(c, make([]byte, len("any line\n")))
@@ -106,12 +85,9 @@ func talkThroughTheGateway(t *testing.T, client ...string) {
 		{g.addr, sealed(t, closedPort(t)), "the gateway answered 502"},
 		{g.addr, "nonsense", "the gateway answered 401"},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		args := append(client[1:len(client):len(client)], test.gateway, strings.TrimSuffix(test.line, "\n"))
-		out, err := exec.CommandContext(ctx, client[0], args...).CombinedOutput()
-		cancel()
-		if got := strings.TrimSpace(string(out)); err != nil || got != test.want {
-			t.Errorf("%.10q…: the client printed %q, %v; want %q", test.line, got, err, test.want)
+		if got := runClient(t, nil, client[0], args...); got != test.want {
+			t.Errorf("%.10q…: the client printed %q, want %q", test.line, got, test.want)
 		}
 	}
 }
@@ -150,20 +126,7 @@ except ConnectionError as e:
 }
 
 func TestTheGoWebSocketClientTalksThroughTheGateway(t *testing.T) {
-	lookPath(t, "go")
-	client := buildProgram(t, "package main\n\nimport \"os\"\n"+readDocument(t, protocols[0]).blockWith(t, "go", "func Connect")+`
-func main() {
-	c, err := Connect(os.Args[1], os.Args[2])
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	io.WriteString(c, "hello")
-	b := make([]byte, len("welcome"+"hello"))
-	io.ReadFull(c, b)
-	fmt.Printf("%s\n", b)
-}
-`)
+	client := buildClient(t, protocols[0])
 	g, env := startSecure(t)
 	for _, scheme := range []string{"ws", "wss"} {
 		checkStatuses(t, func(line string) string {
@@ -203,10 +166,7 @@ func TestTheJavaScriptClientTalksThroughTheGateway(t *testing.T) {
 // refused.
 func checkStatuses(t *testing.T, talk func(line string) string) {
 	t.Helper()
-	backend := startBackend(t, func(c *net.TCPConn) {
-		io.WriteString(c, "welcome")
-		io.Copy(c, struct{ io.Reader }{c})
-	})
+	backend := startGreeter(t, "welcome")
 	for _, test := range []struct{ line, want string }{
 		{sealed(t, backend), "welcomehello"},
 		{sealed(t, closedPort(t)), "the gateway answered 502"},
@@ -322,6 +282,35 @@ func selfSigned(t *testing.T, certFile, keyFile string) {
 	}
 }
 
+// startGreeter starts a backend that speaks first, and then sends back what it
+// gets.
+func startGreeter(t testing.TB, text string) string {
+	return startBackend(t, func(c *net.TCPConn) {
+		io.WriteString(c, text)
+		io.Copy(c, struct{ io.Reader }{c})
+	})
+}
+
+// buildClient builds the Go client of a page, whose Connect takes the gateway's
+// address and a line: it says "hello", and prints the 12 bytes it gets.
+func buildClient(t *testing.T, page string) string {
+	t.Helper()
+	lookPath(t, "go")
+	return buildProgram(t, "package main\n\nimport \"os\"\n"+readDocument(t, page).blockWith(t, "go", "func Connect")+`
+func main() {
+	c, err := Connect(os.Args[1], os.Args[2])
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	io.WriteString(c, "hello")
+	b := make([]byte, len("welcome"+"hello"))
+	io.ReadFull(c, b)
+	fmt.Printf("%s\n", b)
+}
+`)
+}
+
 // buildProgram builds a documented program with the module's dependencies, and
 // returns the binary.
 func buildProgram(t *testing.T, program string) string {
@@ -339,7 +328,8 @@ func buildProgram(t *testing.T, program string) string {
 	return binary
 }
 
-// runClient runs a program to its end and returns what it prints.
+// runClient runs a program to its end, in this process's environment if env is
+// nil, and returns what it prints.
 func runClient(t *testing.T, env []string, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

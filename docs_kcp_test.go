@@ -1,11 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"net"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -17,22 +14,7 @@ import (
 // What docs/kcp.md says is compared with what the gateway does.
 
 func TestTheDocumentedKCPClientTalksThroughTheGateway(t *testing.T) {
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip(err)
-	}
-	binary := buildProgram(t, "package main\n\nimport \"os\"\n"+readDocument(t, kcpPages[0]).blockWith(t, "go", "func Connect")+`
-func main() {
-	c, err := Connect(os.Args[1], os.Args[2])
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	io.WriteString(c, "hello")
-	b := make([]byte, len("welcome"+"hello"))
-	io.ReadFull(c, b)
-	fmt.Printf("%s\n", b)
-}
-`)
+	binary := buildClient(t, kcpPages[0])
 	backend := startKCPBackend(t, kcpCode{}, func(s *kcpgo.UDPSession) { // the first to speak
 		io.WriteString(s, "welcome")
 		kcpEcho(s)
@@ -43,16 +25,14 @@ func main() {
 		{sealed(t, closedPort(t)), "the gateway answered 502"},
 		{"nonsense", "the gateway answered 401"},
 	} {
-		if got := runDocumented(t, binary, g.kcp, strings.TrimSuffix(test.line, "\n")); got != test.want {
+		if got := runClient(t, nil, binary, g.kcp, strings.TrimSuffix(test.line, "\n")); got != test.want {
 			t.Errorf("%.10q…: the client printed %q, want %q", test.line, got, test.want)
 		}
 	}
 }
 
 func TestTheDocumentedKCPClientWithAKeyTalksThroughTheGateway(t *testing.T) {
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip(err)
-	}
+	lookPath(t, "go")
 	block := readDocument(t, kcpPages[0]).blockWith(t, "go", "pbkdf2")
 	binary := buildProgram(t, `package main
 
@@ -80,26 +60,11 @@ func main() {
 	fmt.Printf("%s\n", b)
 }
 `)
-	backend := startBackend(t, func(c *net.TCPConn) {
-		io.WriteString(c, "welcome")
-		io.Copy(c, struct{ io.Reader }{c})
-	})
+	backend := startGreeter(t, "welcome")
 	g := startKCP(t, func(cfg *Config) { cfg.KCPCrypt, cfg.KCPKey = "aes", "the passphrase" })
-	if got := runDocumented(t, binary, g.kcp, strings.TrimSuffix(sealed(t, backend), "\n")); got != "200welcomehello" {
+	if got := runClient(t, nil, binary, g.kcp, strings.TrimSuffix(sealed(t, backend), "\n")); got != "200welcomehello" {
 		t.Errorf("the client printed %q", got)
 	}
-}
-
-// runDocumented runs a documented client to its end and returns what it printed.
-func runDocumented(t *testing.T, binary string, args ...string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, binary, args...).CombinedOutput()
-	if err != nil {
-		t.Error(err)
-	}
-	return strings.TrimSpace(string(out))
 }
 
 func TestDocumentedKCPSettingsAreThose(t *testing.T) {

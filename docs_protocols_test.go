@@ -5,15 +5,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"go/ast"
-	"go/parser"
-	"go/token"
 	"io"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -155,50 +152,27 @@ func TestTheProtocolsListEveryMethodThatIsHTTP(t *testing.T) {
 }
 
 func TestTheProtocolsListEveryReasonOfARequest(t *testing.T) {
-	want := reasonsOfRequests(t)
-	for _, name := range protocols {
-		var got []string
-		for _, row := range readDocument(t, name).tableWith(t, "no_address") {
-			got = append(got, row[0])
-		}
-		slices.Sort(got)
-		if !slices.Equal(got, want) {
-			t.Errorf("%s lists the reasons\n%q\nwant those in the source\n%q", name, got, want)
-		}
-	}
+	wantReasons(t, protocols, "no_address", reasonsOfRequests(t))
 }
 
 // reasonsOfRequests returns the words that internal/web may have as a reason,
 // sorted: its errors of a single word.
 func reasonsOfRequests(t *testing.T) []string {
-	files, err := filepath.Glob("internal/web/*.go")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no files", err)
-	}
 	found := make(map[string]bool)
-	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ast.Inspect(file, func(n ast.Node) bool {
-			call, ok := n.(*ast.CallExpr)
-			if !ok || len(call.Args) != 1 {
-				return true
-			}
-			f, isSelector := call.Fun.(*ast.SelectorExpr)
-			lit, isLit := call.Args[0].(*ast.BasicLit)
-			if isSelector && isLit && f.Sel.Name == "New" {
-				if word, _ := strconv.Unquote(lit.Value); !strings.Contains(word, " ") {
-					found[word] = true
-				}
-			}
+	inspectSource(t, "internal/web", func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok || len(call.Args) != 1 {
 			return true
-		})
-	}
+		}
+		f, isSelector := call.Fun.(*ast.SelectorExpr)
+		lit, isLit := call.Args[0].(*ast.BasicLit)
+		if isSelector && isLit && f.Sel.Name == "New" {
+			if word, _ := strconv.Unquote(lit.Value); !strings.Contains(word, " ") {
+				found[word] = true
+			}
+		}
+		return true
+	})
 	return slices.Sorted(maps.Keys(found))
 }
 
@@ -226,40 +200,27 @@ func TestTheLogSamplesOfTheProtocolsHaveTheFieldsOfTheLog(t *testing.T) {
 	g.log.waitLine(t, "tunnel", 1)
 	g.log.waitLine(t, "request", 3)
 
-	kind := func(msg, status, via string) string { return msg + " " + status + " " + via }
-	fields := make(map[string]string) // of each kind of line
+	kind := func(values map[string]any) string {
+		return fmt.Sprint(values["msg"], " ", values["status"], " ", values["via"])
+	}
+	logged := make(map[string]string) // the fields of each kind of line
 	for text := range strings.Lines(g.log.String()) {
-		m := make(map[string]string)
-		var names []string
-		for _, f := range regexp.MustCompile(`[{,]"(\w+)":(?:"((?:[^"\\]|\\.)*)"|(\d+))`).FindAllStringSubmatch(text, -1) {
-			m[f[1]] = f[2] + f[3]
-			names = append(names, f[1])
-		}
-		fields[kind(m["msg"], m["status"], m["via"])] = strings.Join(names, " ")
+		values, fields := loggedFields(t, text)
+		logged[kind(values)] = fields
 	}
 	for _, name := range protocols {
 		compared := make(map[string]bool)
-		for _, block := range readDocument(t, name).blocks {
-			for text := range strings.Lines(block.text) {
-				if !strings.HasPrefix(text, "time=") {
-					continue
-				}
-				m := make(map[string]string)
-				var names []string
-				for _, f := range regexp.MustCompile(`(\w+)=("(?:[^"\\]|\\.)*"|\S*)`).FindAllStringSubmatch(text, -1) {
-					m[f[1]] = f[2]
-					names = append(names, f[1])
-				}
-				k := kind(m["msg"], m["status"], m["via"])
-				if want, ok := fields[k]; ok {
-					compared[k] = true
-					if got := strings.Join(names, " "); got != want {
-						t.Errorf("%s: the sample\n%shas the fields %q; the log has\n%q", name, text, got, want)
-					}
+		for _, text := range readDocument(t, name).logSamples() {
+			values, fields := sampleFields(text)
+			k := kind(values)
+			if want, ok := logged[k]; ok {
+				compared[k] = true
+				if fields != want {
+					t.Errorf("%s: the sample\n%shas the fields %q; the log has\n%q", name, text, fields, want)
 				}
 			}
 		}
-		for k := range fields {
+		for k := range logged {
 			if !compared[k] && !strings.HasPrefix(k, "listening") {
 				t.Errorf("%s has no sample of a line %q", name, k)
 			}

@@ -76,16 +76,44 @@ func TestTheReadmesListEveryStatus(t *testing.T) {
 }
 
 func TestTheReadmesListEveryReason(t *testing.T) {
-	want := reasonsInSource(t)
-	for _, name := range readmes {
+	wantReasons(t, readmes, "too_long", reasonsInSource(t))
+}
+
+// wantReasons compares the table of each page that has a row for one of the
+// reasons with all of them, sorted.
+func wantReasons(t *testing.T, names []string, one string, want []string) {
+	t.Helper()
+	if len(want) == 0 {
+		t.Fatal("no reason found in the source")
+	}
+	for _, name := range names {
 		var got []string
-		for _, row := range readDocument(t, name).tableWith(t, "too_long") {
+		for _, row := range readDocument(t, name).tableWith(t, one) {
 			got = append(got, row[0])
 		}
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
 			t.Errorf("%s lists the reasons\n%q\nwant those in the source\n%q", name, got, want)
 		}
+	}
+}
+
+// inspectSource shows f all that stands in the sources of a folder.
+func inspectSource(t *testing.T, dir string, f func(ast.Node) bool) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, f)
 	}
 }
 
@@ -105,39 +133,23 @@ func reasonsInSource(t *testing.T) []string {
 		id, ok := e.(*ast.Ident)
 		return ok && slices.Contains(names, id.Name)
 	}
-	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ast.Inspect(file, func(n ast.Node) bool {
-			switch n := n.(type) {
-			case *ast.ValueSpec:
-				if isIdent(n.Type, "requestError", "openError") {
-					add(n.Values...)
-				}
-			case *ast.CompositeLit:
-				if isIdent(n.Type, "dialError") && len(n.Elts) > 1 {
-					add(n.Elts[1])
-				}
-			case *ast.AssignStmt:
-				if isIdent(n.Lhs[0], "reason") {
-					add(n.Rhs...)
-				}
+	inspectSource(t, ".", func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.ValueSpec:
+			if isIdent(n.Type, "requestError", "openError") {
+				add(n.Values...)
 			}
-			return true
-		})
-	}
-	if len(found) == 0 {
-		t.Fatal("no reason found in the source")
-	}
+		case *ast.CompositeLit:
+			if isIdent(n.Type, "dialError") && len(n.Elts) > 1 {
+				add(n.Elts[1])
+			}
+		case *ast.AssignStmt:
+			if isIdent(n.Lhs[0], "reason") {
+				add(n.Rhs...)
+			}
+		}
+		return true
+	})
 	return slices.Sorted(maps.Keys(found))
 }
 
@@ -158,37 +170,17 @@ func TestTheLogSamplesHaveTheFieldsOfTheLog(t *testing.T) {
 	// The fields of each kind of line, in their order.
 	logged := make(map[string]string)
 	for line := range strings.Lines(g.log.String()) {
-		var m map[string]any
-		if err := json.Unmarshal([]byte(line), &m); err != nil {
-			t.Fatal(err)
-		}
-		fields := regexp.MustCompile(`[{,]"(\w+)":`).FindAllStringSubmatch(line, -1)
-		var names []string
-		for _, f := range fields {
-			names = append(names, f[1])
-		}
-		logged[fmt.Sprint(m["msg"], " ", m["status"])] = strings.Join(names, " ")
+		values, fields := loggedFields(t, line)
+		logged[fmt.Sprint(values["msg"], " ", values["status"])] = fields
 	}
 	for _, name := range slices.Concat(readmes, pages) {
 		seen := make(map[string]bool)
-		for _, block := range readDocument(t, name).blocks {
-			for line := range strings.Lines(block.text) {
-				if block.lang != "text" || !strings.HasPrefix(line, "time=") {
-					continue
-				}
-				values := make(map[string]any)
-				var names []string
-				for _, f := range regexp.MustCompile(`(\w+)=("[^"]*"|\S*)`).FindAllStringSubmatch(line, -1) {
-					values[f[1]] = strings.Trim(f[2], `"`)
-					if f[1] != "backend_ip" && f[1] != "id" { // for names, and for -send-proxy=v2
-						names = append(names, f[1])
-					}
-				}
-				kind := fmt.Sprint(values["msg"], " ", values["status"])
-				seen[kind] = true
-				if want, ok := logged[kind]; ok && strings.Join(names, " ") != want {
-					t.Errorf("%s: the sample\n%shas the fields %q; the log has\n%q", name, line, names, want)
-				}
+		for _, line := range readDocument(t, name).logSamples() {
+			values, fields := sampleFields(line)
+			kind := fmt.Sprint(values["msg"], " ", values["status"])
+			seen[kind] = true
+			if want, ok := logged[kind]; ok && fields != want {
+				t.Errorf("%s: the sample\n%shas the fields %q; the log has\n%q", name, line, fields, want)
 			}
 		}
 		for kind := range logged {
@@ -197,6 +189,46 @@ func TestTheLogSamplesHaveTheFieldsOfTheLog(t *testing.T) {
 			}
 		}
 	}
+}
+
+// logSamples are the lines of a log that the document shows.
+func (d *document) logSamples() (lines []string) {
+	for _, block := range d.blocks {
+		for line := range strings.Lines(block.text) {
+			if block.lang == "text" && strings.HasPrefix(line, "time=") {
+				lines = append(lines, line)
+			}
+		}
+	}
+	return lines
+}
+
+// loggedFields returns the fields of a line of the log, and their names in
+// order.
+func loggedFields(t *testing.T, line string) (values map[string]any, names string) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(line), &values); err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, f := range regexp.MustCompile(`[{,]"(\w+)":`).FindAllStringSubmatch(line, -1) {
+		list = append(list, f[1])
+	}
+	return values, strings.Join(list, " ")
+}
+
+// sampleFields returns those of a sample, but for the names of those that only
+// some lines have: for a backend's name, and for -send-proxy=v2.
+func sampleFields(line string) (values map[string]any, names string) {
+	values = make(map[string]any)
+	var list []string
+	for _, f := range regexp.MustCompile(`(\w+)=("[^"]*"|\S*)`).FindAllStringSubmatch(line, -1) {
+		values[f[1]] = strings.Trim(f[2], `"`)
+		if f[1] != "backend_ip" && f[1] != "id" {
+			list = append(list, f[1])
+		}
+	}
+	return values, strings.Join(list, " ")
 }
 
 func TestDocumentsHaveTheSameStructureInBothLanguages(t *testing.T) {

@@ -41,6 +41,12 @@ func (v *visitor) read(t testing.TB) (int, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return statusAndBody(t, resp)
+}
+
+// statusAndBody reads an answer to its end.
+func statusAndBody(t testing.TB, resp *http.Response) (int, string) {
+	t.Helper()
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
@@ -159,7 +165,7 @@ func TestTheLogOfARequestHoldsNothingOfIt(t *testing.T) {
 func TestThePolicyHoldsForHTTPToo(t *testing.T) {
 	needSignals(t)
 	backend, conns := startNamed(t, "forbidden")
-	p := start(t, "-deny="+strings.Replace(backend, ":", "/32:", 1))
+	p := startProcess(t, "-deny="+strings.Replace(backend, ":", "/32:", 1))
 	n := 0
 	for _, v := range tongues() {
 		c := connect(t, p.addr)
@@ -245,7 +251,7 @@ func TestAConnectionAtRestEndsAtOnceWhenTheGatewayEnds(t *testing.T) {
 	flags, trusting := tlsFlags(t)
 	backend, _ := startNamed(t, "red")
 	for _, config := range []*tls.Config{nil, trusting} {
-		p := start(t, append(flags, "-drain=1h")...)
+		p := startProcess(t, append(flags, "-drain=1h")...)
 		v := visitHTTP(t, p.addr, config)
 		if status, body := v.get(t, sealedTo(t, backend)); status != 200 || body != "red" {
 			t.Fatalf("%d %q", status, body)
@@ -268,7 +274,7 @@ func TestARequestUnderWayIsFinishedWhenTheGatewayEnds(t *testing.T) {
 		<-release
 		io.WriteString(w, "late")
 	})
-	p := start(t, "-drain=1h")
+	p := startProcess(t, "-drain=1h")
 	v, half := visitHTTP(t, p.addr, nil), visitHTTP(t, p.addr, nil)
 	request := "GET / HTTP/1.1\r\nHost: game.test\r\nX-Cipher-Origin: " + sealedTo(t, backend) + "\r\n\r\n"
 	send(t, v, request)

@@ -10,7 +10,7 @@ import (
 func TestGatewaysThatShareAKCPPortAllGetSessions(t *testing.T) {
 	backend := startEcho(t)
 	a, addr := startKCPProcess(t, "-reuse=1", "-drain=0")
-	b := start(t, "-reuse=1", "-drain=0", "-addr="+a.addr, "-kcp="+addr)
+	b := startProcess(t, "-reuse=1", "-drain=0", "-addr="+a.addr, "-kcp="+addr)
 	if got := kcpAddr(t, b); got != addr {
 		t.Fatalf("listens on %s, want %s", got, addr)
 	}

@@ -17,7 +17,7 @@ import (
 // startKCPProcess starts a gateway with a free port for KCP too.
 func startKCPProcess(t testing.TB, args ...string) (p *process, kcp string) {
 	t.Helper()
-	p = start(t, append([]string{"-kcp=127.0.0.1:0"}, args...)...)
+	p = startProcess(t, append([]string{"-kcp=127.0.0.1:0"}, args...)...)
 	return p, kcpAddr(t, p)
 }
 
@@ -92,7 +92,7 @@ func sharedPort(t testing.TB) string {
 func TestKCPAndTCPShareAPortNumber(t *testing.T) {
 	backend := startEcho(t)
 	addr := sharedPort(t)
-	p := start(t, "-addr="+addr, "-kcp="+addr)
+	p := startProcess(t, "-addr="+addr, "-kcp="+addr)
 	if kcp := kcpAddr(t, p); kcp != addr || p.addr != addr {
 		t.Errorf("listens on %s and %s, want %s", p.addr, kcp, addr)
 	}

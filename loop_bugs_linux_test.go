@@ -1,9 +1,7 @@
 package main
 
 import (
-	"io"
 	"testing"
-	"time"
 
 	"gateway/internal/token"
 )
@@ -34,11 +32,7 @@ func TestABugInAnAccountEndsOnlyThatTunnel(t *testing.T) {
 		wantAtRest(t, g)
 		closed := make(chan struct{})
 		go func() { defer close(closed); g.Close() }()
-		select {
-		case <-closed:
-		case <-time.After(patience):
-			t.Fatal("Close waits for the tunnel that had no account")
-		}
+		inTime(t, closed, "Close waits for the tunnel that had no account")
 	}
 }
 
@@ -76,9 +70,7 @@ func TestABugInAHandshakeEndsOnlyThatConnection(t *testing.T) {
 		for i := range 20 {
 			c := connect(t, g.addr)
 			send(t, c, anyToken)
-			if got, err := io.ReadAll(c); len(got) > 0 || err != nil && !isReset(err) {
-				t.Errorf("read %q, %v", got, err)
-			}
+			expectCut(t, c)
 			g.log.waitLine(t, "panic", i+1)
 		}
 		holds = nil
@@ -97,22 +89,18 @@ func TestABugInAHandshakeEndsOnlyThatConnection(t *testing.T) {
 	}
 }
 
-// A panic lost the rest of the inbox, and Close waited for it for ever.
+// A panic once lost the rest of the inbox, and Close waited for it for ever.
 func TestABugInOneOfManyHandedConnectionsLosesNoOther(t *testing.T) {
-	g := startConfigured(t, oneLoop, func(g *Gateway) { g.keys = nil })
+	g := startLoops(t, 1, nil)
 	l := g.loops.all[0]
 	const n = 5
-	release := busy(t, l)
+	release := hold(t, l)
 	for range n {
 		l.send(func() { panic("a bug") })
 	}
 	ran := make(chan struct{})
 	l.send(func() { close(ran) })
 	release()
-	select {
-	case <-ran:
-	case <-time.After(patience):
-		t.Fatal("what stood behind the bugs was lost")
-	}
+	inTime(t, ran, "what stood behind the bugs was lost")
 	g.log.waitLine(t, "panic", n)
 }

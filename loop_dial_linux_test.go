@@ -19,7 +19,7 @@ import (
 
 func TestABlackholedBackendIsDialedAsOftenAsConfigured(t *testing.T) {
 	const timeout, retry = 150 * time.Millisecond, 3
-	onBothWays(t, func(cfg *Config) { cfg.Timeout, cfg.Retry = timeout, retry }, func(t *testing.T, g *testGateway) {
+	onEveryWay(t, func(cfg *Config) { cfg.Timeout, cfg.Retry = timeout, retry }, func(t *testing.T, g *testGateway) {
 		hole := blackhole(t, "127.0.0.1", 0).String()
 		c := connect(t, g.addr)
 		start := time.Now()
@@ -35,7 +35,7 @@ func TestABlackholedBackendIsDialedAsOftenAsConfigured(t *testing.T) {
 }
 
 func TestAClientsResetEndsItsDialAndItsFINDoesNot(t *testing.T) {
-	onBothWays(t, func(cfg *Config) { cfg.Timeout = time.Second }, func(t *testing.T, g *testGateway) {
+	onEveryWay(t, func(cfg *Config) { cfg.Timeout = time.Second }, func(t *testing.T, g *testGateway) {
 		hole := blackhole(t, "127.0.0.1", 0).String()
 		for _, early := range []string{"", "early"} {
 			fin, reset := connect(t, g.addr), connect(t, g.addr)
@@ -216,7 +216,7 @@ func TestASocketThatMetItselfIsRecognized(t *testing.T) {
 		fmt.Sprint("127.0.0.1:", port+1):        false,
 		"127.0.0.1:80":                          false,
 	} {
-		s.session.backend = mustParse(t, addr)
+		s.session.backend = parseAddr(t, addr)
 		if got := l.isSelfConnect(s); got != want {
 			t.Errorf("%s: %v", addr, got)
 		}

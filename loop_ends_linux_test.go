@@ -16,18 +16,10 @@ import (
 // may own.
 func accepted(t testing.TB) (client *net.TCPConn, fd int) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	client = connect(t, ln.Addr().String())
-	c, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	client, c := pairOfConns(t)
 	defer c.Close()
-	if fd, err = dupConn(c.(*net.TCPConn)); err != nil {
+	fd, err := dupConn(c)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return client, fd
@@ -88,7 +80,7 @@ func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
 // The tail of a tunnel in which both sides have more than the other takes, and
 // then the backend breaks off.
 func TestAClientIsNotStuckWithWhatItsBackendDidNotTake(t *testing.T) {
-	onBothWays(t, nil, func(t *testing.T, g *testGateway) {
+	onEveryWay(t, nil, func(t *testing.T, g *testGateway) {
 		stuck, broken := make(chan struct{}), make(chan struct{})
 		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
 			<-stuck
@@ -118,10 +110,10 @@ func TestAClientIsNotStuckWithWhatItsBackendDidNotTake(t *testing.T) {
 	})
 }
 
-// A reset that was found while connecting was forgotten again, and the tunnel
-// waited for -half-close-timeout.
+// A reset that was found while connecting was once forgotten again, and the
+// tunnel waited for -half-close-timeout.
 func TestABackendThatResetsAtOnceLeavesNoTunnelBehind(t *testing.T) {
-	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 1; cfg.HalfCloseTimeout = 3 * time.Second }, nil)
+	g := startLoops(t, 1, func(cfg *Config) { cfg.HalfCloseTimeout = 3 * time.Second })
 	backend := startBackend(t, func(b *net.TCPConn) { b.SetLinger(0) })
 	const n = 50
 	for range n {
@@ -152,7 +144,7 @@ func openTunnelOr502(t testing.TB, gateway, backend string) *net.TCPConn {
 
 // The same for a reset behind the backend's FIN.
 func TestABackendsResetAfterItsFINEndsTheTunnel(t *testing.T) {
-	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 1; cfg.HalfCloseTimeout = time.Hour }, nil)
+	g := startLoops(t, 1, func(cfg *Config) { cfg.HalfCloseTimeout = time.Hour })
 	seen := make(chan struct{})
 	c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
 		b.CloseWrite()
@@ -166,7 +158,7 @@ func TestABackendsResetAfterItsFINEndsTheTunnel(t *testing.T) {
 	}
 }
 
-// The client's reset overtook what it had sent before.
+// The client's reset once overtook what it had sent before.
 func TestWhatAClientSentBeforeItsResetIsDelivered(t *testing.T) {
 	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		got := make(chan string, 1)
@@ -186,7 +178,8 @@ func TestWhatAClientSentBeforeItsResetIsDelivered(t *testing.T) {
 	})
 }
 
-// A read stops at urgent data, and what stood behind it was taken for nothing.
+// A read stops at urgent data, and what stood behind it was once taken for
+// nothing.
 func TestBytesBehindUrgentDataAreNotLeftBehind(t *testing.T) {
 	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		c := openTunnel(t, g.addr, startEcho(t))
@@ -197,7 +190,7 @@ func TestBytesBehindUrgentDataAreNotLeftBehind(t *testing.T) {
 		var releases []func()
 		if g.loops != nil {
 			for _, l := range g.loops.all {
-				releases = append(releases, busy(t, l))
+				releases = append(releases, hold(t, l))
 			}
 		}
 		send(t, c, "before")

@@ -21,7 +21,18 @@ func inLoop(t testing.TB, l *loop, f func()) {
 	if !l.send(func() { defer close(done); f() }) {
 		t.Fatal("the loop has ended")
 	}
-	<-done
+	inTime(t, done, "the loop does not answer")
+}
+
+// inTime waits until a channel is closed, and fails the test if that takes too
+// long.
+func inTime(t testing.TB, done <-chan struct{}, otherwise string) {
+	t.Helper()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatal(otherwise)
+	}
 }
 
 // startLoops starts a gateway with n loops.
@@ -200,8 +211,8 @@ func TestDeadlinesThatDoNotHoldTakeNoMemory(t *testing.T) {
 	}
 }
 
-// onBothWays runs a test on one loop, on three and on goroutines.
-func onBothWays(t *testing.T, configure func(*Config), test func(t *testing.T, g *testGateway)) {
+// onEveryWay runs a test on one loop, on three and on goroutines.
+func onEveryWay(t *testing.T, configure func(*Config), test func(t *testing.T, g *testGateway)) {
 	for _, n := range []int{1, 3, -1} {
 		t.Run(fmt.Sprintf("-loops=%d", n), func(t *testing.T) { test(t, startLoops(t, n, configure)) })
 	}
@@ -210,7 +221,7 @@ func onBothWays(t *testing.T, configure func(*Config), test func(t *testing.T, g
 func TestRequestsOfAnySizeFitBuffersOfAnySize(t *testing.T) {
 	for _, buffer := range []int{1, 100, 1025, 1026, 1027, 16384} {
 		for _, splice := range []bool{true, false} {
-			onBothWays(t, func(cfg *Config) { cfg.Buffer, cfg.Splice = buffer, splice }, func(t *testing.T, g *testGateway) {
+			onEveryWay(t, func(cfg *Config) { cfg.Buffer, cfg.Splice = buffer, splice }, func(t *testing.T, g *testGateway) {
 				backend := startEcho(t)
 				line := sealed(t, backend)
 				for _, n := range []int{0, 1, buffer - 1, buffer, buffer + 1,
@@ -238,28 +249,3 @@ func TestRequestsOfAnySizeFitBuffersOfAnySize(t *testing.T) {
 		}
 	}
 }
-
-// inside runs f in a loop's thread and waits for it.
-func inside(t testing.TB, l *loop, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	if !l.send(func() { defer close(done); f() }) {
-		t.Fatal("the loop has ended")
-	}
-	select {
-	case <-done:
-	case <-time.After(patience):
-		t.Fatal("the loop does not answer")
-	}
-}
-
-// busy keeps a loop from its events until the returned function is called.
-func busy(t testing.TB, l *loop) (release func()) {
-	t.Helper()
-	begun, end := make(chan struct{}), make(chan struct{})
-	l.send(func() { close(begun); <-end })
-	<-begun
-	return func() { close(end) }
-}
-
-func oneLoop(cfg *Config) { cfg.Loops = 1 }

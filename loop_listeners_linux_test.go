@@ -90,7 +90,7 @@ func TestAListenerThatIsPausedEndsWithTheServing(t *testing.T) {
 }
 
 func TestOneGatewayServesManyListeners(t *testing.T) {
-	onBothWays(t, nil, func(t *testing.T, g *testGateway) {
+	onEveryWay(t, nil, func(t *testing.T, g *testGateway) {
 		backend := startEcho(t)
 		addrs := []string{g.addr}
 		served := make(chan error, 2)
@@ -125,7 +125,7 @@ func TestOneGatewayServesManyListeners(t *testing.T) {
 }
 
 func TestServeAfterCloseReturnsAtOnce(t *testing.T) {
-	onBothWays(t, nil, func(t *testing.T, g *testGateway) {
+	onEveryWay(t, nil, func(t *testing.T, g *testGateway) {
 		g.Close()
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -141,14 +141,14 @@ func TestServeAfterCloseReturnsAtOnce(t *testing.T) {
 	})
 }
 
-// The pause was left on, and its end registered a descriptor that by then
+// The pause was once left on, and its end registered a descriptor that by then
 // belonged to a tunnel.
 func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T) {
-	g := startConfigured(t, oneLoop, nil)
+	g := startLoops(t, 1, nil)
 	backend := startEcho(t)
 	open := openTunnel(t, g.addr, backend)
 	l := g.loops.all[0]
-	inside(t, l, func() {
+	inLoop(t, l, func() {
 		l.tick()
 		l.pause(l.listeners[0], unix.EMFILE)
 	})
@@ -156,8 +156,8 @@ func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T)
 	send(t, queued, sealed(t, backend))
 	go g.Shutdown(context.Background())
 	expect(t, queued, "200")
-	eventually(t, "it listens no more", func() bool { return !isListening(g.addr) })
-	inside(t, l, func() {
+	waitRefused(t, g.addr)
+	inLoop(t, l, func() {
 		if l.pausedListeners != 0 || l.listeners[0].paused {
 			t.Error("it will be tried again")
 		}
@@ -169,12 +169,13 @@ func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T)
 	}
 }
 
-// The event of a listener that was given up in the same batch made it pause.
+// The event of a listener that was given up in the same batch once made it
+// pause.
 func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
-	g := startConfigured(t, oneLoop, nil)
+	g := startLoops(t, 1, nil)
 	l := g.loops.all[0]
 	openTunnel(t, g.addr, startEcho(t)).Close() // it accepts
-	release := busy(t, l)
+	release := hold(t, l)
 	c := connect(t, g.addr) // the listener's event
 	go g.Shutdown(context.Background())
 	eventually(t, "the loop is told to stop accepting", func() bool {
@@ -183,9 +184,9 @@ func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
 		return len(l.inbox) > 0
 	})
 	release()
-	eventually(t, "it listens no more", func() bool { return !isListening(g.addr) })
+	waitRefused(t, g.addr)
 	c.Close()
-	inside(t, l, func() {
+	inLoop(t, l, func() {
 		if l.pausedListeners != 0 {
 			t.Error("it will be tried again")
 		}

@@ -121,15 +121,9 @@ func TestCloseCutsConnectionsInEveryState(t *testing.T) {
 			s := bringAbout(t, g, started)
 			closed := make(chan struct{})
 			go func() { defer close(closed); g.Close() }()
-			select {
-			case <-closed:
-			case <-time.After(patience):
-				t.Fatal("Close does not return")
-			}
+			inTime(t, closed, "Close does not return")
 			for _, c := range s.all() {
-				if got, err := io.ReadAll(c); len(got) > 0 || err != nil && !isReset(err) {
-					t.Errorf("a client read %q, %v", got, err)
-				}
+				expectCut(t, c)
 			}
 			connections := 9 // two for halfOpen
 			if lines := len(g.log.lines("tunnel")) + len(g.log.lines("refused")) + len(g.log.lines("no request")); lines != connections {
@@ -164,9 +158,5 @@ func TestCloseDoesNotWaitForARequestThatIsChangingHands(t *testing.T) {
 	go func() { defer close(closed); g.Close() }()
 	eventually(t, "only the request is left", func() bool { return loopsGone(g) })
 	go g.serveDescriptor(fd, &session{accepted: time.Now()}, []byte("half a li"))
-	select {
-	case <-closed:
-	case <-time.After(patience):
-		t.Fatal("Close waits for the rest of the request")
-	}
+	inTime(t, closed, "Close waits for the rest of the request")
 }

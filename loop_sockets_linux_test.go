@@ -123,10 +123,10 @@ func TestBothSocketsOfATunnelHaveTheirOptions(t *testing.T) {
 	}
 }
 
-// options returns what a test looks at of a tunnel's two sockets.
-func options(t testing.TB, l *loop) (found [][4]int) {
+// legOptions returns what a test looks at of a tunnel's two sockets.
+func legOptions(t testing.TB, l *loop) (found [][4]int) {
 	t.Helper()
-	inside(t, l, func() {
+	inLoop(t, l, func() {
 		for _, tn := range l.table {
 			if tn.state != stateOpen {
 				continue
@@ -148,8 +148,8 @@ func options(t testing.TB, l *loop) (found [][4]int) {
 	return found
 }
 
-// The slow way had net's own keepalive, and clients that connected before Serve
-// had none.
+// The slow way once had net's own keepalive, and clients that connected before
+// Serve had none.
 func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 	for _, tt := range []struct {
 		name      string
@@ -198,7 +198,7 @@ func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 				}
 			}()
 			eventually(t, "both legs have their options", func() bool {
-				got = options(t, g.loops.all[0])
+				got = legOptions(t, g.loops.all[0])
 				return len(got) == 2 && tt.want(got[0]) && tt.want(got[1])
 			})
 		})

@@ -34,7 +34,7 @@ func TestTheLogNamesTheAddressThatIsBound(t *testing.T) {
 				}
 				ln.Close()
 			}
-			cmd := gatewayCommand(t, []string{quickExit}, "-secret="+testSecret, "-pidfile=", "-log-format=json")
+			cmd := gatewayCommand(t, nil, "-secret="+testSecret, "-pidfile=", "-log-format=json")
 			if tt.flag != "" {
 				cmd.Args = append(cmd.Args, tt.flag)
 			}
@@ -53,7 +53,7 @@ func TestTheLogNamesTheAddressThatIsBound(t *testing.T) {
 
 func TestAShortSecretIsWarnedAbout(t *testing.T) {
 	for secret, want := range map[string]int{"fifteen--bytes-": 1, "sixteen--bytes--": 0} {
-		p := start(t, "-secret="+secret)
+		p := startProcess(t, "-secret="+secret)
 		warned := 0
 		for line := range strings.Lines(p.log.String()) {
 			if strings.Contains(line, `"level":"WARN"`) && strings.Contains(line, "secret 1 of 1 is short") {
@@ -73,7 +73,7 @@ func TestAShortSecretIsWarnedAbout(t *testing.T) {
 func startQuiet(t testing.TB, args ...string) *process {
 	t.Helper()
 	addr := closedPort(t)
-	cmd := gatewayCommand(t, []string{quickExit}, append([]string{"-secret=" + testSecret, "-addr=" + addr}, args...)...)
+	cmd := gatewayCommand(t, nil, append([]string{"-secret=" + testSecret, "-addr=" + addr}, args...)...)
 	p := launch(t, cmd)
 	p.addr = addr
 	eventually(t, "the gateway has its pid file", func() bool {
@@ -160,7 +160,7 @@ func badlyPadded(t testing.TB) string {
 func TestTheLogHasOneLineForEachConnection(t *testing.T) {
 	needSignals(t)
 	bothWays(t, func(t *testing.T, way string) {
-		p := start(t, "-log-level=debug", way)
+		p := startProcess(t, "-log-level=debug", way)
 		refuses := closedPort(t)
 		// The word "unrecognized" stands in all that must not be repeated.
 		requests := []struct {
@@ -257,7 +257,7 @@ func onlyLineOf(t testing.TB, p *process, client string) map[string]any {
 
 func TestARequestThatIsTooSlowIsLogged(t *testing.T) {
 	bothWays(t, func(t *testing.T, way string) {
-		p := start(t, "-handshake-timeout=1s", "-log-level=debug", way)
+		p := startProcess(t, "-handshake-timeout=1s", "-log-level=debug", way)
 		slow := connect(t, p.addr)
 		send(t, slow, "unrecognized")
 		silent := connect(t, p.addr)
@@ -283,7 +283,7 @@ func TestTheGatewayOutlivesTheReaderOfItsLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	cmd := gatewayCommand(t, []string{quickExit}, "-secret="+testSecret, "-addr=127.0.0.1:0", "-log-level=debug")
+	cmd := gatewayCommand(t, nil, "-secret="+testSecret, "-addr=127.0.0.1:0", "-log-level=debug")
 	cmd.Stdout, cmd.Stderr = w, w
 	err = cmd.Start()
 	w.Close()

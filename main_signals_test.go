@@ -20,7 +20,7 @@ func TestASignalEndsListeningAtOnceAndTunnelsGoOn(t *testing.T) {
 	bothWays(t, func(t *testing.T, way string) {
 		for _, sig := range endSignals {
 			t.Run(sig.String(), func(t *testing.T) {
-				p := start(t, "-drain=1h", way)
+				p := startProcess(t, "-drain=1h", way)
 				c := openTunnel(t, p.addr, startEcho(t))
 				p.signal(t, sig)
 				waitRefused(t, p.addr)
@@ -54,7 +54,7 @@ func TestTheEndOfTheDrainCutsTunnels(t *testing.T) {
 	bothWays(t, func(t *testing.T, way string) {
 		for _, drain := range []time.Duration{0, 300 * time.Millisecond} {
 			t.Run(drain.String(), func(t *testing.T) {
-				p := start(t, "-drain="+drain.String(), way)
+				p := startProcess(t, "-drain="+drain.String(), way)
 				backend := startEcho(t)
 				const tunnels = 3
 				for range tunnels {
@@ -92,7 +92,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	for _, first := range endSignals {
 		for _, second := range endSignals {
 			t.Run(fmt.Sprint(first, " then ", second), func(t *testing.T) {
-				cmd := gatewayCommand(t, []string{quickExit}, "-secret="+testSecret, "-addr=127.0.0.1:0", "-log-format=json", "-drain=1h")
+				cmd := gatewayCommand(t, nil, "-secret="+testSecret, "-addr=127.0.0.1:0", "-log-format=json", "-drain=1h")
 				p := startCommand(t, cmd)
 				c := openTunnel(t, p.addr, startEcho(t))
 				p.signal(t, first)
@@ -116,7 +116,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 func TestHandshakesUnderWayAtASignalAreServed(t *testing.T) {
 	needSignals(t)
 	bothWays(t, func(t *testing.T, way string) {
-		p := start(t, "-drain=1h", way)
+		p := startProcess(t, "-drain=1h", way)
 		backend := startEcho(t)
 		line := sealed(t, backend)
 		silent, half := connect(t, p.addr), connect(t, p.addr)

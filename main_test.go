@@ -108,7 +108,7 @@ func TestActionsPrintToStandardOutputAndEndWithZero(t *testing.T) {
 		{"-help with a secret", fromEnv, []string{"-secret=" + testSecret, "-h"}, "-secret=PASSPHRASE"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			stdout, stderr, code := runGateway(t, append(tt.env, quickExit), tt.args...)
+			stdout, stderr, code := runGateway(t, tt.env, tt.args...)
 			if code != 0 || stderr != "" {
 				t.Errorf("exit code %d, standard error %q", code, stderr)
 			}
@@ -123,7 +123,7 @@ func TestActionsPrintToStandardOutputAndEndWithZero(t *testing.T) {
 }
 
 func TestHelpListsEveryFlag(t *testing.T) {
-	stdout, _, _ := runGateway(t, []string{quickExit}, "-help")
+	stdout, _, _ := runGateway(t, nil, "-help")
 	for _, s := range settings(defaultConfig()) {
 		if !strings.Contains(stdout, "\n  -"+s.name) {
 			t.Errorf("-help does not list -%s", s.name)
@@ -134,11 +134,11 @@ func TestHelpListsEveryFlag(t *testing.T) {
 func TestOpenReversesSeal(t *testing.T) {
 	for _, kdf := range []string{"md5", "sha256", "pbkdf2"} {
 		for _, addr := range []string{"127.0.0.1:62863", "[::1]:1", "game-7.internal:4000"} {
-			line, stderr, code := runGateway(t, []string{"GATEWAY_KDF=" + kdf, quickExit}, "-secret="+testSecret, "-seal="+addr)
+			line, stderr, code := runGateway(t, []string{"GATEWAY_KDF=" + kdf}, "-secret="+testSecret, "-seal="+addr)
 			if code != 0 || stderr != "" || !strings.HasPrefix(line, "U2FsdGVkX1") || strings.Index(line, "\n") != len(line)-1 {
 				t.Fatalf("-kdf=%s -seal=%s: exit code %d, %q, %q", kdf, addr, code, line, stderr)
 			}
-			got, stderr, code := runGateway(t, []string{"GATEWAY_SECRET=" + testSecret, quickExit}, "-kdf="+kdf, "-open="+line)
+			got, stderr, code := runGateway(t, []string{"GATEWAY_SECRET=" + testSecret}, "-kdf="+kdf, "-open="+line)
 			if code != 0 || stderr != "" || got != addr+"\n" {
 				t.Errorf("-kdf=%s -open: exit code %d, %q, %q; want %s", kdf, code, got, stderr, addr)
 			}
@@ -160,8 +160,8 @@ func TestAPortIsSharedOnlyIfBothSharersAgree(t *testing.T) {
 		{"1", "1", 0},
 	} {
 		t.Run(tt.first+" and "+tt.second, func(t *testing.T) {
-			first := start(t, "-reuse="+tt.first)
-			second := launch(t, gatewayCommand(t, []string{quickExit}, "-secret="+testSecret, "-log-format=json", "-pidfile=",
+			first := startProcess(t, "-reuse="+tt.first)
+			second := launch(t, gatewayCommand(t, nil, "-secret="+testSecret, "-log-format=json", "-pidfile=",
 				"-addr="+first.addr, "-reuse="+tt.second))
 			if tt.code == 0 {
 				if last := second.log.waitLine(t, "listening", 1); last["addr"] != first.addr {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -58,16 +56,7 @@ frontend f
 // returns its address.
 func startPeer(t *testing.T, binary, conf string, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath(binary)
-	if err != nil { // not in everybody's PATH
-		path, err = exec.LookPath("/usr/sbin/" + binary)
-	}
-	if err != nil {
-		if needPeers {
-			t.Fatalf("no %s: %v", binary, err)
-		}
-		t.Skipf("no %s (make test-peers installs it): %v", binary, err)
-	}
+	path := findServer(t, binary, needPeers, "test-peers")
 	addr := closedPort(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "conf")
@@ -75,29 +64,12 @@ func startPeer(t *testing.T, binary, conf string, args ...string) string {
 	for i := range args {
 		args[i] = strings.NewReplacer("DIR", dir, "CONF", file).Replace(args[i])
 	}
-	var log logBuffer
 	cmd := exec.Command(path, args...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan struct{})
-	go func() {
-		cmd.Wait()
-		close(exited)
-	}()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-exited
-		if t.Failed() {
-			t.Logf("%s says:\n%s", binary, log.String())
-		}
-	})
+	cmd.Dir = dir
+	p := launch(t, cmd)
 	eventually(t, binary+" listens", func() bool {
-		select {
-		case <-exited:
+		if !p.runs() {
 			t.Fatalf("%s ended", binary)
-		default:
 		}
 		return isListening(addr)
 	})
@@ -134,7 +106,7 @@ func TestRealServersReadTheHeader(t *testing.T) {
 			for _, version := range []string{"v1", "v2"} {
 				for _, loops := range []string{"-loops=0", "-loops=-1"} {
 					t.Run(version+" "+loops, func(t *testing.T) {
-						p := start(t, "-send-proxy="+version, loops, "-listen=localhost:0=forward:"+backend,
+						p := startProcess(t, "-send-proxy="+version, loops, "-listen=localhost:0=forward:"+backend,
 							"-listen=[::1]:0=sealed", "-listen=127.0.0.1:0=forward:"+byName(backend))
 						bodies := make(map[string]string) // by client
 						heads := make(map[string]string)  // what they have to begin with
@@ -165,13 +137,4 @@ func TestRealServersReadTheHeader(t *testing.T) {
 			}
 		})
 	}
-}
-
-// isListening tells whether connects to addr are taken.
-func isListening(addr string) bool {
-	c, err := net.Dial("tcp", addr)
-	if err == nil {
-		c.Close()
-	}
-	return !errors.Is(err, syscall.ECONNREFUSED)
 }

@@ -17,7 +17,7 @@ import (
 // whose pid file is the default one.
 func commandIn(t testing.TB, dir string, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := gatewayCommand(t, []string{quickExit}, append([]string{"-secret=" + testSecret, "-addr=127.0.0.1:0", "-log-format=json"}, args...)...)
+	cmd := gatewayCommand(t, nil, append([]string{"-secret=" + testSecret, "-addr=127.0.0.1:0", "-log-format=json"}, args...)...)
 	cmd.Dir = dir
 	return cmd
 }

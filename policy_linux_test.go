@@ -203,7 +203,7 @@ func checkPolicy(t *testing.T, n *network, args []string, all []try, named ...ne
 	for i, a := range args {
 		args[i] = strings.NewReplacer(places...).Replace(a)
 	}
-	p := start(t, append([]string{"-timeout=300ms"}, args...)...)
+	p := startProcess(t, append([]string{"-timeout=300ms"}, args...)...)
 	places = append(places, "{own}", portOf(p.addr))
 	if strings.Contains(strings.Join(args, " "), "-listen=") {
 		places = append(places, "{second}", portOf(p.listeners(t, 2)[1]["addr"].(string)))
@@ -256,8 +256,8 @@ func checkPolicy(t *testing.T, n *network, args []string, all []try, named ...ne
 		}
 		if a.want == isDenied {
 			wantDenied++
-		} else if ip := mustParse(t, a.backend).IP; ip.IsValid() && a.want != isFailed {
-			wantSent[netip.AddrPortFrom(ip.Unmap(), mustParse(t, a.backend).Port)] = true
+		} else if ip := parseAddr(t, a.backend).IP; ip.IsValid() && a.want != isFailed {
+			wantSent[netip.AddrPortFrom(ip.Unmap(), parseAddr(t, a.backend).Port)] = true
 		}
 	}
 	if line := p.log.waitLine(t, "stopped", 1); line["denied"] != float64(wantDenied) {
@@ -294,7 +294,7 @@ func (n *network) mustSeeKnocksAt(t *testing.T, all []try) {
 	t.Helper()
 	from := make(map[string]netip.AddrPort)
 	for _, a := range all {
-		if b := mustParse(t, a.backend); b.IP.IsValid() && !kernelRefuses(b.IP.Unmap()) {
+		if b := parseAddr(t, a.backend); b.IP.IsValid() && !kernelRefuses(b.IP.Unmap()) {
 			from[a.backend] = knock(t, netip.AddrPortFrom(b.IP, b.Port))
 		}
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"compress/gzip"
 	"fmt"
 	"io"
@@ -20,21 +19,19 @@ func page(t testing.TB, url string) (status int, body string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if z, err := gzip.NewReader(bytes.NewReader(b)); err == nil {
-		if b, err = io.ReadAll(z); err != nil {
+	status, body = statusAndBody(t, resp)
+	if z, err := gzip.NewReader(strings.NewReader(body)); err == nil {
+		b, err := io.ReadAll(z)
+		if err != nil {
 			t.Fatal(err)
 		}
+		body = string(b)
 	}
-	return resp.StatusCode, string(b)
+	return status, body
 }
 
 func TestPprofShowsProfilesAndNoSecret(t *testing.T) {
-	p := start(t, "-pprof=127.0.0.1:0")
+	p := startProcess(t, "-pprof=127.0.0.1:0")
 	base, _ := p.log.waitLine(t, "pprof is on", 1)["url"].(string)
 	finish(t, openTunnel(t, p.addr, startEcho(t))) // the secret has been in use
 
@@ -72,7 +69,7 @@ func TestPprofShowsProfilesAndNoSecret(t *testing.T) {
 }
 
 func TestPprofIsOffByDefault(t *testing.T) {
-	p := start(t)
+	p := startProcess(t)
 	if strings.Contains(p.log.String(), "pprof") {
 		t.Error("the log has a line on pprof")
 	}
@@ -98,7 +95,7 @@ func TestAPublicPprofIsWarnedAbout(t *testing.T) {
 		"127.0.0.1:0": false, "[::1]:0": false, "localhost:0": false, "10.0.0.1:6060": false,
 		":0": true, "0.0.0.0:0": true, "[::]:0": true, "192.0.2.1:6060": true,
 	} {
-		stdout, stderr, code := runGateway(t, []string{quickExit}, "-secret="+testSecret, "-check", "-pprof="+addr)
+		stdout, stderr, code := runGateway(t, nil, "-secret="+testSecret, "-check", "-pprof="+addr)
 		if code != 0 || stdout == "" || strings.Contains(stderr, "level=WARN") != public || strings.Contains(stderr, "-pprof") != public {
 			t.Errorf("-pprof=%s: exit code %d, %q", addr, code, stderr)
 		}

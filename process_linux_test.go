@@ -30,7 +30,7 @@ func setLimit(t testing.TB, pid int, n uint64) {
 
 func TestAGatewayWithoutDescriptorsWaitsAndServesAgain(t *testing.T) {
 	bothWays(t, func(t *testing.T, way string) {
-		p := start(t, way)
+		p := startProcess(t, way)
 		backend := startEcho(t)
 		c := openTunnel(t, p.addr, backend)
 		echo(t, c, "hello")
@@ -86,8 +86,8 @@ func tunnelWorks(t testing.TB, gateway, backend string) bool {
 }
 
 func TestGatewaysThatShareAPortAllGetConnections(t *testing.T) {
-	a := start(t, "-reuse=1")
-	b := start(t, "-reuse=1", "-addr="+a.addr)
+	a := startProcess(t, "-reuse=1")
+	b := startProcess(t, "-reuse=1", "-addr="+a.addr)
 	backend := startEcho(t)
 	eventually(t, "both have had a tunnel", func() bool {
 		finish(t, openTunnel(t, a.addr, backend))
@@ -110,7 +110,7 @@ func stopped(pid int) bool {
 // A listener that closes resets what waits in its queue.
 func TestWhatWaitsInTheQueueAtASignalIsServed(t *testing.T) {
 	bothWays(t, func(t *testing.T, way string) {
-		p := start(t, way, "-drain=1h", "-timeout=20s")
+		p := startProcess(t, way, "-drain=1h", "-timeout=20s")
 		backend := startEcho(t)
 		finish(t, openTunnel(t, p.addr, backend)) // it has begun to accept
 		// A stopped gateway accepts nothing, but its kernel does.
@@ -156,7 +156,7 @@ func queue(t testing.TB) int {
 // it.
 func TestAFloodOfConnectsCannotKeepListening(t *testing.T) {
 	bothWays(t, func(t *testing.T, way string) {
-		p := start(t, way, "-drain=1h")
+		p := startProcess(t, way, "-drain=1h")
 		finish(t, openTunnel(t, p.addr, startEcho(t)))
 		const tooMany = 20_000
 		var connects atomic.Int64

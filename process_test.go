@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"io"
 	"net"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
@@ -23,15 +25,8 @@ func needSignals(t testing.TB) {
 // goroutines to show their races.
 const quickExit = "GORACE=atexit_sleep_ms=0"
 
-// start is startProcess for gateways that a test lets end.
-func start(t testing.TB, args ...string) *process {
-	t.Helper()
-	return startCommand(t, gatewayCommand(t, []string{quickExit},
-		append([]string{"-secret=" + testSecret, "-addr=127.0.0.1:0", "-pidfile=", "-log-format=json"}, args...)...))
-}
-
-// launch starts a gateway and does not wait until it listens. The process is
-// killed at the end of the test if it still runs.
+// launch starts a gateway, or another server, and does not wait until it
+// listens. The process is killed at the end of the test if it still runs.
 func launch(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{cmd: cmd, exited: make(chan struct{})}
@@ -47,10 +42,26 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 		cmd.Process.Kill()
 		<-p.exited
 		if t.Failed() {
-			t.Logf("log of gateway %d:\n%s", cmd.Process.Pid, p.log.String())
+			t.Logf("%s, process %d, says:\n%s%s", filepath.Base(cmd.Path), cmd.Process.Pid, p.stdout.String(), p.log.String())
 		}
 	})
 	return p
+}
+
+// findServer returns where a server is that not all machines have. Where it must
+// be there, a test that has to do without it fails.
+func findServer(t testing.TB, name string, must bool, target string) string {
+	t.Helper()
+	for _, file := range []string{name, "/usr/sbin/" + name} { // not in everybody's PATH
+		if path, err := exec.LookPath(file); err == nil {
+			return path
+		}
+	}
+	if must {
+		t.Fatalf("no %s", name)
+	}
+	t.Skipf("no %s (make %s installs it)", name, target)
+	return ""
 }
 
 // bothWays runs a test on the event loops, and on the goroutines that are the
@@ -91,13 +102,16 @@ func (p *process) pid() int { return p.cmd.Process.Pid }
 // waitRefused waits until nobody listens on addr any more.
 func waitRefused(t testing.TB, addr string) {
 	t.Helper()
-	eventually(t, "connects to "+addr+" are refused", func() bool {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		if err == nil {
-			c.Close()
-		}
-		return errors.Is(err, syscall.ECONNREFUSED)
-	})
+	eventually(t, "connects to "+addr+" are refused", func() bool { return !isListening(addr) })
+}
+
+// isListening tells whether connects to addr are taken.
+func isListening(addr string) bool {
+	c, err := net.DialTimeout("tcp", addr, time.Second)
+	if err == nil {
+		c.Close()
+	}
+	return !errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // finish ends a tunnel as a client does that has no more to say.
@@ -106,6 +120,15 @@ func finish(t testing.TB, c *net.TCPConn) {
 	c.CloseWrite()
 	expectAll(t, c, "")
 	c.Close()
+}
+
+// expectCut reads the end of a connection that the gateway closes without a
+// word. There may be a reset behind it.
+func expectCut(t testing.TB, c net.Conn) {
+	t.Helper()
+	if got, err := io.ReadAll(c); len(got) > 0 || err != nil && !isReset(err) {
+		t.Errorf("read %q, %v; want the end", got, err)
+	}
 }
 
 func echo(t testing.TB, c net.Conn, text string) {

@@ -134,7 +134,7 @@ func TestNothingStaysOfTunnelsHoweverTheyEnd(t *testing.T) {
 func TestATunnelWithoutDescriptorsToHandOverIsRelayedAllTheSame(t *testing.T) {
 	names := resolver(t, func(q []byte) []byte { return answer(q, noError, "127.0.0.1") })
 	var old unix.Rlimit
-	g := startConfigured(t, oneLoop, func(g *Gateway) { g.dialer.resolver = names })
+	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 1 }, func(g *Gateway) { g.dialer.resolver = names })
 	backend := startEcho(t)
 	_, port, _ := net.SplitHostPort(backend)
 	c := openTunnel(t, g.addr, "game.test:"+port) // all that is opened once is open

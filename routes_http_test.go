@@ -103,12 +103,7 @@ func (e *entrance) ask(t testing.TB, client *http.Client, method, path, route, b
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer reply.Body.Close()
-	b, err := io.ReadAll(reply.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return reply.StatusCode, string(b)
+	return statusAndBody(t, reply)
 }
 
 // dialWS opens a WebSocket whose server is a target of the route.

@@ -315,7 +315,7 @@ func TestNoHeaderIsSentUnlessAskedFor(t *testing.T) {
 		}
 	})
 	for _, args := range [][]string{nil, {"-send-proxy=off"}} {
-		p := start(t, append(args, "-listen=127.0.0.1:0=forward:"+backend)...)
+		p := startProcess(t, append(args, "-listen=127.0.0.1:0=forward:"+backend)...)
 		c, plain := openTunnel(t, p.addr, backend), connect(t, p.listeners(t, 2)[1]["addr"].(string))
 		for _, c := range []*net.TCPConn{c, plain} {
 			send(t, c, "hello")
@@ -334,7 +334,7 @@ func TestNoTwoGatewaysGiveOneID(t *testing.T) {
 	backend, conns := startTold(t)
 	ids := make(map[string]bool)
 	for range 3 {
-		p := start(t, "-send-proxy=v2", "-forward="+backend)
+		p := startProcess(t, "-send-proxy=v2", "-forward="+backend)
 		c := connect(t, p.addr)
 		echo(t, c, "hello")
 		finish(t, c)

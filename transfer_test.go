@@ -372,7 +372,7 @@ func TestTheBackendsEndIsAWebSocketsEnd(t *testing.T) {
 func TestWebSocketsAreToldThatTheGatewayLeaves(t *testing.T) {
 	needSignals(t)
 	flags, trusting := tlsFlags(t)
-	p := start(t, append(flags, "-drain=300ms")...)
+	p := startProcess(t, append(flags, "-drain=300ms")...)
 	backend := startEcho(t)
 	var open []net.Conn
 	for _, v := range tongues() {

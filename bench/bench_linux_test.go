@@ -105,6 +105,18 @@ func noChildrenStay(t *testing.T) {
 	}
 }
 
+func readReport(t *testing.T, file string) (r report) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	return r
+}
+
 func TestARunMeasuresEveryWorkload(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "all.json")
@@ -115,16 +127,9 @@ func TestARunMeasuresEveryWorkload(t *testing.T) {
 		t.Fatalf("code %d\n%s\n%s", code, &out, &progress)
 	}
 	noChildrenStay(t)
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var r report
-	if err := json.Unmarshal(text, &r); err != nil {
-		t.Fatal(err)
-	}
+	r := readReport(t, file)
 	if r.Machine.Congestion == "" || r.Machine.Kernel == "" || r.Unpinned != nil || len(r.Workload) != 18 {
-		t.Errorf("got %s", text)
+		t.Errorf("got %+v", r)
 	}
 	for key := range r.Workload {
 		for _, name := range []string{ioCopyName, directName} {
@@ -168,14 +173,7 @@ func TestItsOwnNamespaceHasCubic(t *testing.T) {
 		t.Fatalf("code %d\n%s\n%s", code, &out, &progress)
 	}
 	noChildrenStay(t)
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var r report
-	if err := json.Unmarshal(text, &r); err != nil {
-		t.Fatal(err)
-	}
+	r := readReport(t, file)
 	if !r.Machine.Namespace || r.Machine.Congestion != "cubic" || r.Pinned.Congestion != "cubic" {
 		t.Errorf("namespace %v; %s on loopback, %s while it was measured",
 			r.Machine.Namespace, r.Machine.Congestion, r.Pinned.Congestion)

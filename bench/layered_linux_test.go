@@ -3,8 +3,6 @@ package main
 import (
 	"crypto/tls"
 	"errors"
-	"io"
-	"net"
 	"strings"
 	"testing"
 )
@@ -91,19 +89,7 @@ func answeringTLS(t *testing.T, answer string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			c.Read(make([]byte, 4096))
-			io.WriteString(c, answer)
-			c.Close()
-		}
-	}()
-	return ln.Addr().String()
+	return answerOn(t, ln, answer)
 }
 
 func TestTheLayeredLoadIsHardToPlease(t *testing.T) {

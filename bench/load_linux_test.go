@@ -21,11 +21,7 @@ func silent(t *testing.T) string {
 }
 
 func TestTheLoadDoesNotWaitForEver(t *testing.T) {
-	l, err := newLoad()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closeSocket(l.fd)
+	l := testLoad(t)
 	l.patience = 20 * time.Millisecond
 	reply := l.do(loadRequest{Op: opOpen, Targets: []string{silent(t)}, Tunnels: 3, Mode: modeEcho, Size: 64})
 	if !strings.Contains(reply.Err, "3 of 3 tunnels got no answer") {
@@ -41,6 +37,10 @@ func answering(t *testing.T, answer string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return answerOn(t, ln, answer)
+}
+
+func answerOn(t *testing.T, ln net.Listener, answer string) string {
 	t.Cleanup(func() { ln.Close() })
 	go func() {
 		for {
@@ -54,6 +54,27 @@ func answering(t *testing.T, answer string) string {
 		}
 	}()
 	return ln.Addr().String()
+}
+
+// testLoad is a load that ends with the test.
+func testLoad(t *testing.T) *load {
+	t.Helper()
+	l, err := newLoad()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeSocket(l.fd) })
+	return l
+}
+
+// mustDo takes a step that must succeed.
+func (l *load) mustDo(t *testing.T, req loadRequest) loadReply {
+	t.Helper()
+	reply := l.do(req)
+	if reply.Err != "" {
+		t.Fatalf("%s: %s", req.Op, reply.Err)
+	}
+	return reply
 }
 
 func TestTheLoadIsHardToPlease(t *testing.T) {
@@ -74,11 +95,7 @@ func TestTheLoadIsHardToPlease(t *testing.T) {
 		{"nobody", refused.Addr().String(), nil, "connection refused"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			l, err := newLoad()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer closeSocket(l.fd)
+			l := testLoad(t)
 			reply := l.do(loadRequest{Op: opOpen, Targets: []string{test.target}, Lines: test.lines, Tunnels: 1, Mode: modeEcho, Size: 64})
 			if !strings.Contains(reply.Err, test.want) {
 				t.Errorf("got %q, want %q", reply.Err, test.want)
@@ -93,20 +110,7 @@ func TestTheLoadAndTheBackendCountTheSame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := newLoad()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closeSocket(l.fd)
-	do := func(req loadRequest) loadReply {
-		t.Helper()
-		req.Time = 5 * time.Millisecond
-		reply := l.do(req)
-		if reply.Err != "" {
-			t.Fatalf("%s: %s", req.Op, reply.Err)
-		}
-		return reply
-	}
+	l := testLoad(t)
 	for _, test := range []struct {
 		mode  byte
 		steps []string
@@ -116,16 +120,16 @@ func TestTheLoadAndTheBackendCountTheSame(t *testing.T) {
 		{modeSource, []string{opDown}},
 		{modeEcho, []string{opShort}},
 	} {
-		open := loadRequest{Op: opOpen, Targets: s.serving, Tunnels: 20, Mode: test.mode, Size: 64}
+		open := loadRequest{Op: opOpen, Targets: s.serving, Tunnels: 20, Mode: test.mode, Size: 64, Time: 5 * time.Millisecond}
 		reply := loadReply{}
 		if test.steps[0] != opShort {
-			do(open)
+			l.mustDo(t, open)
 		}
 		for _, step := range test.steps {
 			open.Op = step
-			reply = do(open)
+			reply = l.mustDo(t, open)
 		}
-		do(loadRequest{Op: opClose})
+		l.mustDo(t, loadRequest{Op: opClose})
 		after, err := s.settle()
 		if err != nil {
 			t.Fatal(err)

@@ -117,22 +117,10 @@ func TestTheLoadReallyStalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := newLoad()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closeSocket(l.fd)
-	do := func(req loadRequest) loadReply {
-		t.Helper()
-		reply := l.do(req)
-		if reply.Err != "" {
-			t.Fatalf("%s: %s", req.Op, reply.Err)
-		}
-		return reply
-	}
+	l := testLoad(t)
 	const busy, stalling = 3, 5
-	do(loadRequest{Op: opOpen, Targets: s.serving, Tunnels: busy, Mode: modeEcho, Size: 64})
-	stuck := do(loadRequest{Op: opStall, Tunnels: stalling})
+	l.mustDo(t, loadRequest{Op: opOpen, Targets: s.serving, Tunnels: busy, Mode: modeEcho, Size: 64})
+	stuck := l.mustDo(t, loadRequest{Op: opStall, Tunnels: stalling})
 	if err := s.standStill(); err != nil {
 		t.Fatal(err)
 	}
@@ -143,11 +131,11 @@ func TestTheLoadReallyStalls(t *testing.T) {
 	if sent := seen.Out - before.Out; sent <= stuck.Rcvd || sent >= stalling*streamBytes {
 		t.Errorf("the backend could send %d bytes of %d", sent, stalling*streamBytes)
 	}
-	if reply := do(loadRequest{Op: opEcho, Time: time.Millisecond}); reply.Units < busy || reply.Rcvd-stuck.Rcvd != 64*reply.Units {
+	if reply := l.mustDo(t, loadRequest{Op: opEcho, Time: time.Millisecond}); reply.Units < busy || reply.Rcvd-stuck.Rcvd != 64*reply.Units {
 		t.Errorf("got %+v", reply)
 	}
-	drained := do(loadRequest{Op: opDrain})
-	do(loadRequest{Op: opClose})
+	drained := l.mustDo(t, loadRequest{Op: opDrain})
+	l.mustDo(t, loadRequest{Op: opClose})
 	after, err := s.settle()
 	if err != nil {
 		t.Fatal(err)

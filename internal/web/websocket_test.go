@@ -71,17 +71,16 @@ func TestTheFirstMessageIsTheLineInAnyShape(t *testing.T) {
 		"first of several": {frame(0x01, "plain\nea") + frame(0x80, "rly"), "early"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, br := f.rawWS(t, "/", tt.frames+frame(0x88, "\x03\xe8"))
+			_, br := f.rawWS(t, "/", tt.frames+frame(0x88, "\x03\xe8"))
 			if strings.Contains(tt.frames, frame(0x89, "")) {
 				expectFrame(t, br, framePong, "")
 			}
 			expectFrame(t, br, 0x82, "200")
-			_ = c
 			receive(t, f.relayed)
 		})
 		t.Run(name+" and back", func(t *testing.T) {
 			c, br := f.rawWS(t, "/", tt.frames)
-			ws := readerOf(t, br, len("200")+len(tt.back))
+			ws := payloads(t, br, len("200")+len(tt.back))
 			if want := "200" + tt.back; ws != want {
 				t.Errorf("%.60q, want %.60q", ws, want)
 			}
@@ -91,8 +90,8 @@ func TestTheFirstMessageIsTheLineInAnyShape(t *testing.T) {
 	}
 }
 
-// readerOf reads the payloads of data frames.
-func readerOf(t *testing.T, r io.Reader, n int) string {
+// payloads reads n bytes of the payloads of data frames.
+func payloads(t *testing.T, r io.Reader, n int) string {
 	t.Helper()
 	var got []byte
 	for len(got) < n {
