@@ -96,18 +96,18 @@ func TestEachRequestOfAConnectionHasItsOwnAddress(t *testing.T) {
 		{"", 400, "400 Bad Request\n"},
 		{sealedTo(t, blue), 200, "blue"},
 	}
-	for _, config := range []*tls.Config{nil, trusting} {
+	for i, config := range []*tls.Config{nil, trusting} {
 		v := visitHTTP(t, p.addr, config)
 		for _, r := range requests {
 			if status, body := v.get(t, r.line); status != r.status || body != r.body {
 				t.Errorf("%d %q, want %d %q", status, body, r.status, r.body)
 			}
 		}
+		p.log.waitLine(t, "request", (i+1)*len(requests))
 	}
 	if reds.Load() != 1 || blues.Load() != 1 {
 		t.Errorf("the backends had %d and %d connections, want one each", reds.Load(), blues.Load())
 	}
-	p.log.waitLine(t, "request", 2*len(requests))
 	for i, l := range p.log.lines("request") {
 		if want := requests[i%len(requests)].status; l["status"] != float64(want) {
 			t.Errorf("logged as %v, want status %d", l, want)
@@ -131,6 +131,7 @@ func TestTheLogOfARequestHoldsNothingOfIt(t *testing.T) {
 	if status, _ := v.read(t); status != http.StatusTeapot {
 		t.Errorf("status %d", status)
 	}
+	l := p.log.waitLine(t, "request", 1) // before the others have theirs
 	for _, wrong := range []string{
 		"UNRECOGNIZED / HTTP/1.1\r\nHost: a\r\n\r\n", // a line
 		"GET / HTTP/1.1\r\nHost: a\r\nX-Cipher-Origin: unrecognized\r\n\r\n",
@@ -143,7 +144,6 @@ func TestTheLogOfARequestHoldsNothingOfIt(t *testing.T) {
 		c.CloseWrite()
 		io.Copy(io.Discard, c)
 	}
-	l := p.log.waitLine(t, "request", 1)
 	for key, want := range map[string]any{
 		"client": v.LocalAddr().String(), "method": "POST", "status": 418.0, "backend": backend,
 		"up": 12.0, "down": 17.0, "via": "http", "level": "INFO",
