@@ -202,12 +202,15 @@ func (v *listenValue) Set(s string) error {
 // rulesValue is a list of a policy's rules.
 type rulesValue []policy.Rule
 
-func (v *rulesValue) String() string {
-	rules := make([]string, len(*v))
-	for i, r := range *v {
-		rules[i] = r.String()
+func (v *rulesValue) String() string { return joined(*v) }
+
+// joined writes a list as words reads it.
+func joined[T any](list []T) string {
+	texts := make([]string, len(list))
+	for i, v := range list {
+		texts[i] = fmt.Sprint(v)
 	}
-	return strings.Join(rules, ",")
+	return strings.Join(texts, ",")
 }
 
 func (v *rulesValue) Set(s string) error {
@@ -229,13 +232,7 @@ func (v *rulesValue) Set(s string) error {
 // prefixesValue is a list of networks, each once.
 type prefixesValue []netip.Prefix
 
-func (v *prefixesValue) String() string {
-	list := make([]string, len(*v))
-	for i, p := range *v {
-		list[i] = p.String()
-	}
-	return strings.Join(list, ",")
-}
+func (v *prefixesValue) String() string { return joined(*v) }
 
 func (v *prefixesValue) Set(s string) error {
 	for _, word := range words(s) {
@@ -326,13 +323,7 @@ func (v *levelValue) Set(s string) error {
 // kdfsValue is a list of key derivations, each at most once.
 type kdfsValue []kdf
 
-func (v *kdfsValue) String() string {
-	names := make([]string, len(*v))
-	for i, k := range *v {
-		names[i] = string(k)
-	}
-	return strings.Join(names, ",")
-}
+func (v *kdfsValue) String() string { return joined(*v) }
 
 func (v *kdfsValue) Set(s string) error {
 	var list []kdf

@@ -215,8 +215,7 @@ func gatewayCommand(t testing.TB, env []string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, args...)
-	// With the race detector, an exit would take a second more.
-	cmd.Env = append([]string{beGateway + "=1", "PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"}, env...)
+	cmd.Env = append([]string{beGateway + "=1", "PATH=" + os.Getenv("PATH"), quickExit}, env...)
 	cmd.Dir = t.TempDir()
 	return cmd
 }
@@ -248,27 +247,10 @@ func startProcess(t testing.TB, args ...string) *process {
 // kills it at the end of the test if it still runs.
 func startCommand(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{cmd: cmd, exited: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &p.stdout, &p.log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		cmd.Wait()
-		close(p.exited)
-	}()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-p.exited
-		if t.Failed() {
-			t.Logf("log of gateway %d:\n%s", cmd.Process.Pid, p.log.String())
-		}
-	})
+	p := launch(t, cmd)
 	eventually(t, "the gateway listens", func() bool {
-		select {
-		case <-p.exited:
+		if !p.runs() {
 			t.Fatalf("the gateway ended with code %d: %s", cmd.ProcessState.ExitCode(), p.log.String())
-		default:
 		}
 		found := p.log.lines("listening")
 		if len(found) > 0 {
