@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"os"
@@ -159,6 +160,7 @@ func serve(cfg *Config, log *slog.Logger) error {
 	defer signal.Stop(signals)
 	// The standard library has something to tell now and then.
 	slog.SetDefault(log)
+	stdlog.SetOutput(libraryLog{log})
 	// Who reads the log may die; the gateway need not follow.
 	signal.Ignore(syscall.SIGPIPE)
 
@@ -246,6 +248,16 @@ func serve(cfg *Config, log *slog.Logger) error {
 	spliced, copied := g.relay.moved()
 	log.Info("stopped", "cut", g.cut.Load(), "denied", g.denied.Load(), "spliced", spliced, "copied", copied)
 	return nil
+}
+
+// libraryLog takes what the standard library logs. Of a backend that speaks out
+// of turn net/http quotes up to 4 KiB: that is no business of the log.
+type libraryLog struct{ log *slog.Logger }
+
+func (l libraryLog) Write(line []byte) (int, error) {
+	text, _, _ := strings.Cut(strings.TrimSpace(string(line)), " starting with ")
+	l.log.Info("standard library", "text", text)
+	return len(line), nil
 }
 
 // listenAll opens all listening sockets.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -319,5 +320,22 @@ func TestTheGatewayOutlivesTheReaderOfItsLog(t *testing.T) {
 	}
 	if left, err := os.ReadDir(cmd.Dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestTheLogHoldsNothingThatABackendSaysOutOfTurn(t *testing.T) {
+	p := startProcess(t, "-log-level=debug")
+	backend := startBackend(t, func(c *net.TCPConn) {
+		request := make([]byte, 4096)
+		n, _ := c.Read(request)
+		// The first answer is whole, and what follows belongs to no request.
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"+string(request[:n]))
+	})
+	c := connect(t, p.addr)
+	send(t, c, "GET / HTTP/1.1\r\nHost: game.test\r\nConnection: close\r\nAuthorization: Bearer of-a-player\r\nX-Cipher-Origin: "+sealed(t, backend)+"\r\n")
+	io.ReadAll(c)
+	eventually(t, "net/http complains", func() bool { return strings.Contains(p.log.String(), "Unsolicited response") })
+	if strings.Contains(p.log.String(), "of-a-player") {
+		t.Error("the log holds a header of the client")
 	}
 }

@@ -177,7 +177,12 @@ func (c *Conn) readFailed(err error) error {
 		if errors.Is(err, websocket.ErrMessageTooBig) {
 			c.readErr = errTooBig
 		}
-		c.wire.muted.Store(true) // the library has sent the Close frame
+		// The library sends a Close frame for most of these, but not for all.
+		if c.wire.closed.Load() {
+			c.wire.muted.Store(true)
+		} else {
+			c.sendClose(websocket.StatusProtocolError)
+		}
 	}
 	return c.readErr
 }

@@ -167,6 +167,7 @@ type wire struct {
 	received atomic.Int64 // bytes
 	reading  atomic.Bool  // a Read waits
 	muted    atomic.Bool  // a Close frame was sent; nothing may follow it
+	closed   atomic.Bool  // the library has sent one
 }
 
 func (w *wire) Read(p []byte) (n int, err error) {
@@ -189,6 +190,11 @@ func (w *wire) Read(p []byte) (n int, err error) {
 func (w *wire) Write(p []byte) (int, error) {
 	if w.muted.Load() {
 		return len(p), nil
+	}
+	// The library sends control frames in one write. (A part of a message may
+	// look like one, and then a client that breaks the rules gets no 1002.)
+	if len(p) >= 2 && p[0] == frameClose && len(p) == 2+int(p[1]) {
+		w.closed.Store(true)
 	}
 	return w.Conn.Write(p)
 }

@@ -51,17 +51,21 @@ type exchange struct {
 	status   int
 	err      error
 	hijacked bool
+	proxied  bool
 	rest     func() // what ServeConn is to do when the handler has returned
 
 	up, down   atomic.Int64 // bytes moved
 	bodyFailed atomic.Bool
-	bodyLeft   atomic.Bool // more is to be read, by the proxy
+	unread     atomic.Bool // there is more of the body, or nobody knows
 
-	mu    sync.Mutex
-	over  bool
-	dials sync.WaitGroup
-	idle  *time.Timer
-	moved int64 // what idle saw the last time
+	dialing sync.Mutex // held while the Gate dials
+
+	mu       sync.Mutex
+	over     bool
+	dials    sync.WaitGroup
+	stopDial context.CancelFunc // of the last
+	idle     *time.Timer
+	moved    int64 // what idle saw the last time
 }
 
 type exchangeKey struct{}
@@ -91,7 +95,8 @@ func handle(w http.ResponseWriter, r *http.Request) {
 	}()
 	r = r.WithContext(ctx)
 	if r.ContentLength != 0 {
-		r.Body = &body{r.Body, x}
+		r.Body = &body{ReadCloser: r.Body, x: x, in: r}
+		x.unread.Store(true)
 	}
 	x.serve(&response{w, x}, r)
 	finished = true
@@ -109,6 +114,9 @@ func (x *exchange) end() {
 	}
 	x.mu.Unlock()
 	x.dials.Wait()
+	if x.unread.Load() && !x.hijacked {
+		x.conn.boundDrain(time.Now().Add(lingerTime))
+	}
 	if x.rest == nil {
 		x.account()
 	}
@@ -187,7 +195,7 @@ func (x *exchange) forward(w http.ResponseWriter, r *http.Request) {
 	// A backend may answer while it reads. Without this, net/http would first
 	// read some of the body itself, and throw it away.
 	http.NewResponseController(w).EnableFullDuplex()
-	x.bodyLeft.Store(r.ContentLength != 0)
+	x.proxied = true
 	x.proxy.ServeHTTP(w, r)
 }
 
@@ -233,12 +241,20 @@ func (x *exchange) dial(ctx context.Context) (net.Conn, error) {
 		return nil, dialError{context.Canceled}
 	}
 	x.dials.Add(1)
+	if x.stopDial != nil {
+		x.stopDial()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	x.stopDial = cancel
 	x.mu.Unlock()
 	defer x.dials.Done()
-
-	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(x.ctx, cancel)()
+
+	// The transport dials anew while it still does if the connection that it
+	// took instead turns out to be closed. The Gate keeps account of one.
+	x.dialing.Lock()
+	defer x.dialing.Unlock()
 	backend, err := x.gate.Dial(ctx, x.route)
 	if err != nil {
 		return nil, dialError{err}
@@ -262,7 +278,7 @@ func (x *exchange) watch(bound time.Duration) {
 	t = time.AfterFunc(bound, func() {
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		if x.idle != t {
+		if x.idle != t || x.over {
 			return // stopped too late
 		}
 		if moved := x.up.Load() + x.down.Load(); moved != x.moved {
@@ -294,7 +310,7 @@ func (w *response) WriteHeader(status int) {
 		if h["Content-Type"] == nil {
 			h["Content-Type"] = nil
 		}
-		if w.x.bodyLeft.Load() && status != http.StatusSwitchingProtocols {
+		if w.x.proxied && w.x.unread.Load() && status != http.StatusSwitchingProtocols {
 			// With full duplex, net/http reads the rest once the handler has
 			// returned, and panics when it then waits for another request.
 			h.Set("Connection", "close")
@@ -326,16 +342,24 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // body is a request's body that keeps the exchange's account.
 type body struct {
 	io.ReadCloser
-	x *exchange
+	x       *exchange
+	in      *http.Request
+	trailer http.Header // for the backend
 }
 
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.x.up.Add(int64(n))
-	if err != nil {
-		b.x.bodyLeft.Store(false)
-	}
-	if err != nil && err != io.EOF {
+	switch err {
+	case nil:
+	case io.EOF:
+		b.x.unread.Store(false)
+		// Now net/http knows the trailers that rewrite has announced.
+		for name := range b.trailer {
+			b.trailer[name] = b.in.Trailer[name]
+		}
+	default:
+		// Where the next request would begin, nobody knows: unread stays.
 		b.x.bodyFailed.Store(true)
 	}
 	return n, err

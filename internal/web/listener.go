@@ -47,6 +47,7 @@ type conn struct {
 	upgrading bool      // see Close
 	closed    bool
 	deadline  time.Time // of Read
+	drainBy   time.Time // see boundDrain
 }
 
 func newConn(ctx context.Context, cancel context.CancelFunc, s *Server, nc net.Conn, fixed *address.Route) *conn {
@@ -65,6 +66,7 @@ func (c *conn) setState(state http.ConnState) {
 		c.serving = state == http.StateActive
 		if state == http.StateIdle {
 			c.heading, c.began, c.failure = true, time.Time{}, nil
+			c.drainBy = time.Time{}
 		}
 	})
 	if state == http.StateClosed {
@@ -193,8 +195,22 @@ func (c *conn) Close() error {
 func (c *conn) setUpgrading(b bool) { c.change(func() { c.upgrading = b }) }
 
 func (c *conn) SetReadDeadline(t time.Time) error {
-	c.change(func() { c.deadline = t })
+	c.change(func() {
+		if !c.drainBy.IsZero() && (t.IsZero() || t.After(c.drainBy)) {
+			t = c.drainBy
+		}
+		c.deadline = t
+	})
 	return c.Conn.SetReadDeadline(t)
+}
+
+// boundDrain bounds how long net/http reads what is left of a request's body
+// once the handler has returned. It would do so for as long as the client likes,
+// and before it sends a short answer. It lifts deadlines when it begins, so this
+// one stays until the request is over.
+func (c *conn) boundDrain(by time.Time) {
+	c.change(func() { c.drainBy = by })
+	c.SetReadDeadline(by)
 }
 
 func (c *conn) SetDeadline(t time.Time) error {

@@ -47,9 +47,11 @@ func newProxy(errorLog *log.Logger, share bool) *httputil.ReverseProxy {
 		Protocols:             new(http.Protocols),
 	}
 	transport.Protocols.SetHTTP1(true)
+	unshared := transport.Clone()
+	unshared.DisableKeepAlives = true
 	return &httputil.ReverseProxy{
 		Rewrite:       rewrite,
-		Transport:     transport,
+		Transport:     &transports{transport, unshared},
 		FlushInterval: -1, // at once
 		ErrorLog:      errorLog,
 		BufferPool:    bufferPool{},
@@ -64,14 +66,24 @@ func newProxy(errorLog *log.Logger, share bool) *httputil.ReverseProxy {
 // unshared numbers the requests that share no connection.
 var unshared atomic.Int64
 
-// upstream returns the name under which the transport keeps connections to the
-// backend, and whether requests may share them. Where there are several
-// backends, each request makes its own choice, and so a connection of its own.
-func (x *exchange) upstream() (name string, shared bool) {
+// upstream returns the name under which a transport knows connections to the
+// backend.
+func (x *exchange) upstream() string {
 	if addr, ok := x.route.Single(); ok {
-		return addr.HostPort(), true
+		return addr.HostPort()
 	}
-	return "unshared-" + strconv.FormatInt(unshared.Add(1), 10), false
+	return "unshared-" + strconv.FormatInt(unshared.Add(1), 10)
+}
+
+// transports are two: where there are several backends, each request makes its
+// own choice, and so a connection of its own, which nobody else could use.
+type transports struct{ shared, unshared *http.Transport }
+
+func (t *transports) RoundTrip(r *http.Request) (*http.Response, error) {
+	if _, ok := exchangeOf(r.Context()).route.Single(); ok {
+		return t.shared.RoundTrip(r)
+	}
+	return t.unshared.RoundTrip(r)
 }
 
 // rewrite makes the backend's request of the client's. The hop-by-hop headers
@@ -83,9 +95,10 @@ func rewrite(pr *httputil.ProxyRequest) {
 	// Nothing but path and query are the client's to say: it may have sent an
 	// absolute URL.
 	x := exchangeOf(in.Context())
-	host, shared := x.upstream()
-	// An upgraded connection is nobody else's in any case.
-	out.Close = !shared && out.Header.Get("Upgrade") == ""
+	host := x.upstream()
+	if _, ok := x.route.Single(); !ok && out.Host == "" { // HTTP/1.0
+		out.Host = x.conn.LocalAddr().String() // which host is not decided yet
+	}
 	out.URL = &url.URL{
 		Scheme:     "http",
 		Host:       host,
@@ -95,7 +108,10 @@ func rewrite(pr *httputil.ProxyRequest) {
 		ForceQuery: in.URL.ForceQuery,
 	}
 	stripSealed(out.Header)
-	out.Trailer = in.Trailer // filled in when the body has been read
+	if b, ok := in.Body.(*body); ok {
+		b.trailer = trailersOf(in)
+		out.Trailer = b.trailer // filled in when the body has been read
+	}
 
 	out.Header["X-Forwarded-For"] = in.Header["X-Forwarded-For"]
 	pr.SetXForwarded() // the client's real address comes last
@@ -106,6 +122,20 @@ func rewrite(pr *httputil.ProxyRequest) {
 		out.Header.Del("Connection")
 		out.Header.Del("HTTP2-Settings")
 	}
+}
+
+// trailersOf returns the names of a request's trailers without those that must
+// not reach the backend as headers either: some take one for the other.
+func trailersOf(in *http.Request) http.Header {
+	names := make(http.Header)
+	for name := range in.Trailer {
+		switch name {
+		case originHeader, identHeader, "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto":
+		default:
+			names[name] = nil
+		}
+	}
+	return names
 }
 
 // judge returns the status for an error of the proxy, and the error for the

@@ -194,7 +194,7 @@ func (s *Server) Close() {
 		c.end()
 	}
 	s.mu.Unlock()
-	s.proxy.Transport.(*http.Transport).CloseIdleConnections()
+	s.proxy.Transport.(*transports).shared.CloseIdleConnections()
 }
 
 // add registers a connection; false means that the server is closed.
