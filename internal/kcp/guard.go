@@ -18,6 +18,8 @@ const (
 	// that the oldest makes room for a newcomer, so that a flood does not keep
 	// everybody out until all that came of it is given up.
 	crowdedAfter = time.Second
+	// warnEvery is how often the log is told that there is no room.
+	warnEvery = 10 * time.Second
 	// maxRate bounds the new sessions per second, and how many may come at once.
 	maxRate = 2048
 
@@ -53,6 +55,7 @@ type guard struct {
 	unproven list.List // of *Conn: those of the live, the oldest first
 	tokens   float64   // new sessions that may come now
 	filled   int64     // when tokens was last filled
+	warnAt   int64     // not before that
 	closed   bool      // no new sessions; the socket closes after the last
 
 	// handed holds a token for each opening that has been given to kcp-go and
@@ -163,8 +166,13 @@ func (g *guard) admit(source netip.AddrPort, f *frame, s *summary) *Conn {
 		g.mu.Lock()
 	}
 	if taken || !g.mayBegin(now) {
+		full := !taken && g.mayWarn(now)
+		live, unproven := g.live, g.unproven.Len()
 		g.mu.Unlock()
-		g.refused.Add(1)
+		if refused := g.refused.Add(1); full {
+			g.transport.Log.Warn("no room for more KCP sessions, refusing them",
+				"addr", g.LocalAddr().String(), "sessions", live, "unproven", unproven, "refused", refused)
+		}
 		return nil
 	}
 	c := g.transport.newConn(g.frameFor(f), s.conv, source, g.LocalAddr(), g.forget)
@@ -207,6 +215,15 @@ func (g *guard) mayBegin(now int64) bool {
 		return false
 	}
 	g.tokens--
+	return true
+}
+
+// mayWarn tells whether a warning is due: a flood must not fill the log.
+func (g *guard) mayWarn(now int64) bool {
+	if g.closed || now < g.warnAt {
+		return false
+	}
+	g.warnAt = now + int64(warnEvery)
 	return true
 }
 

@@ -3,9 +3,11 @@ package kcp
 import (
 	"encoding/binary"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -93,6 +95,8 @@ func TestAFloodCostsBoundedMemoryAndGoroutines(t *testing.T) {
 func TestAListenerHasNoMoreThanItsSessions(t *testing.T) {
 	o := options()
 	o.MaxSessions = 3
+	warnings := make(channelWriter, 10)
+	o.Log = slog.New(slog.NewTextHandler(warnings, nil))
 	l := listen(t, o, echo)
 	for range 5 {
 		io.WriteString(dialPlain(t, l.Addr().String(), nil, 0, 0), "hello")
@@ -101,6 +105,18 @@ func TestAListenerHasNoMoreThanItsSessions(t *testing.T) {
 	if n := l.Stats().Sessions; n != 3 {
 		t.Errorf("%d sessions", n)
 	}
+	if n := len(warnings); n != 1 {
+		t.Errorf("%d warnings, want one in ten seconds", n)
+	} else if w := <-warnings; !strings.Contains(w, "sessions=3 ") {
+		t.Errorf("warned %q", w)
+	}
+}
+
+type channelWriter chan string
+
+func (c channelWriter) Write(b []byte) (int, error) {
+	c <- string(b)
+	return len(b), nil
 }
 
 func TestNewSessionsComeNoFasterThanTheRate(t *testing.T) {

@@ -54,6 +54,7 @@ import (
 	"crypto/sha1"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"time"
 
@@ -103,6 +104,10 @@ type Options struct {
 
 	// MaxSessions bounds a listener's sessions; 0: 10,000.
 	MaxSessions int
+
+	// Log gets a warning, at most every ten seconds, while there is no room
+	// for more; nil is slog.Default().
+	Log *slog.Logger
 }
 
 // modes are the values of nodelay, interval (ms), resend and nc that kcptun
@@ -164,6 +169,9 @@ type Transport struct {
 func New(o Options) (*Transport, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
 	}
 	if o.MaxSessions == 0 {
 		o.MaxSessions = 10_000
