@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -159,7 +160,8 @@ func (l *loop) leave(t *tunnel, received []byte) {
 // dial begins to connect the backend.
 func (l *loop) dial(t *tunnel) {
 	backend := t.session.backend
-	err := l.front.permit(netip.AddrPortFrom(backend.IP, backend.Port))
+	to := netip.AddrPortFrom(backend.IP, backend.Port)
+	err := l.front.permit(to)
 	if err != nil {
 		l.dialFailed(t, err)
 		return
@@ -173,7 +175,11 @@ func (l *loop) dial(t *tunnel) {
 		l.closeBackend(t)
 	}
 	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
-		l.dialFailed(t, dialOpError(t, os.NewSyscallError("connect", err)))
+		err = dialOpError(t, os.NewSyscallError("connect", err))
+		if mayBeBroadcast(err) {
+			err = cmp.Or(l.front.permitBroadcast(to), err)
+		}
+		l.dialFailed(t, err)
 		return
 	}
 	t.state = stateDial

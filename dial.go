@@ -26,6 +26,8 @@ type dialer struct {
 	// permit is asked for each address right before it is dialed, so that no
 	// name leads where a literal may not.
 	permit func(netip.AddrPort) error
+	// permitBroadcast is permit's other half, see frontend; nil permits.
+	permitBroadcast func(netip.AddrPort) error
 	// kcp dials backends whose scheme is kcp.
 	kcp *kcp.Transport
 	// resolver looks up names; *net.Resolver is one.
@@ -98,20 +100,37 @@ func (d *dialer) dialEach(ctx context.Context, addr address.Address) (net.Conn, 
 			return nil, err
 		}
 	}
+	left := 0 // that are to be dialed
+	for _, ip := range ips {
+		if d.permit(netip.AddrPortFrom(ip.Unmap(), addr.Port)) == nil {
+			left++
+		}
+	}
 	var firstErr, denied error
-	for i, ip := range ips {
+	for _, ip := range ips {
 		to := netip.AddrPortFrom(ip.Unmap(), addr.Port)
-		if err := d.permit(to); err != nil {
+		err := d.permit(to)
+		if err == nil && addr.Scheme == "kcp" {
+			err = d.notBroadcast(to)
+		}
+		if err != nil {
 			denied = err
 			continue
 		}
 		// An equal share of what is left for each address, so that one that
 		// swallows packets leaves time for the next.
 		now := time.Now()
-		share := deadline.Sub(now) / time.Duration(len(ips)-i)
+		share := deadline.Sub(now) / time.Duration(max(left, 1))
+		left--
 		conn, err := d.connect(ctx, addr.Scheme, to, now.Add(share))
 		if err == nil {
 			return conn, nil
+		}
+		if mayBeBroadcast(err) {
+			if derr := d.notBroadcast(to); derr != nil {
+				denied = derr
+				continue
+			}
 		}
 		// A time-out tells more than a refusal: trying again may help.
 		if firstErr == nil || isTimeout(err) && !isTimeout(firstErr) {
@@ -141,6 +160,19 @@ func (d *dialer) connect(ctx context.Context, scheme string, to netip.AddrPort, 
 		return nil, err
 	}
 	return conn, nil
+}
+
+func (d *dialer) notBroadcast(to netip.AddrPort) error {
+	if d.permitBroadcast == nil {
+		return nil
+	}
+	return d.permitBroadcast(to)
+}
+
+// mayBeBroadcast tells whether this is how a kernel refuses to connect TCP to a
+// network's broadcast address.
+func mayBeBroadcast(err error) bool {
+	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EACCES)
 }
 
 func isTimeout(err error) bool {

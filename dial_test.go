@@ -7,9 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"gateway/internal/address"
+	"gateway/internal/policy"
 )
 
 // everywhere is the policy of a dialer that may dial anything.
@@ -175,5 +179,36 @@ func TestARefusalIsNotTriedAgain(t *testing.T) {
 	g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
 	if first != asked {
 		t.Errorf("%d queries with 5 attempts, %d with 1", first, asked)
+	}
+}
+
+type fixedNames []netip.Addr
+
+func (n fixedNames) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) { return n, nil }
+
+func TestDeniedAddressesTakeNoTimeFromTheOthers(t *testing.T) {
+	d := &dialer{attempts: 1, timeout: time.Hour, permit: func(ap netip.AddrPort) error {
+		if ap.Addr().IsLoopback() {
+			return nil
+		}
+		return &dialError{statusBadGateway, "denied", policy.ErrDenied}
+	}}
+	d.resolver = fixedNames(slices.Concat([]netip.Addr{netip.MustParseAddr("127.0.0.1")},
+		slices.Repeat([]netip.Addr{netip.MustParseAddr("192.0.2.1")}, 99)))
+	var share time.Duration
+	ctx := context.Background()
+	d.base.ControlContext = func(ctx context.Context, _, _ string, _ syscall.RawConn) error {
+		deadline, _ := ctx.Deadline()
+		share = time.Until(deadline)
+		return nil
+	}
+	addr, _ := address.Parse("several.test:" + portOf(startEcho(t)))
+	c, err := d.dial(ctx, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if share < 59*time.Minute {
+		t.Errorf("the one allowed address got %v of an hour", share)
 	}
 }

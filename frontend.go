@@ -224,7 +224,18 @@ func (f *frontend) requestMax() int {
 // permit asks the policy whether a backend may be connected. The error is a
 // *dialError.
 func (f *frontend) permit(backend netip.AddrPort) error {
-	if err := f.policy.Check(backend); err != nil {
+	return denial(f.policy.Check(backend))
+}
+
+// permitBroadcast is permit for what only the system knows: whether a network's
+// broadcast address is meant. It is asked before a datagram goes there, and
+// when the kernel refuses to connect.
+func (f *frontend) permitBroadcast(backend netip.AddrPort) error {
+	return denial(f.policy.CheckBroadcast(backend))
+}
+
+func denial(err error) error {
+	if err != nil {
 		return &dialError{statusBadGateway, "denied", err}
 	}
 	return nil

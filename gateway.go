@@ -78,6 +78,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	g.resolver = resolve.New(resolve.Options{Server: cfg.Resolver, Timeout: cfg.ResolverTimeout, Log: log})
 	g.services = &services{resolver: g.resolver, known: make(map[string]knownService)}
 	g.dialer = newDialer(cfg, g.permit)
+	g.dialer.permitBroadcast = g.permitBroadcast
 	g.dialer.resolver = hostLookup{g.resolver}
 	if g.dialer.kcp, err = cfg.kcpTransport(); err != nil {
 		return nil, err

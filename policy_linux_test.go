@@ -105,7 +105,7 @@ var policies = []struct {
 		tries(isServed, []string{"127.0.0.1:{echo}", "[::ffff:127.0.0.1]:{echo}", "[::1]:{echo}", "localhost:{echo}"}),
 		tries(isRefused, []string{"127.0.0.1:{closed}", "[::1]:{closed}", ownIPv4 + ":{closed}", "localhost:{closed}"}),
 		tries(isTimedOut, []string{"192.0.2.7:{own}", "[2001:db8::7]:{own}"}),
-		tries(isFailed, []string{ownIPv4Broadcast + ":80"}),
+		denied(ownIPv4Broadcast+":80", "[::ffff:"+ownIPv4Broadcast+"]:80"),
 	)},
 	{"listening on one address", []string{"-addr=127.0.0.1:0", "-listen=[::1]:0=sealed"}, slices.Concat(
 		denied(spellings("{own}", "127.0.0.1", "0.0.0.0")...),

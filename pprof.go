@@ -14,7 +14,7 @@ import (
 // startPprof serves net/http/pprof on addr until stop is called. at is where it
 // listens.
 func startPprof(addr string, log *slog.Logger) (at net.Addr, stop func(), err error) {
-	ln, err := net.Listen("tcp", addr)
+	ln, err := net.Listen(networkOf("tcp", addr), addr)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
 			err = fmt.Errorf("%w (stop who uses it, or give each process a -pprof of its own: -reuse=1 does not share it)", err)

@@ -36,7 +36,7 @@ const tokenHandshakeMax = 2048
 func (cfg *Config) checkTokens() error {
 	if cfg.TokenKeys == "" {
 		switch {
-		case !cfg.Legacy:
+		case !cfg.Legacy && cfg.opens():
 			return fmt.Errorf("%s=0 leaves only tokens, which need -token-keys", cfg.sources["legacy"])
 		case cfg.TTL != 0:
 			return errors.New("-ttl is for tokens, which need -token-keys")
@@ -56,6 +56,12 @@ func (cfg *Config) checkTokens() error {
 	}
 	_, err := cfg.tokenKeys(slog.New(slog.DiscardHandler))
 	return err
+}
+
+// opens tells whether there is anything to seal or to open.
+func (cfg *Config) opens() bool {
+	return cfg.Action == actionSeal || cfg.Action == actionOpen ||
+		slices.ContainsFunc(cfg.Listen, func(l listening) bool { return l.forward == nil })
 }
 
 // opensLines tells whether there is anything for a secret to do.

@@ -258,3 +258,17 @@ func TestWrongUseOfTokensIsToldInOneLine(t *testing.T) {
 		})
 	}
 }
+
+func TestAForwardNeedsNoTokensEither(t *testing.T) {
+	for _, args := range [][]string{
+		{"-legacy=0", "-forward=127.0.0.1:9"},
+		{"-legacy=0", "-listen=127.0.0.1:0=forward:127.0.0.1:9"},
+	} {
+		if _, stderr, code := runGateway(t, []string{quickExit}, append(args, "-check")...); code != exitOK {
+			t.Errorf("%q: exit code %d, %s", args, code, stderr)
+		}
+	}
+	if _, _, code := runGateway(t, []string{quickExit}, "-legacy=0", "-check"); code != exitUsage {
+		t.Errorf("a listener that opens nothing: exit code %d", code)
+	}
+}

@@ -142,6 +142,20 @@ func (p *Policy) Check(ap netip.AddrPort) error {
 	return &Denial{Addr: ap, Why: ErrUnlisted}
 }
 
+// CheckBroadcast returns a *[Denial] if ap is the broadcast address of a network
+// that this machine is in. Only the system knows those, and asking takes some
+// microseconds, so Check leaves them to whoever dials: the kernel connects no
+// TCP there, but UDP would reach every machine of the network.
+func (p *Policy) CheckBroadcast(ap netip.AddrPort) error {
+	switch broadcast, err := isBroadcast(plain(ap.Addr())); {
+	case err != nil:
+		return &Denial{Addr: ap, Why: ErrUnknown, By: err.Error()}
+	case broadcast:
+		return &Denial{Addr: ap, Why: ErrNever, By: "a network's broadcast address"}
+	}
+	return nil
+}
+
 // forbids takes the steps 2 to 4. It returns what forbids ip and port and why,
 // or nil.
 func (p *Policy) forbids(ip netip.Addr, port uint16) (by string, why error) {

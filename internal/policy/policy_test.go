@@ -46,6 +46,7 @@ func spellings(v4 string, port uint16) []string {
 		"[::ffff:" + v4 + "%eth0]" + p,
 		"[64:ff9b::" + v4 + "]" + p,
 		"[64:ff9b::" + v4 + "%1]" + p,
+		"[64:ff9b:1::" + v4 + "]" + p,
 		"[::ffff:0:" + v4 + "]" + p,
 		"[::" + v4 + "]" + p,
 		"[" + sixToFour.String() + "]" + p,

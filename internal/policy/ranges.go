@@ -13,7 +13,7 @@ func (n named) String() string { return n.prefix.String() + " (" + n.words + ")"
 func name(prefix, words string) named { return named{netip.MustParsePrefix(prefix), words} }
 
 // never is what no rule opens. A network's own broadcast address (10.0.0.255)
-// is not known here; the kernel refuses TCP to it before a packet leaves.
+// is not known here; see CheckBroadcast.
 var never = []named{
 	name("0.0.0.0/8", "unspecified"), // RFC 6890; Linux takes 0.0.0.0 for this host
 	name("::/128", "unspecified"),
@@ -48,6 +48,7 @@ var carriers = []struct {
 	offset int // of the IPv4 address, in bytes
 }{
 	{netip.MustParsePrefix("64:ff9b::/96"), 12},    // NAT64, RFC 6052 section 2.1
+	{netip.MustParsePrefix("64:ff9b:1::/48"), 12},  // a network's own NAT64, RFC 8215, in its usual form
 	{netip.MustParsePrefix("2002::/16"), 2},        // 6to4, RFC 3056 section 2
 	{netip.MustParsePrefix("::ffff:0:0:0/96"), 12}, // IPv4-translated, RFC 2765 section 2.1
 	{netip.MustParsePrefix("::/96"), 12},           // IPv4-compatible, RFC 4291 section 2.5.5.1
