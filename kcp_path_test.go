@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gateway/internal/kcp"
 )
 
 // KCP over paths that lose, double, delay and dawdle.
@@ -206,11 +208,16 @@ func slowPath(t testing.TB, to string, pause time.Duration, loses uint32) string
 // path takes for what its backend has left behind.
 func TestAKCPClientOnASlowPathGetsEverything(t *testing.T) {
 	t.Parallel()
-	const idle = 1500 * time.Millisecond
-	text := noise(5, 78<<10) // 61 packets, whose path takes 2.7 s
+	const idle = 3 * time.Second
+	text := noise(5, 78<<10) // 61 packets, whose path takes 5.5 s
 	backend := startBackend(t, func(c *net.TCPConn) { c.Write(text) })
-	g := startKCP(t, func(cfg *Config) { cfg.KCPIdleTimeout = idle })
-	s := openKCP(t, slowPath(t, g.kcp, 45*time.Millisecond, 52), backend)
+	g := startKCP(t, func(cfg *Config) {
+		cfg.KCPIdleTimeout = idle
+		// With all packets on the path at once, what is lost would be sent again
+		// only after several times as long.
+		cfg.KCPSendWindow = kcp.MinWindow
+	})
+	s := openKCP(t, slowPath(t, g.kcp, 90*time.Millisecond, 52), backend)
 	began, got := time.Now(), make([]byte, len(text))
 	s.SetReadDeadline(began.Add(patience))
 	if n, err := io.ReadFull(s, got); err != nil || !bytes.Equal(got, text) {
