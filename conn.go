@@ -4,6 +4,8 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+
+	"gateway/internal/sockopt"
 )
 
 // Connections of every kind, in the words of net. A client may speak through
@@ -54,6 +56,21 @@ func abort(c net.Conn) {
 		return
 	}
 	socketOf(c).Close()
+}
+
+// broken returns why a peer is gone that has not finished, as far as that can be
+// told without reading; or nil.
+func broken(c net.Conn) error {
+	switch c := c.(type) {
+	case interface{ Broken() error }:
+		return c.Broken()
+	case interface{ Below() net.Conn }:
+		return broken(c.Below())
+	}
+	if raw := rawConn(c); raw != nil && !sockopt.HasPeer(raw) {
+		return syscall.ECONNRESET
+	}
+	return nil
 }
 
 // rawConn returns access to the socket's descriptor, or nil.

@@ -397,7 +397,18 @@ func (p *pair) sweep(now time.Time) {
 	p.mu.Lock()
 	half := p.upDone || p.downDone || p.deaf
 	lingering := p.deaf && p.downDone
+	unread := p.up.holds.Load() && !p.upDone && !p.deaf && !p.finSent
 	p.mu.Unlock()
+
+	// While a backend takes nothing, nobody reads from its client, and so
+	// nobody would learn that it is gone.
+	if unread {
+		if err := broken(p.client); err != nil {
+			p.note(byClient, howOf(err))
+			p.reset()
+			return
+		}
+	}
 
 	progress := p.up.moved.Load() + p.down.moved.Load()
 	if lingering {

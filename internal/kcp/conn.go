@@ -282,6 +282,14 @@ func (c *Conn) isEnded() bool {
 	}
 }
 
+// Broken returns why the session has ended without Close or Abort, or nil.
+func (c *Conn) Broken() error {
+	if !c.isEnded() || c.cause == net.ErrClosed {
+		return nil
+	}
+	return c.cause
+}
+
 // Abort ends the session at once. What was not acknowledged may be lost.
 func (c *Conn) Abort() { c.end(net.ErrClosed) }
 

@@ -290,6 +290,15 @@ func (c *Conn) finish() {
 	c.lib.CloseNow()
 }
 
+// Below returns the connection that carries the WebSocket, for questions about
+// it alone.
+func (c *Conn) Below() net.Conn {
+	if b, ok := c.wire.Conn.(interface{ base() *conn }); ok {
+		return b.base().Conn
+	}
+	return c.wire.Conn
+}
+
 func (c *Conn) isClosed() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
