@@ -31,6 +31,7 @@ func (g *Gateway) newWeb(cfg *Config) *web.Server {
 		PingInterval:     cfg.Keepalive,
 		Origins:          cfg.WSOrigins,
 		ShareBackends:    cfg.proxyVersion() == 0,
+		Broken:           broken,
 		Log:              g.log,
 	})
 }

@@ -20,7 +20,6 @@ func startStalled(t testing.TB) (addr string, release func(), end chan error) {
 	released := make(chan struct{})
 	release, end = sync.OnceFunc(func() { close(released) }), make(chan error, 1)
 	addr = startBackend(t, func(c *net.TCPConn) {
-		c.SetReadBuffer(4096)
 		<-released
 		_, err := io.Copy(io.Discard, struct{ io.Reader }{c})
 		end <- err
@@ -83,6 +82,32 @@ func TestAResetReachesABackendThatDoesNotRead(t *testing.T) {
 			if err := <-end; !isReset(err) {
 				t.Errorf("the backend read %v, want a reset", err)
 			}
+		})
+	}
+}
+
+func TestTheBodyOfAClientThatIsGoneEndsBeforeABackendThatDoesNotRead(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("the system is not asked")
+	}
+	certFile, keyFile, trusting := tlsFiles(t)
+	for name, config := range map[string]*tls.Config{"HTTP": nil, "HTTPS": trusting} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			backend, release, end := startStalled(t)
+			g := startConfigured(t, func(cfg *Config) { cfg.TLSCert, cfg.TLSKey = certFile, keyFile }, nil)
+			c := connectWith(t, g.addr, config)
+			send(t, c, "POST / HTTP/1.1\r\nHost: game.test\r\nContent-Length: 1000000000\r\nX-Cipher-Origin: "+
+				strings.TrimSpace(sealed(t, backend))+"\r\n\r\n")
+			fill(c)
+			resetOnClose(c)
+			socketOf(c).Close()
+			line := g.log.waitLine(t, "request", 1)
+			if line["status"] != 0.0 || line["reason"] != "client_gone" {
+				t.Errorf("logged as %v", line)
+			}
+			release()
+			<-end
 		})
 	}
 }

@@ -65,7 +65,8 @@ type exchange struct {
 	dials    sync.WaitGroup
 	stopDial context.CancelFunc // of the last
 	idle     *time.Timer
-	moved    int64 // what idle saw the last time
+	vanish   *time.Timer // looks whether the client is there; or nil
+	moved    int64       // what idle saw the last time
 }
 
 type exchangeKey struct{}
@@ -82,6 +83,9 @@ func handle(w http.ResponseWriter, r *http.Request) {
 	x.ctx, x.cancel = ctx, cancel
 	x.watch(x.IdleTimeout)
 	c.setExchange(x)
+	if r.ContentLength != 0 || r.Header.Get("Upgrade") != "" {
+		x.lookAfter()
+	}
 
 	finished := false
 	defer func() {
@@ -111,6 +115,9 @@ func (x *exchange) end() {
 	x.over = true
 	if x.idle != nil {
 		x.idle.Stop()
+	}
+	if x.vanish != nil {
+		x.vanish.Stop()
 	}
 	x.mu.Unlock()
 	x.dials.Wait()
@@ -292,6 +299,30 @@ func (x *exchange) watch(bound time.Duration) {
 		x.conn.SetWriteDeadline(time.Now().Add(lingerTime))
 	})
 	x.idle = t
+}
+
+// lookEvery is the time between two looks whether a client is there.
+const lookEvery = time.Second
+
+// lookAfter ends the exchange of a client that is gone while its backend takes
+// nothing: net/http only notices where it reads.
+func (x *exchange) lookAfter() {
+	if x.Broken == nil {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.vanish = time.AfterFunc(lookEvery, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		switch {
+		case x.over:
+		case x.Broken(x.conn.Conn) != nil:
+			x.cancel(errClientGone)
+		default:
+			x.vanish.Reset(lookEvery)
+		}
+	})
 }
 
 // response is a ResponseWriter that keeps the exchange's account.

@@ -139,7 +139,7 @@ func (g *overlapGate) Dial(ctx context.Context, route address.Route) (net.Conn, 
 }
 
 func TestARequestDialsOneBackendAtATime(t *testing.T) {
-	release := make(chan struct{})
+	release, arrived := make(chan struct{}), make(chan struct{}, 1)
 	backend := tcpBackend(t, func(c *net.TCPConn) {
 		br := bufio.NewReader(c)
 		for {
@@ -148,6 +148,7 @@ func TestARequestDialsOneBackendAtATime(t *testing.T) {
 				return
 			}
 			if r.URL.Path == "/first" {
+				arrived <- struct{}{}
 				<-release
 			}
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
@@ -175,6 +176,7 @@ func TestARequestDialsOneBackendAtATime(t *testing.T) {
 	}
 	first := ask("/first")
 	<-g.begun
+	<-arrived // so that its dial is over
 	second := ask("/second")
 	<-g.begun // it waits in the dial, until it gets the first one's connection
 	close(release)

@@ -105,6 +105,10 @@ type Options struct {
 	// backend. It must be off if these begin by naming their client, as with
 	// the PROXY protocol: then there is one for each request.
 	ShareBackends bool
+	// Broken returns why a client is gone, without reading from it, or nil. It is
+	// asked once a second while a backend may take nothing of what a client
+	// sends: nobody reads then. Nil is never.
+	Broken func(net.Conn) error
 	// Log gets what net/http has to tell; nil is slog.Default().
 	Log *slog.Logger
 }
