@@ -197,12 +197,13 @@ type loop struct {
 	events [256]unix.EpollEvent
 	buf    []byte // for every read; empty between two of them
 
-	table []*tunnel // by slot
-	free  []uint32  // slots of table
-	work  []func()  // taken from the inbox
-	todo  []*tunnel // to go on with before the next wait
-	spent int       // bytes spliced in this turn
-	pipes pipePool
+	table    []*tunnel // by slot
+	free     []uint32  // slots of table
+	work     []func()  // taken from the inbox
+	todo     []*tunnel // to go on with before the next wait
+	spent    int       // bytes of bulk moved in this turn
+	bulkTurn bool      // it is the turn of bulk
+	pipes    pipePool
 
 	spliceable bool
 	closing    bool
@@ -329,6 +330,7 @@ func (l *loop) turn() (done bool) {
 			}
 		}
 	}()
+	l.bulkTurn = false
 	for l.handled < l.pending {
 		ev := &l.events[l.handled]
 		l.handled++
@@ -342,7 +344,7 @@ func (l *loop) turn() (done bool) {
 	}
 	// Bulk comes last and in portions, so that messages wait for one portion
 	// and not for all the bulk there is. What comes to todo now waits too.
-	l.spent = 0
+	l.spent, l.bulkTurn = 0, true
 	for n := len(l.todo); n > 0 && l.spent < bulkBytes; n-- {
 		t := l.todo[0]
 		l.todo = l.todo[1:]
@@ -351,6 +353,7 @@ func (l *loop) turn() (done bool) {
 			l.move(t)
 		}
 	}
+	l.bulkTurn = false
 	l.expire()
 	l.current = nil
 	return true
@@ -405,11 +408,17 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 		l.linger(t)
 	case stateOpen:
 		broken := ev.Events&unix.EPOLLERR != 0
-		if t.flows[ev.Fd&1].splicing && !broken {
+		flow := &t.flows[ev.Fd&1]
+		if ev.Events == unix.EPOLLOUT {
+			flow = &t.flows[1-ev.Fd&1]
+		}
+		if flow.bulk && !broken {
 			l.goOn(t)
 			break
 		}
+		l.bulkTurn = broken // what came before a reset is delivered before it
 		l.move(t)
+		l.bulkTurn = false
 		if broken && t.state == stateOpen {
 			l.broken(t, s)
 		}

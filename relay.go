@@ -99,7 +99,9 @@ func howOf(err error) string {
 	switch {
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return howReset
-	case errors.Is(err, syscall.ETIMEDOUT), isTimeout(err):
+	case errors.Is(err, syscall.ETIMEDOUT), isTimeout(err),
+		// What the network said last, and the kernel says when it gives up.
+		errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return howTimeout // keepalive, retransmission or KCP gave up
 	default:
 		return howError

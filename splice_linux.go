@@ -41,13 +41,13 @@ type socket struct {
 
 // flow is one direction of a tunnel.
 type flow struct {
-	moved    int64  // bytes that the receiver's kernel has taken
-	unsent   []byte // read, but not taken yet; nil most of the time
-	pipe     *pipe  // borrowed while bytes are in it
-	inPipe   int32  // how many
-	splicing bool   // the last piece was large: splice the next
-	ended    bool   // the source has finished; FIN goes out behind what is held
-	done     bool   // FIN is out, or the receiver is gone
+	moved  int64  // bytes that the receiver's kernel has taken
+	unsent []byte // read, but not taken yet; nil most of the time
+	pipe   *pipe  // borrowed while bytes are in it
+	inPipe int32  // how many
+	bulk   bool   // the last piece was large: splice the next, if possible
+	ended  bool   // the source has finished; FIN goes out behind what is held
+	done   bool   // FIN is out, or the receiver is gone
 }
 
 func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
@@ -57,6 +57,9 @@ func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
 const (
 	turnBytes = 1 << 20
 	bulkBytes = 4 << 20
+	// leastCost is what a piece counts for at least: a small -buffer makes
+	// system calls, not bytes, what others wait for.
+	leastCost = 4 << 10
 )
 
 // pump moves what can be moved from one end of t to the other.
@@ -83,14 +86,14 @@ func (l *loop) pump(t *tunnel, from int) {
 		if !src.readable {
 			return
 		}
-		if budget <= 0 {
+		if budget <= 0 || f.bulk && !l.bulkTurn {
 			l.goOn(t)
 			return
 		}
 		switch {
 		case from == clientSide && t.deaf:
 			budget -= l.discard(t, src)
-		case f.splicing && l.spliceable:
+		case f.bulk && l.spliceable:
 			budget -= l.splice(t, f, src, dst)
 		default:
 			budget -= l.copy(t, f, src, dst)
@@ -107,15 +110,15 @@ func (l *loop) copy(t *tunnel, f *flow, src, dst *socket) int {
 		l.sourceEnded(t, f, src, n, err)
 		return 0
 	}
-	if n < len(buf) {
-		src.readable = src.hung
+	if f.bulk = n == len(buf); f.bulk {
+		l.spent += max(n, leastCost)
 	} else {
-		f.splicing = l.spliceable
+		src.readable = src.hung
 	}
 	if m := l.write(t, f, dst, buf[:n]); m >= 0 && m < n {
 		f.unsent = append([]byte(nil), buf[m:n]...)
 	}
-	return n
+	return max(n, leastCost)
 }
 
 // write returns how many bytes were taken, or -1 if the receiver is gone.
@@ -169,7 +172,6 @@ func (l *loop) flush(t *tunnel, f *flow, dst *socket) bool {
 // splice fills an empty pipe from the source and sends it on.
 func (l *loop) splice(t *tunnel, f *flow, src, dst *socket) int {
 	if f.pipe = l.pipes.get(); f.pipe == nil {
-		f.splicing = false
 		return l.copy(t, f, src, dst)
 	}
 	// The pipe is empty, so EAGAIN can only come from the source.
@@ -181,12 +183,17 @@ func (l *loop) splice(t *tunnel, f *flow, src, dst *socket) int {
 			l.log.Warn("cannot splice, copying instead", "err", err)
 			return 0
 		}
+		if err == nil || err == unix.EAGAIN && src.hung {
+			// It stops at urgent data and says what it says at the end. A read
+			// goes on behind it, or tells that this is the end.
+			return l.copy(t, f, src, dst)
+		}
 		l.sourceEnded(t, f, src, int(n), err)
 		return 0
 	}
 	l.spent += n
 	f.inPipe = int32(n)
-	f.splicing = int(n) >= l.bufferSize
+	f.bulk = n >= l.bufferSize
 	l.flush(t, f, dst)
 	return int(n)
 }
