@@ -353,7 +353,6 @@ func (l *loop) turn() (done bool) {
 			l.move(t)
 		}
 	}
-	l.bulkTurn = false
 	l.expire()
 	l.current = nil
 	return true
@@ -408,14 +407,6 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 		l.linger(t)
 	case stateOpen:
 		broken := ev.Events&unix.EPOLLERR != 0
-		flow := &t.flows[ev.Fd&1]
-		if ev.Events == unix.EPOLLOUT {
-			flow = &t.flows[1-ev.Fd&1]
-		}
-		if flow.bulk && !broken {
-			l.goOn(t)
-			break
-		}
 		l.bulkTurn = broken // what came before a reset is delivered before it
 		l.move(t)
 		l.bulkTurn = false

@@ -19,9 +19,9 @@ import "golang.org/x/sys/unix"
 //
 // Why nothing is lost at each return of pump: either the source is not
 // readable, and its next edge calls pump; or bytes are held for a receiver
-// that is not writable, and its next edge calls pump; or the budget is used up
-// and the tunnel stands in the loop's list of those to go on with; or the
-// direction is done.
+// that is not writable, and its next edge calls pump; or the budget is used up,
+// or it is not the turn of bulk, and the tunnel stands in the loop's list of those
+// to go on with; or the direction is done.
 
 // The two sockets of a tunnel, and its two directions by their source.
 const (
@@ -73,6 +73,10 @@ const (
 func (l *loop) pump(t *tunnel, from int) {
 	f, src, dst := &t.flows[from], &t.sockets[from], &t.sockets[1-from]
 	for budget := turnBytes; !f.done && t.state == stateOpen; {
+		if f.bulk && !l.bulkTurn {
+			l.goOn(t)
+			return
+		}
 		if f.holds() && !l.flush(t, f, dst) {
 			return
 		}
@@ -86,7 +90,7 @@ func (l *loop) pump(t *tunnel, from int) {
 		if !src.readable {
 			return
 		}
-		if budget <= 0 || f.bulk && !l.bulkTurn {
+		if budget <= 0 {
 			l.goOn(t)
 			return
 		}
