@@ -124,7 +124,7 @@ func ratioChart(t *table, rows []workload, footer []string) string {
 					class = "strong"
 				}
 				at := x(value) + 5
-				if at < x(1) && at+textWidth > x(1) {
+				if at < x(1)+5 && at+textWidth > x(1) {
 					at = x(1) + 5 // the dashed line would cross it
 				}
 				p.text(at, y+barHeight-1.5, class, text)
