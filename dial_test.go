@@ -186,6 +186,28 @@ type fixedNames []netip.Addr
 
 func (n fixedNames) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) { return n, nil }
 
+func TestTheLastAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
+	d := &dialer{attempts: 1, timeout: time.Hour, permit: everywhere}
+	// Nobody listens on the first three, and they refuse at once.
+	d.resolver = fixedNames{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3"),
+		netip.MustParseAddr("127.0.0.4"), netip.MustParseAddr("127.0.0.1")}
+	var shares []time.Duration
+	d.base.ControlContext = func(ctx context.Context, _, _ string, _ syscall.RawConn) error {
+		deadline, _ := ctx.Deadline()
+		shares = append(shares, time.Until(deadline).Round(5*time.Minute))
+		return nil
+	}
+	addr, _ := address.Parse("several.test:" + portOf(startEcho(t)))
+	c, err := d.dial(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if want := []time.Duration{15 * time.Minute, 20 * time.Minute, 30 * time.Minute, time.Hour}; !slices.Equal(shares, want) {
+		t.Errorf("of an hour the addresses got %v, want %v", shares, want)
+	}
+}
+
 func TestDeniedAddressesTakeNoTimeFromTheOthers(t *testing.T) {
 	d := &dialer{attempts: 1, timeout: time.Hour, permit: func(ap netip.AddrPort) error {
 		if ap.Addr().IsLoopback() {
