@@ -82,12 +82,13 @@ install: gateway
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 gateway $(DESTDIR)$(PREFIX)/bin/gateway
 
-# What the tests use beyond Go, git, make and a C compiler, from the packages
-# of Debian and its relatives.
+# What the tests use beyond Go, git and make, from the packages of Debian and its
+# relatives. The race detector takes a C compiler.
 test-deps:
 	@for c in openssl:openssl systemd-analyze:systemd ip:iproute2 dnsmasq:dnsmasq-base; do \
 		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
 	done; \
+	command -v "$$($(GO) env CC)" >/dev/null || missing="$$missing gcc libc6-dev"; \
 	if [ -n "$$missing" ]; then \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
