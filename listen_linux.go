@@ -30,16 +30,8 @@ type sharedListener struct {
 // returns once no loop accepts any more.
 func (ls *loops) serve(ln *net.TCPListener, forward *address.Route, stopping <-chan struct{}) error {
 	defer ln.Close()
-	// A descriptor of our own: net's is registered with the runtime's poller.
-	// File().Fd() would make the socket blocking, for both.
-	var fd int
-	raw, err := ln.SyscallConn()
-	if err == nil {
-		cerr := raw.Control(func(orig uintptr) {
-			fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
-		})
-		err = errors.Join(err, cerr)
-	}
+	// net's descriptor is registered with the runtime's poller.
+	fd, err := dup(ln)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -111,18 +112,23 @@ func (ls *loops) serveAway(fd int, s *session, received []byte) {
 	ls.slowWay(fd, s, received)
 }
 
-// dupConn returns a descriptor for c's socket, non-blocking and close-on-exec,
-// or -1.
+// dupConn is dup for what is TCP.
 func dupConn(c net.Conn) (int, error) {
-	fd := -1
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
-		return fd, errors.ErrUnsupported
+		return -1, errors.ErrUnsupported
 	}
-	raw, err := tcp.SyscallConn()
+	return dup(tcp)
+}
+
+// dup returns a descriptor of the caller's own for a socket of net's,
+// close-on-exec, or -1. (File().Fd() would make it blocking, for both.)
+func dup(socket syscall.Conn) (int, error) {
+	raw, err := socket.SyscallConn()
 	if err != nil {
-		return fd, err
+		return -1, err
 	}
+	fd := -1
 	cerr := raw.Control(func(orig uintptr) {
 		fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
 	})
