@@ -1,0 +1,67 @@
+package harness
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/md5"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"hash"
+)
+
+// Secret is the gateway's in tests.
+const Secret = "a secret of the tests only"
+
+// Line returns the request for a backend, or for a route: sealed with Secret, with
+// a salt of its own, and ended by a newline. What is sealed is not looked at.
+func Line(backend string) string { return Seal("sha256", Secret, backend) + "\n" }
+
+// Seal encrypts a text as `openssl enc -aes-256-cbc -a -A -salt` does, without a
+// newline at the end. kdf is md5, sha256 or pbkdf2, as the gateway's flag has it.
+// It is written for the tests, so that the gateway is not checked against itself.
+func Seal(kdf, secret, text string) string {
+	salt := make([]byte, 8)
+	rand.Read(salt)
+	keyIV := deriveKey(kdf, []byte(secret), salt)
+	block, err := aes.NewCipher(keyIV[:32])
+	if err != nil {
+		panic(err)
+	}
+	n := aes.BlockSize - len(text)%aes.BlockSize // PKCS#7
+	b := append([]byte(text), bytes.Repeat([]byte{byte(n)}, n)...)
+	cipher.NewCBCEncrypter(block, keyIV[32:48]).CryptBlocks(b, b)
+	return base64.StdEncoding.EncodeToString(append(append([]byte("Salted__"), salt...), b...))
+}
+
+// deriveKey returns the key and the IV, 48 bytes: OpenSSL's EVP_BytesToKey with
+// one round, or what its -pbkdf2 does.
+func deriveKey(kdf string, secret, salt []byte) []byte {
+	var h hash.Hash
+	switch kdf {
+	case "md5":
+		h = md5.New()
+	case "sha256":
+		h = sha256.New()
+	case "pbkdf2":
+		key, err := pbkdf2.Key(sha256.New, string(secret), salt, 10000, 48)
+		if err != nil {
+			panic(err)
+		}
+		return key
+	default:
+		panic("no such key derivation: " + kdf)
+	}
+	var all, last []byte
+	for len(all) < 48 {
+		h.Reset()
+		h.Write(last)
+		h.Write(secret)
+		h.Write(salt)
+		last = h.Sum(nil)
+		all = append(all, last...)
+	}
+	return all[:48]
+}
