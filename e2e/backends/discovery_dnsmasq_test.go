@@ -40,10 +40,11 @@ func startDnsmasq(t *testing.T, addr string, records ...string) (stop func()) {
 }
 
 func TestDnsmasqIsKilledAndRestarted(t *testing.T) {
+	t.Parallel()
 	bothAtOnce(t, func(t *testing.T, way string) {
 		all := startTargets(t, "abc")
 		port := func(i int) string { return harness.PortOf(all[i].addr) }
-		addr := freeUDP(t)
+		addr := harness.ClosedPort(t)
 		stop := startDnsmasq(t, addr,
 			"--srv-host="+game+",a.test,"+port(0)+",10,2", "--srv-host="+game+",b.test,"+port(1)+",10,1",
 			"--srv-host="+game+",c.test,"+port(2)+",20,0",

@@ -141,6 +141,7 @@ func say(t testing.TB, c *websocket.Conn, text string) string {
 }
 
 func TestEachRequestOfAClientIsBalanced(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, []string{"-balance=roundrobin"}, func(t *testing.T, w *wayIn) {
 		a, _ := startWebPage(t, "a")
 		b, _ := startWebPage(t, "b")
@@ -165,6 +166,7 @@ func TestEachRequestOfAClientIsBalanced(t *testing.T) {
 }
 
 func TestADeadFirstServerDoesNotHurtARequest(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, nil, func(t *testing.T, w *wayIn) {
 		b, _ := startWebPage(t, "b")
 		dead := harness.ClosedPort(t)
@@ -194,6 +196,7 @@ func TestADeadFirstServerDoesNotHurtARequest(t *testing.T) {
 
 // Whether there is one server or several, the page gets the same request.
 func TestAnUpgradePassesThroughToAnyOfSeveralServers(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, nil, func(t *testing.T, w *wayIn) {
 		a, _ := startWebPage(t, "a")
 		for _, route := range []string{"http://" + a.addr, "http://" + harness.ClosedPort(t) + ",http://" + a.addr} {
@@ -220,6 +223,7 @@ func TestAnUpgradePassesThroughToAnyOfSeveralServers(t *testing.T) {
 // A WebSocket may also end at the gateway, with servers behind it that speak
 // something else.
 func TestAWebSocketIsBalancedToo(t *testing.T) {
+	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		w := &wayIn{Process: harness.Start(t, way, "-balance=leastconn")}
 		targets := startTargets(t, "ab")
@@ -251,6 +255,7 @@ func TestAWebSocketIsBalancedToo(t *testing.T) {
 // A forward that speaks HTTP tells its servers of the client, and nothing but
 // HTTP gets through.
 func TestAForwardMaySpeakHTTP(t *testing.T) {
+	t.Parallel()
 	cert, key, _ := harness.TLSFiles(t)
 	a, _ := startWebPage(t, "a")
 	dead := harness.ClosedPort(t)
@@ -316,6 +321,7 @@ func TestAForwardMaySpeakHTTP(t *testing.T) {
 
 // What a server sends while it still reads is not held back.
 func TestAServerMayAnswerWhileItReads(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, nil, func(t *testing.T, w *wayIn) {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			rc := http.NewResponseController(w)
@@ -366,6 +372,7 @@ func TestAServerMayAnswerWhileItReads(t *testing.T) {
 // A request, an upgraded connection and a WebSocket count as connections for
 // as long as they last.
 func TestLeastConnCountsWhatHTTPClientsDo(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, []string{"-balance=leastconn"}, func(t *testing.T, w *wayIn) {
 		a, answerA := startWebPage(t, "a")
 		b, answerB := startWebPage(t, "b")

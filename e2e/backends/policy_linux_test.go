@@ -205,7 +205,7 @@ func checkPolicy(t *testing.T, n *network, args []string, all []try, named ...ne
 	for i, a := range args {
 		args[i] = strings.NewReplacer(places...).Replace(a)
 	}
-	p := harness.Start(t, append([]string{"-timeout=300ms"}, args...)...)
+	p := harness.Start(t, append([]string{"-timeout=3s"}, args...)...)
 	places = append(places, "{own}", harness.PortOf(p.Addr))
 	if strings.Contains(strings.Join(args, " "), "-listen=") {
 		places = append(places, "{second}", harness.PortOf(p.Listeners(t, 2)[1]["addr"].(string)))

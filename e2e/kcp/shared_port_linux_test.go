@@ -9,6 +9,7 @@ import (
 
 // Linux gives all datagrams of one client to one of those that share a port.
 func TestGatewaysThatShareAKCPPortAllGetSessions(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartEcho(t)
 	a := startKCP(t, "-reuse=1", "-drain=0")
 	addr := a.kcp

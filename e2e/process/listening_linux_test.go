@@ -30,6 +30,7 @@ func setLimit(t testing.TB, pid int, n uint64) {
 }
 
 func TestAGatewayWithoutDescriptorsWaitsAndServesAgain(t *testing.T) {
+	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, way)
 		backend := harness.StartEcho(t)
@@ -87,6 +88,7 @@ func tunnelWorks(t testing.TB, gateway, backend string) bool {
 }
 
 func TestGatewaysThatShareAPortAllGetConnections(t *testing.T) {
+	t.Parallel()
 	a := harness.Start(t, "-reuse=1")
 	b := harness.Start(t, "-reuse=1", "-addr="+a.Addr)
 	backend := harness.StartEcho(t)
@@ -110,6 +112,7 @@ func stopped(pid int) bool {
 
 // A listener that closes resets what waits in its queue.
 func TestWhatWaitsInTheQueueAtASignalIsServed(t *testing.T) {
+	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, way, "-drain=1h", "-timeout=20s")
 		backend := harness.StartEcho(t)

@@ -94,6 +94,7 @@ func httpGet(t *testing.T, c *net.TCPConn) string {
 }
 
 func TestRealServersReadTheHeader(t *testing.T) {
+	t.Parallel()
 	for _, peer := range []struct {
 		name, conf string
 		args       []string

@@ -8,6 +8,7 @@ import (
 )
 
 func TestEachFormTellsOfATimeOut(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, append(flags, "-timeout=100ms")...)
 	hole := harness.Blackhole(t)

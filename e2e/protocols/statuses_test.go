@@ -13,6 +13,7 @@ import (
 )
 
 func TestEachFormHasEachStatus(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	wantNoErrors(t, p)
@@ -51,8 +52,9 @@ func expectRefusal(t testing.TB, c net.Conn, v harness.Form, status, how string)
 }
 
 func TestEachFormTellsWhoIsTooSlow(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
-	p := harness.Start(t, append(flags, "-handshake-timeout=500ms")...)
+	p := harness.Start(t, append(flags, "-handshake-timeout=3s")...)
 	var checks []func()
 	for _, v := range harness.Forms() {
 		for _, config := range []*tls.Config{nil, trusting} {
@@ -72,6 +74,7 @@ func TestEachFormTellsWhoIsTooSlow(t *testing.T) {
 }
 
 func TestTheLogTellsOfTheForm(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	b := startBackends(t)
@@ -112,6 +115,7 @@ func logOf(t testing.TB, log *harness.Log, msg, client string) (line map[string]
 }
 
 func TestAnAddressMayNameItsScheme(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t)
 	b := startBackends(t)
 	for _, v := range harness.Forms() {
@@ -134,6 +138,7 @@ func TestAnAddressMayNameItsScheme(t *testing.T) {
 }
 
 func TestAWebSocketForAnHTTPBackendIsPassedThrough(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartBackend(t, func(c *net.TCPConn) {
 		head := readHead(t, c)
 		if strings.Contains(head, "Cipher") || !strings.Contains(head, "Sec-Websocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n") {
@@ -175,6 +180,7 @@ func readHead(t testing.TB, c net.Conn) string {
 }
 
 func TestWhatLooksLikeAnotherFormIsALine(t *testing.T) {
+	t.Parallel()
 	flags, _ := harness.TLSFlags(t)
 	withTLS, without := harness.Start(t, flags...), harness.Start(t)
 	for _, tt := range []struct {
@@ -214,6 +220,7 @@ func TestWhatLooksLikeAnotherFormIsALine(t *testing.T) {
 }
 
 func TestASealedLineMayHoldWhatLooksLikeHTTP(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t)
 	backend := harness.StartEcho(t)
 	salt, err := base64.StdEncoding.DecodeString("GETHTTPx")
@@ -232,6 +239,7 @@ func TestASealedLineMayHoldWhatLooksLikeHTTP(t *testing.T) {
 }
 
 func TestHandshakeMaxBoundsTheLineInEachForm(t *testing.T) {
+	t.Parallel()
 	b := startBackends(t)
 	for _, v := range harness.Forms() {
 		line := harness.Sealed(v.Scheme + b.of(v))

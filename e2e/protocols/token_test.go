@@ -23,6 +23,7 @@ import (
 // token_usage_test.go.
 
 func TestATokenOpensInEveryForm(t *testing.T) {
+	t.Parallel()
 	keys := writeKeys(t, generateKeys(t))
 	echoes, pages := harness.StartEcho(t), startPages(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -49,6 +50,7 @@ func TestATokenOpensInEveryForm(t *testing.T) {
 }
 
 func TestATokenMayComeInPieces(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys, backend := writeKeys(t, m.set()), harness.StartEcho(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -69,6 +71,7 @@ func TestATokenMayComeInPieces(t *testing.T) {
 
 // Beside tokens sealed lines go on to open, and the other way round.
 func TestTokensAndSealedLinesOpenSideBySide(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	p := harness.Start(t, "-token-keys="+writeKeys(t, m.set()))
 	backend := harness.StartEcho(t)
@@ -141,6 +144,7 @@ func (m *mint) badTokens(t testing.TB, backend string) []badToken {
 }
 
 func TestABadTokenGets401AndNothingIsDialed(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys := writeKeys(t, m.set())
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -173,6 +177,7 @@ func TestABadTokenGets401AndNothingIsDialed(t *testing.T) {
 }
 
 func TestATokenWithABitChangedGets401(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys := writeKeys(t, m.set())
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -199,6 +204,7 @@ func TestATokenWithABitChangedGets401(t *testing.T) {
 }
 
 func TestABadTokenIsRefusedInEveryForm(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	p := harness.Start(t, "-token-keys="+writeKeys(t, m.set()))
 	backend, accepted := startCounting(t)
@@ -219,6 +225,7 @@ func TestABadTokenIsRefusedInEveryForm(t *testing.T) {
 }
 
 func TestClocksMayDifferByAMinute(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	p := harness.Start(t, "-token-keys="+writeKeys(t, m.set()))
 	backend := harness.StartEcho(t)
@@ -234,6 +241,7 @@ func TestClocksMayDifferByAMinute(t *testing.T) {
 }
 
 func TestTheAudienceMustBeNamed(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys, backend := writeKeys(t, m.set()), harness.StartEcho(t)
 	p := harness.Start(t, "-token-keys="+keys, "-token-audience=game")
@@ -260,6 +268,7 @@ func TestTheAudienceMustBeNamed(t *testing.T) {
 }
 
 func TestTheLogHoldsNothingOfAToken(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	p := harness.Start(t, "-token-keys="+writeKeys(t, m.set()), "-token-audience=players", "-log-level=debug")
 	backend := harness.ClosedPort(t)
@@ -313,6 +322,7 @@ func TestTheLogHoldsNothingOfAToken(t *testing.T) {
 }
 
 func TestATokenMayHave2048Bytes(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys := writeKeys(t, m.set())
 	for _, tt := range []struct {
@@ -354,6 +364,7 @@ func TestATokenMayHave2048Bytes(t *testing.T) {
 }
 
 func TestChangedKeysAreReadWithoutARestart(t *testing.T) {
+	t.Parallel()
 	old, fresh := newMint(1), newMint(2)
 	keys, backend := writeKeys(t, old.set()), harness.StartEcho(t)
 	both := []*harness.Process{harness.Start(t, "-loops=0", "-token-keys="+keys), harness.Start(t, "-loops=-1", "-token-keys="+keys)}
@@ -387,6 +398,7 @@ func TestChangedKeysAreReadWithoutARestart(t *testing.T) {
 }
 
 func TestTokensOpenSideBySideWhileTheirKeysChange(t *testing.T) {
+	t.Parallel()
 	both, one := newMint(1), newMint(2)
 	keys := writeKeys(t, both.set())
 	harness.BothWays(t, func(t *testing.T, way string) {
