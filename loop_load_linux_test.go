@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"gateway/internal/balance"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"strings"
@@ -12,6 +10,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/balance"
+	"gateway/internal/harness"
 )
 
 // splice(2) stops at urgent data for good: what stood behind it was once left

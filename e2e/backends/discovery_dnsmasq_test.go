@@ -1,7 +1,6 @@
 package backends
 
 import (
-	"gateway/internal/harness"
 	"net"
 	"os"
 	"os/exec"
@@ -9,6 +8,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/harness"
 )
 
 // Services of a real DNS server: dnsmasq as distributions ship it. make

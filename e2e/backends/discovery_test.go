@@ -2,7 +2,6 @@ package backends
 
 import (
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"math"
 	"net"
@@ -11,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // Targets that DNS lists, by a server of the test.

@@ -3,12 +3,13 @@ package backends
 import (
 	"encoding/binary"
 	"fmt"
-	"gateway/internal/harness"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // A host that is gone does not refuse: connects to it get no answer at all.

@@ -3,7 +3,6 @@ package backends
 import (
 	"errors"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"slices"
@@ -12,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // One address may stand for several servers. A client never learns that one of

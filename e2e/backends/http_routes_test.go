@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"gateway/internal/harness"
 )
 
 // Routes of HTTP servers: each request makes its own choice.

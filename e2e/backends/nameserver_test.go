@@ -1,13 +1,14 @@
 package backends
 
 import (
-	"gateway/internal/harness"
 	"net"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/harness"
 )
 
 // A DNS server of the tests' own.

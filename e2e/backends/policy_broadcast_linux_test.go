@@ -1,10 +1,11 @@
 package backends
 
 import (
-	"gateway/internal/harness"
 	"net"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // Which addresses are broadcast, the system's routes say: 127.255.255.255 is the

@@ -2,8 +2,6 @@ package backends
 
 import (
 	"fmt"
-	"gateway/internal/address"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/netip"
@@ -12,6 +10,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"gateway/internal/address"
+	"gateway/internal/harness"
 )
 
 // Where the gateway may go, as an operator and a client see it: the real

@@ -3,7 +3,6 @@ package backends
 import (
 	"errors"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"strings"
@@ -11,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // The servers of a route, which die and come back, and the clients that meet them.

@@ -3,7 +3,6 @@ package kcp
 import (
 	"bytes"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/netip"
@@ -13,6 +12,8 @@ import (
 
 	"github.com/coder/websocket"
 	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/harness"
 )
 
 // What a tunnel brings together: clients of any kind and backends that speak KCP.

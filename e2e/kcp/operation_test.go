@@ -2,8 +2,6 @@ package kcp
 
 import (
 	"encoding/binary"
-	"gateway/internal/harness"
-	"gateway/internal/kcp"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -11,6 +9,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
+	"gateway/internal/kcp"
 )
 
 // KCP as an operator sees it: flags, ports, signals; and what strangers can do.

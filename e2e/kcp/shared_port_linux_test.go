@@ -1,10 +1,11 @@
 package kcp
 
 import (
-	"gateway/internal/harness"
 	"testing"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/harness"
 )
 
 // Linux gives all datagrams of one client to one of those that share a port.

@@ -3,7 +3,6 @@ package process
 import (
 	"errors"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/harness"
 )
 
 // setLimit sets how many descriptors a running process may have.

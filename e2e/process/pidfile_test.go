@@ -2,7 +2,6 @@ package process
 
 import (
 	"fmt"
-	"gateway/internal/harness"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // commandIn returns a command for a gateway whose working folder is dir, and

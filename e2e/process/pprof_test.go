@@ -3,12 +3,13 @@ package process
 import (
 	"compress/gzip"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // page fetches a page of the gateway's pprof. Compressed profiles are

@@ -2,7 +2,6 @@ package process
 
 import (
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // Signals: what an operator ends goes on for its clients.

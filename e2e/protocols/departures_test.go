@@ -3,12 +3,13 @@ package protocols
 import (
 	"crypto/tls"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
 	"sync/atomic"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // Clients that leave in the middle, in every form: nothing of them may stay.

@@ -2,7 +2,6 @@ package protocols
 
 import (
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // Real servers read the PROXY header: nginx and HAProxy as distributions ship

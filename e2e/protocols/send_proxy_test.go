@@ -3,7 +3,6 @@ package protocols
 import (
 	"bufio"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/netip"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"github.com/pires/go-proxyproto"
+
+	"gateway/internal/harness"
 )
 
 // With -send-proxy, a backend is told whose connection it gets before anything

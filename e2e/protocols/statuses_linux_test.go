@@ -2,9 +2,10 @@ package protocols
 
 import (
 	"crypto/tls"
-	"gateway/internal/harness"
 	"net"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 func TestEachFormTellsOfATimeOut(t *testing.T) {

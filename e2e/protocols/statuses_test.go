@@ -5,11 +5,12 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 func TestEachFormHasEachStatus(t *testing.T) {

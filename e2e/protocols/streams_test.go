@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
@@ -16,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/coder/websocket"
+
+	"gateway/internal/harness"
 )
 
 // Bytes through every form, and how their streams end.

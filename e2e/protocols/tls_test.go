@@ -2,7 +2,6 @@ package protocols
 
 import (
 	"crypto/tls"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // Clients that speak TLS: -tls-cert and -tls-key.

@@ -4,13 +4,14 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"gateway/internal/harness"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // What an operator has to do with tokens: -keygen, -seal, -open, -legacy=0,

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/pires/go-proxyproto"
+
+	"gateway/internal/harness"
 )
 
 // Clients behind a proxy that tells of them: -trusted-proxies.

@@ -3,7 +3,6 @@ package kcp
 import (
 	"context"
 	"crypto/sha256"
-	"gateway/internal/harness"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/harness"
 )
 
 // options are usable ones, quick to end.

@@ -3,7 +3,6 @@ package resolve
 import (
 	"context"
 	"fmt"
-	"gateway/internal/harness"
 	"net"
 	"net/netip"
 	"slices"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/harness"
 )
 
 // patient bounds what should take no time.
