@@ -154,7 +154,7 @@ func queue(t testing.TB) int {
 		t.Fatal(err)
 	}
 	// The backend is in this process, and takes as many.
-	return min(n, int(limit.Cur)/3, 1000)
+	return min(n, int(limit.Cur)/3, 200)
 }
 
 // The queue is emptied before the listener closes, and a flood keeps filling

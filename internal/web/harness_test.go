@@ -24,7 +24,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	harness.Main(m, http.DefaultTransport.(*http.Transport).CloseIdleConnections)
+	harness.Main(m, func() error {
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		return nil
+	})
 }
 
 const patience = harness.Patience
