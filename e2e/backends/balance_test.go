@@ -104,7 +104,7 @@ func TestClientsAreSharedOutByWeight(t *testing.T) {
 		"source":     func(i int) string { return fmt.Sprintf("127.1.%d.%d", i>>8, i&255) },
 	} {
 		t.Run(algorithm, func(t *testing.T) {
-			most := 3 // entrances
+			most := 3 // ways in
 			if algorithm != "roundrobin" {
 				most = 1
 			}

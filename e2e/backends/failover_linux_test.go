@@ -144,7 +144,8 @@ func TestADialThatIsGivenUpIsReleased(t *testing.T) {
 		// The other one has a connection more now: of equals, two clients in a row
 		// would go to different ones.
 		harness.Eventually(t, "the dial is released", func() bool {
-			return w.goesTo(t, route, hole) && w.goesTo(t, route, hole)
+			first, second := w.goesTo(t, route, hole), w.goesTo(t, route, hole)
+			return first && second
 		})
 	})
 }

@@ -101,20 +101,6 @@ func TestTheLogTellsOfTheForm(t *testing.T) {
 	})
 }
 
-// logOf waits for a client's line in a log.
-func logOf(t testing.TB, log *harness.Log, msg, client string) (line map[string]any) {
-	t.Helper()
-	harness.Eventually(t, fmt.Sprintf("a line %q of %s", msg, client), func() bool {
-		for _, line = range log.Lines(msg) {
-			if line["client"] == client {
-				return true
-			}
-		}
-		return false
-	})
-	return line
-}
-
 func TestAnAddressMayNameItsScheme(t *testing.T) {
 	t.Parallel()
 	p := harness.Start(t)
