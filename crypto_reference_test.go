@@ -125,7 +125,7 @@ func referenceIsAddress(s string) bool {
 }
 
 // referenceOpen returns the address in a line, or "" and the reason.
-func referenceOpen(line string, kdfs []kdf, secrets ...string) (string, openError) {
+func referenceOpen(line string, kdfs []kdf, secrets ...string) (string, *refusal) {
 	raw, err := base64.StdEncoding.DecodeString(line)
 	if err != nil || base64.StdEncoding.EncodeToString(raw) != line {
 		return "", errBadBase64
@@ -139,7 +139,7 @@ func referenceOpen(line string, kdfs []kdf, secrets ...string) (string, openErro
 		for _, secret := range secrets {
 			text, ok := referenceUnpad(referenceDecrypt(referenceKey(k, secret, raw[8:16]), rest))
 			if ok && referenceIsAddress(text) {
-				return text, ""
+				return text, nil
 			}
 			if ok {
 				reason = errBadAddress
@@ -217,9 +217,9 @@ func FuzzOpenAgreesWithAnIndependentDecryption(f *testing.F) {
 			want, wantErr := referenceOpen(line, kdfs, secrets...)
 			addr, err := keys.open(t.Context(), []byte(line))
 			switch {
-			case wantErr != "" && (err != wantErr || addr.String() != ""):
+			case wantErr != nil && (err != wantErr || addr.String() != ""):
 				t.Errorf("open(%q) = %v, %v; want %v", line, addr, err, wantErr)
-			case wantErr == "" && (err != nil || addr.String() != want):
+			case wantErr == nil && (err != nil || addr.String() != want):
 				t.Errorf("open(%q) = %v, %v; want %s", line, addr, err, want)
 			}
 		}
