@@ -128,7 +128,7 @@ func TestARunMeasuresEveryWorkload(t *testing.T) {
 	}
 	noChildrenStay(t)
 	r := readReport(t, file)
-	if r.Machine.Congestion == "" || r.Machine.Kernel == "" || r.Unpinned != nil || len(r.Workload) != 18 {
+	if r.Machine.Congestion == "" || r.Machine.Kernel == "" || r.Machine.NullSyscall <= 0 || r.Unpinned != nil || len(r.Workload) != 18 {
 		t.Errorf("got %+v", r)
 	}
 	for key := range r.Workload {
