@@ -1,7 +1,9 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +21,9 @@ var built string
 
 // build makes a gateway and returns its file.
 var build = sync.OnceValues(func() (string, error) {
+	if err := readSources(); err != nil {
+		return "", err
+	}
 	if file := os.Getenv(binaryVariable); file != "" {
 		return filepath.Abs(file)
 	}
@@ -40,6 +45,30 @@ var build = sync.OnceValues(func() (string, error) {
 	}
 	return file, nil
 })
+
+// readSources reads the folders of the gateway's sources, for the go command to see
+// what the tests depend on: it keeps the result of tests whose files have not changed
+// since, and takes the folders that they have read for files.
+func readSources() error {
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(root, "go.mod")); err == nil {
+			break
+		}
+		parent := filepath.Dir(root)
+		if parent == root {
+			return errors.New("the tests run in no module")
+		}
+		root = parent
+	}
+	if _, err := os.ReadDir(root); err != nil {
+		return err
+	}
+	return filepath.WalkDir(filepath.Join(root, "internal"), func(_ string, _ fs.DirEntry, err error) error { return err })
+}
 
 // Binary returns the file of a gateway, which is built once for each test binary:
 // with the race detector where the tests have it.
