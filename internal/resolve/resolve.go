@@ -113,13 +113,31 @@ func (r *Resolver) Close() {
 
 // Addresses returns the IP addresses of a name, at least one. A Server's come
 // IPv4 first, within a family as answered; the system's come as it sorts them.
+// Addresses of one family are returned alone if the other's are not there 50 ms
+// later; see [Resolver.AddressesAndLate].
 //
 // Every error is a *net.DNSError: IsNotFound if the name does not exist or has
 // no address, IsTimeout if no server answered in time or ctx's deadline passed,
 // and otherwise IsTemporary if a server failed. When ctx ends, only this call
 // does: the lookup goes on for others, and for the cache.
 func (r *Resolver) Addresses(ctx context.Context, name string) ([]netip.Addr, error) {
-	return r.addresses.get(ctx, r.addressKey(name))
+	ips, _, err := r.addresses.get(ctx, r.addressKey(name))
+	return ips, err
+}
+
+// AddressesAndLate is Addresses for a caller that can begin with a part of the
+// addresses: late brings the others when the lookup has found them, in one slice,
+// and is closed when it is over. Nobody needs to receive from it. It is nil if no
+// more will come.
+//
+// It is a channel, and not a second call or an iterator, because a dial that has
+// begun waits for several things at once.
+func (r *Resolver) AddressesAndLate(ctx context.Context, name string) (ips []netip.Addr, late <-chan []netip.Addr, err error) {
+	ips, f, err := r.addresses.get(ctx, r.addressKey(name))
+	if f != nil {
+		late = r.addresses.rest(f)
+	}
+	return ips, late, err
 }
 
 // Services returns the targets that DNS lists under a name, at least one, by
@@ -128,7 +146,8 @@ func (r *Resolver) Addresses(ctx context.Context, name string) ([]netip.Addr, er
 // service is "decidedly not available" (RFC 2782, a target of ".") and that no
 // target can be used are IsNotFound.
 func (r *Resolver) Services(ctx context.Context, name string) ([]Service, error) {
-	return r.services.get(ctx, fold(name))
+	list, _, err := r.services.get(ctx, fold(name))
+	return list, err
 }
 
 // addressKey returns the name under which addresses are cached.
