@@ -254,7 +254,8 @@ func (f *frontend) announce(s *session, local netip.AddrPort, early []byte) []by
 	if f.sendProxy == 2 {
 		s.id = f.newID()
 	}
-	b, err := proxyheader.Append(make([]byte, 0, 128+len(early)), f.sendProxy, s.client, local, s.id)
+	b, err := proxyheader.Append(make([]byte, 0, 128+len(early)), f.sendProxy,
+		proxyheader.Header{Source: s.client, Destination: local, UniqueID: s.id})
 	if err != nil { // only for a bug: both addresses are a socket's
 		f.log.Error("cannot make a PROXY header", "client", s.client.String(), "err", err)
 		return early
