@@ -10,9 +10,11 @@ package resolve
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,9 +30,9 @@ const (
 
 // Options are the settings of a Resolver. The zero value asks the system.
 type Options struct {
-	// Server is the HOST:PORT of the name server to ask, by UDP and TCP. A
-	// HOST that is a name is looked up by the system for each question. Names
-	// are fully qualified: no search domain is ever appended.
+	// Server is the HOST:PORT of the name server to ask, by UDP and TCP; see
+	// [CheckServer]. A HOST that is a name is looked up by the system for each
+	// question. Names are fully qualified: no search domain is ever appended.
 	//
 	// If it is empty, addresses are found by the system's resolver, with its
 	// hosts file and search domains, and kept for 5 seconds, since it does not
@@ -76,8 +78,24 @@ type Service struct {
 	Priority uint16
 }
 
+// CheckServer tells whether nobody can be asked at the HOST:PORT of a Server: it
+// wants an IP address, brackets around it if it is IPv6, or a host name, and a
+// port from 1 to 65535. Names are not looked up.
+func CheckServer(server string) error {
+	host, port, err := net.SplitHostPort(server)
+	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 {
+		return fmt.Errorf("%q is no name server: want HOST:PORT with a port from 1 to 65535, as 127.0.0.1:53", server)
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil && !isName(host) || ip.IsMulticast() {
+		return fmt.Errorf("%q is no name server: want an IP address or a host name before the port, as 127.0.0.1:53", server)
+	}
+	return nil
+}
+
 // New returns a Resolver, which the caller closes. Nothing runs in the
-// background until something is asked.
+// background until something is asked. If Server is faulty, every lookup fails
+// with the error of CheckServer.
 func New(o Options) *Resolver {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
@@ -93,7 +111,8 @@ func New(o Options) *Resolver {
 	}
 	r := &Resolver{}
 	if o.Server != "" {
-		r.client.servers = func() ([]string, error) { return []string{o.Server}, nil }
+		err := CheckServer(o.Server)
+		r.client.servers = func() ([]string, error) { return []string{o.Server}, err }
 		r.addresses = newCache(o, r.lookupAddresses)
 	} else {
 		r.client.servers = func() ([]string, error) { return systemServers("/etc/resolv.conf") }
