@@ -1,4 +1,4 @@
-package main
+package docs_test
 
 import (
 	"bytes"
@@ -7,6 +7,7 @@ import (
 	"go/ast"
 	"go/parser"
 	gotoken "go/token"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -19,16 +20,14 @@ import (
 	"testing"
 	"time"
 
+	"gateway/internal/harness"
 	"gateway/internal/token"
 )
 
 // The programs and commands of docs/issuing.md are run, and what they issue is
 // brought to the gateway.
 
-var issuingPages = []string{"docs/issuing.md", "docs/issuing.zh-CN.md"}
-
-// needRuntimes makes a language that is not installed a failure. It is read
-// before TestMain takes the gateway's variables away.
+// needRuntimes makes a language that is not installed a failure.
 var needRuntimes = os.Getenv("NEED_RUNTIMES") == "1"
 
 // runtimeFor returns the first program that works: each choice is a command
@@ -179,7 +178,7 @@ echo 'expired ', token($k, $kid, $argv[4], -120), "\n";
 
 func goProgram(t *testing.T, dir, program string) []string {
 	runtimeFor(t, []string{"go", "version"})
-	return []string{buildProgram(t, "package main\n\nimport \"os\"\n"+program)}
+	return []string{harness.BuildProgram(t, "package main\n\nimport \"os\"\n"+program)}
 }
 
 func nodeProgram(t *testing.T, dir, program string) []string {
@@ -222,20 +221,23 @@ func build(t *testing.T, dir string, command ...string) {
 }
 
 func TestIssuingFromEachLanguage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts compilers and virtual machines")
+	}
 	const k, kid = "oKGio6SlpqeoqaqrrK2ur7CxsrO0tba3uLm6u7y9vr8", "login-1"
 	keys := writeKeys(t, `{"keys":[{"kty":"oct","use":"enc","kid":"other","k":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"},`+
 		`{"kty":"oct","use":"enc","kid":"`+kid+`","k":"`+k+`"}]}`)
-	p := startProcess(t, "-token-keys="+keys)
-	d := readDocument(t, issuingPages[0])
+	p := harness.Start(t, "-token-keys="+keys)
+	d := readDocument(t, issuing[0])
 	// Around the size of an AES block, and the longest there is.
 	label := strings.Repeat("x", 61) + "."
-	addresses := []string{startEcho(t), "[2001:db8::7]:65535", "http://game.test:80",
+	addresses := []string{harness.StartEcho(t), "[2001:db8::7]:65535", "http://game.test:80",
 		"10.20.30.4:4000", "10.20.30.40:4000", "10.20.30.40:40000", "game-7.internal.example.com:400", "game-7.internal.example.com:4000",
 		strings.Repeat(label, 4) + "games:1"}
 	for _, s := range issuers {
 		t.Run(s.name, func(t *testing.T) {
 			command := s.command(t, t.TempDir(), d.blockWith(t, s.lang, s.with)+s.main)
-			issued := runIssuer(t, append(command, append([]string{testSecret, k, kid}, addresses...)...)...)
+			issued := runIssuer(t, append(command, append([]string{harness.Secret, k, kid}, addresses...)...)...)
 			checkIssued(t, p, keys, issued, addresses, s.lines)
 		})
 	}
@@ -244,7 +246,7 @@ func TestIssuingFromEachLanguage(t *testing.T) {
 // runIssuer runs a program and returns what it has issued, by kind.
 func runIssuer(t *testing.T, command ...string) map[string][]string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*harness.Patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	var stderr bytes.Buffer
@@ -263,13 +265,22 @@ func runIssuer(t *testing.T, command ...string) map[string][]string {
 
 // checkIssued opens what was issued for the addresses, the first of which
 // echoes.
-func checkIssued(t *testing.T, p *process, keys string, issued map[string][]string, addresses []string, lines bool) {
+func checkIssued(t *testing.T, p *harness.Process, keys string, issued map[string][]string, addresses []string, lines bool) {
 	t.Helper()
 	tokens, err := token.Load(keys, "", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := frontend{keys: newKeyring([][]byte{[]byte(testSecret)}, defaultConfig().KDFs), tokens: tokens}
+	open := func(kind, text string) (string, error) {
+		if kind == "token" {
+			return tokens.Open([]byte(text), time.Now())
+		}
+		address, stderr, code := harness.Run(t, withSecret, "-open="+text)
+		if code != 0 {
+			return "", errors.New(stderr)
+		}
+		return strings.TrimSuffix(address, "\n"), nil
+	}
 	kinds := []string{"token"}
 	if lines {
 		kinds = append(kinds, "line")
@@ -280,14 +291,14 @@ func checkIssued(t *testing.T, p *process, keys string, issued map[string][]stri
 			t.Fatalf("issued %d of %s, want %d: %q", len(texts), kind, len(addresses), issued)
 		}
 		for i, text := range texts {
-			if got, err := f.open(t.Context(), []byte(text)); err != nil || got.String() != addresses[i] {
+			if got, err := open(kind, text); err != nil || got != addresses[i] {
 				t.Errorf("%s %s opens to %v, %v; want %s", kind, text, got, err, addresses[i])
 			}
 			if token.Looks([]byte(text)) != (kind == "token") {
 				t.Errorf("%s looks like no %s", text, kind)
 			}
 		}
-		if got := bring(t, p.addr, texts[0]); got != "200" {
+		if got := bring(t, p.Addr, texts[0]); got != "200" {
 			t.Errorf("the gateway answers a %s with %s", kind, got)
 		}
 	}
@@ -302,58 +313,54 @@ func checkIssued(t *testing.T, p *process, keys string, issued map[string][]stri
 	if len(issued["expired"]) != 1 {
 		t.Fatalf("issued %q", issued["expired"])
 	}
-	if _, err := f.open(t.Context(), []byte(issued["expired"][0])); !errors.Is(err, token.ErrExpired) {
+	if _, err := open("token", issued["expired"][0]); !errors.Is(err, token.ErrExpired) {
 		t.Errorf("the expired token: %v", err)
 	}
-	if got := bring(t, p.addr, issued["expired"][0]); got != "401" {
+	if got := bring(t, p.Addr, issued["expired"][0]); got != "401" {
 		t.Errorf("the gateway answers an expired token with %s", got)
 	}
 }
 
 func TestIssuingSignedTokensWithNothingButPython(t *testing.T) {
 	needShell(t, "openssl")
-	d := readDocument(t, issuingPages[0])
+	d := readDocument(t, issuing[0])
 	dir := t.TempDir()
 	shell(t, dir, d.blockWith(t, "sh", `"use":"sig"`))
-	keys := filepath.Join(dir, "keys.json")
+	keys := filepath.Join(dir, "signing.json")
 	program := d.blockWith(t, "python", "def signed_token") + `
 import sys
 key = json.load(open(sys.argv[1]))["keys"][0]
 print("token", signed_token(key["k"], key["kid"], sys.argv[2], 600))
 print("expired", signed_token(key["k"], key["kid"], sys.argv[2], -120))
 `
-	backend := startEcho(t)
+	backend := harness.StartEcho(t)
 	issued := runIssuer(t, python(t, "hmac"), "-c", program, keys, backend)
-	checkIssued(t, startProcess(t, "-token-keys="+keys), keys, issued, []string{backend}, false)
+	checkIssued(t, harness.Start(t, "-token-keys="+keys), keys, issued, []string{backend}, false)
 }
 
 func TestIssuingSignedTokensForAGatewayThatCannot(t *testing.T) {
 	dir := t.TempDir()
-	program := readDocument(t, issuingPages[0]).blockWith(t, "js", "ed25519") + `
+	program := readDocument(t, issuing[0]).blockWith(t, "js", "ed25519") + `
 const { issuer, gateway } = newKeys('login-1')
 const stored = JSON.parse(JSON.stringify(issuer))
 console.log('keys', JSON.stringify(gateway))
 console.log('token', signedToken(stored, 'login-1', process.argv[2], 600))
 console.log('expired', signedToken(stored, 'login-1', process.argv[2], -120))
 `
-	backend := startEcho(t)
+	backend := harness.StartEcho(t)
 	issued := runIssuer(t, append(nodeProgram(t, dir, program), backend)...)
 	keys := writeKeys(t, issued["keys"][0])
-	checkIssued(t, startProcess(t, "-token-keys="+keys), keys, issued, []string{backend}, false)
-	if _, stderr, code := runGateway(t, nil, "-token-keys="+keys, "-ttl=10m", "-seal="+backend); code != 2 {
+	checkIssued(t, harness.Start(t, "-token-keys="+keys), keys, issued, []string{backend}, false)
+	if _, stderr, code := harness.Run(t, nil, "-token-keys="+keys, "-ttl=10m", "-seal="+backend); code != 2 {
 		t.Errorf("-seal with a public key: code %d, %s", code, stderr)
 	}
 }
 
 func TestIssuingCommandsDoWhatThePageSays(t *testing.T) {
 	needShell(t, "jq")
-	d := readDocument(t, issuingPages[0])
+	d := readDocument(t, issuing[0])
 	dir := t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(self, filepath.Join(dir, "gateway")); err != nil {
+	if err := os.Symlink(harness.Binary(t), filepath.Join(dir, "gateway")); err != nil {
 		t.Fatal(err)
 	}
 	// Serving is the other tests' subject.
@@ -384,10 +391,20 @@ func TestIssuingCommandsDoWhatThePageSays(t *testing.T) {
 	}
 }
 
+// readFile returns a file of the test's own.
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // readKeys returns what tells the keys of a set apart.
 func readKeys(t *testing.T, name string) (ks []string) {
 	t.Helper()
-	for _, m := range regexp.MustCompile(`"k": *"([^"]+)"`).FindAllStringSubmatch(readText(t, name), -1) {
+	for _, m := range regexp.MustCompile(`"k": *"([^"]+)"`).FindAllStringSubmatch(readFile(t, name), -1) {
 		ks = append(ks, m[1])
 	}
 	return ks
@@ -406,7 +423,7 @@ func shell(t *testing.T, dir, commands string) string {
 	t.Helper()
 	cmd := exec.Command("sh", "-e", "-c", commands)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), beGateway+"=1", quickExit)
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -417,7 +434,7 @@ func shell(t *testing.T, dir, commands string) string {
 }
 
 func TestIssuingPagesListEveryReason(t *testing.T) {
-	file, err := parser.ParseFile(gotoken.NewFileSet(), filepath.Join("internal", "token", "token.go"), nil, 0)
+	file, err := parser.ParseFile(gotoken.NewFileSet(), filepath.Join(root, "internal", "token", "token.go"), nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,8 +448,8 @@ func TestIssuingPagesListEveryReason(t *testing.T) {
 		}
 		return true
 	})
-	want = append(want, string(errBadAddress))
-	for _, name := range issuingPages {
+	want = append(want, "bad_address") // of the address in it
+	for _, name := range issuing {
 		var got []string
 		for _, row := range readDocument(t, name).tableWith(t, string(token.ErrForged)) {
 			got = append(got, row[0])
@@ -443,23 +460,42 @@ func TestIssuingPagesListEveryReason(t *testing.T) {
 	}
 }
 
-func TestIssuingPagesAreTheSameInBothLanguages(t *testing.T) {
-	compareStructure(t, readDocument(t, issuingPages[0]), readDocument(t, issuingPages[1]))
-	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	for i, name := range issuingPages {
-		d := readDocument(t, name)
-		for _, m := range link.FindAllStringSubmatch(d.text, -1) {
-			target, anchor, hasAnchor := strings.Cut(m[1], "#")
-			to := d
-			if target != "" {
-				to = readDocument(t, filepath.Join("docs", filepath.FromSlash(target)))
-			}
-			if hasAnchor && !slices.ContainsFunc(to.headings, func(h heading) bool { return h.anchor() == anchor }) {
-				t.Errorf("%s: no heading for the link %s", name, m[1])
-			}
-		}
-		if other := filepath.Base(issuingPages[1-i]); !strings.Contains(d.text, "]("+other+")") {
-			t.Errorf("%s does not link to %s", name, other)
-		}
+// writeKeys writes a key set, and returns the file's name.
+func writeKeys(t *testing.T, set string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "keys.json")
+	if err := os.WriteFile(name, []byte(set), 0o600); err != nil {
+		t.Fatal(err)
 	}
+	return name
+}
+
+// sealToken returns what -seal prints, which must be a token.
+func sealToken(t *testing.T, addr string, args ...string) string {
+	t.Helper()
+	out, stderr, code := harness.Run(t, nil, append(args, "-seal="+addr)...)
+	if code != 0 || stderr != "" || !regexp.MustCompile(`^eyJ[\w.-]+\n$`).MatchString(out) {
+		t.Fatalf("-seal: code %d, %q, %s", code, out, stderr)
+	}
+	return strings.TrimSuffix(out, "\n")
+}
+
+// bring brings a text to the gateway as a line, talks to an echo if there is a
+// tunnel, and returns the status.
+func bring(t *testing.T, gateway, text string) string {
+	t.Helper()
+	c := harness.Connect(t, gateway)
+	defer c.Close()
+	harness.Send(t, c, text+"\n")
+	status := make([]byte, 3)
+	if _, err := io.ReadFull(c, status); err != nil {
+		t.Fatalf("no status: %v", err)
+	}
+	if string(status) != "200" {
+		harness.ExpectAll(t, c, "")
+		return string(status)
+	}
+	harness.Echo(t, c, "hello")
+	harness.Finish(t, c)
+	return "200"
 }
