@@ -20,28 +20,37 @@ import (
 // The clients in the documents are run, and talk through a gateway.
 
 func TestThePythonClientTalksThroughTheGateway(t *testing.T) {
-	harness.LookPath(t, "python3")
+	python := harness.LookPath(t, "python3")
 	program := readDocument(t, readmes[0]).blockWith(t, "python", "def connect") + `
 import sys
-host, port = sys.argv[1].rsplit(":", 1)
-try:
-    s = connect((host, int(port)), sys.argv[2])
-    s.sendall(b"hello")
-    print(s.makefile("rb").read(len("welcome" + "hello")).decode())
-except Exception as e:
-    print(e)
+for gateway, line in zip(sys.argv[1::2], sys.argv[2::2]):
+    host, port = gateway.rsplit(":", 1)
+    try:
+        s = connect((host, int(port)), line)
+        s.sendall(b"hello")
+        print(s.makefile("rb").read(len("welcome" + "hello")).decode())
+    except Exception as e:
+        print(e)
 `
-	talkThroughTheGateway(t, "python3", "-c", program)
+	talkThroughTheGateway(t, func(args ...string) []string {
+		return strings.Split(harness.RunProgram(t, nil, python, append([]string{"-c", program}, args...)...), "\n")
+	})
 }
 
 func TestTheGoClientTalksThroughTheGateway(t *testing.T) {
-	talkThroughTheGateway(t, buildClient(t, protocols[0], "net.DialTimeout"))
+	client := buildClient(t, protocols[0], "net.DialTimeout")
+	talkThroughTheGateway(t, func(args ...string) (printed []string) {
+		for pair := range slices.Chunk(args, 2) {
+			printed = append(printed, harness.RunProgram(t, nil, client, pair...))
+		}
+		return printed
+	})
 }
 
-// talkThroughTheGateway runs a client with the gateway's address and a line as
-// its last arguments. It is to connect, send "hello", and print the 12 bytes it
+// talkThroughTheGateway runs a client with pairs of a gateway's address and a line as
+// its arguments. For each it is to connect, send "hello", and print the 12 bytes it
 // gets; or the error.
-func talkThroughTheGateway(t *testing.T, client ...string) {
+func talkThroughTheGateway(t *testing.T, talk func(args ...string) []string) {
 	t.Helper()
 	gateway := harness.Start(t).Addr
 	// Backends that speak first show that the client keeps its hands off the
@@ -53,16 +62,15 @@ func talkThroughTheGateway(t *testing.T, client ...string) {
 		io.WriteString(c, "200welcome")
 		io.Copy(c, struct{ io.Reader }{c})
 	})
-	for _, test := range []struct{ gateway, line, want string }{
-		{gateway, harness.Line(backend), "welcomehello"},
-		{together, "any line", "welcomehello"},
-		{gateway, harness.Line(harness.ClosedPort(t)), "the gateway answered 502"},
-		{gateway, "nonsense", "the gateway answered 401"},
-	} {
-		args := append(client[1:len(client):len(client)], test.gateway, strings.TrimSuffix(test.line, "\n"))
-		if got := harness.RunProgram(t, nil, client[0], args...); got != test.want {
-			t.Errorf("%.10q…: the client printed %q, want %q", test.line, got, test.want)
-		}
+	got := talk(
+		gateway, strings.TrimSpace(harness.Line(backend)),
+		together, "any line",
+		gateway, strings.TrimSpace(harness.Line(harness.ClosedPort(t))),
+		gateway, "nonsense",
+	)
+	want := []string{"welcomehello", "welcomehello", "the gateway answered 502", "the gateway answered 401"}
+	if !slices.Equal(got, want) {
+		t.Errorf("the client printed %q, want %q", got, want)
 	}
 }
 
@@ -105,9 +113,12 @@ func TestTheGoWebSocketClientTalksThroughTheGateway(t *testing.T) {
 	client := buildClient(t, protocols[0], "websocket.Dial")
 	gateway, env := startSecure(t)
 	for _, scheme := range []string{"ws", "wss"} {
-		checkStatuses(t, one(func(line string) string {
-			return harness.RunProgram(t, env, client, scheme+"://"+gateway+"/", line)
-		}))
+		checkStatuses(t, func(lines ...string) (printed []string) {
+			for _, line := range lines {
+				printed = append(printed, harness.RunProgram(t, env, client, scheme+"://"+gateway+"/", line))
+			}
+			return printed
+		})
 	}
 }
 
@@ -119,22 +130,27 @@ func TestTheJavaScriptClientTalksThroughTheGateway(t *testing.T) {
 	}
 	gateway, env := startSecure(t)
 	program := readDocument(t, protocols[0]).blockWith(t, "js", "function connect") + `
-(async () => {
+const [url, ...lines] = process.argv.slice(1);
+const talk = (line) => new Promise(async (done) => {
   let text = "";
-  const ws = await connect(process.argv[1], process.argv[2], (event) => {
+  const ws = await connect(url, line, (event) => {
     text += new TextDecoder().decode(event.data);
     if (text.length === "welcomehello".length) {
-      console.log(text);
       ws.close();
+      done(text);
     }
-  });
-  ws.send(new TextEncoder().encode("hello"));
-})().catch((error) => console.log(error.message));
+  }).catch((error) => done(error.message));
+  ws?.send(new TextEncoder().encode("hello"));
+});
+(async () => {
+  for (const line of lines) console.log(await talk(line));
+})();
 `
 	for _, scheme := range []string{"ws", "wss"} {
-		checkStatuses(t, one(func(line string) string {
-			return harness.RunProgram(t, env, node, flag, "--no-warnings", "-e", program, scheme+"://"+gateway+"/", line)
-		}))
+		checkStatuses(t, func(lines ...string) []string {
+			args := append([]string{flag, "--no-warnings", "-e", program, scheme + "://" + gateway + "/"}, lines...)
+			return strings.Split(harness.RunProgram(t, env, node, args...), "\n")
+		})
 	}
 }
 
@@ -151,16 +167,6 @@ func checkStatuses(t *testing.T, talk func(lines ...string) []string) {
 	want := []string{"welcomehello", "the gateway answered 502", "the gateway answered 401"}
 	if got := talk(lines...); !slices.Equal(got, want) {
 		t.Errorf("the client printed %q, want %q", got, want)
-	}
-}
-
-// one runs a client that takes one line at a time.
-func one(talk func(line string) string) func(lines ...string) []string {
-	return func(lines ...string) (printed []string) {
-		for _, line := range lines {
-			printed = append(printed, talk(line))
-		}
-		return printed
 	}
 }
 

@@ -35,7 +35,7 @@ func TestTheQuickStartRunsWhenPasted(t *testing.T) {
 		script = script[strings.Index(script, "\n")+1:] // without make
 		backend, gateway := portOf(harness.ClosedPort(t)), portOf(harness.ClosedPort(t))
 		script = strings.NewReplacer(" 4000 ", " "+backend+" ", ":4000", ":"+backend, ":8000", ":"+gateway, " 8000", " "+gateway).Replace(script)
-		ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*harness.Patience)
 		cmd := exec.CommandContext(ctx, "sh", "-c", script)
 		cmd.Dir, cmd.WaitDelay = dir, time.Second
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"}

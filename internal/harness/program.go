@@ -34,7 +34,7 @@ func BuildProgram(t testing.TB, source string) string {
 // nil, and returns what it prints, without spaces around it.
 func RunProgram(t testing.TB, env []string, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*Patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = env

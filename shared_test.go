@@ -6,6 +6,8 @@ import (
 	"gateway/internal/harness"
 )
 
+// What these tests share with those of other packages.
+
 func selfSigned(t testing.TB, certFile, keyFile string) {
 	t.Helper()
 	harness.SelfSigned(t, certFile, keyFile)
