@@ -1,174 +1,148 @@
 package main
 
 import (
-	"encoding/base64"
+	"fmt"
 	"io"
-	"log/slog"
 	"net"
-	"net/netip"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
-	"gateway/internal/token"
+	kcpgo "github.com/xtaci/kcp-go/v5"
 )
 
-// Clients that speak KCP: their requests, and what becomes of them.
+// KCP clients of a gateway inside the test process.
 
-func TestAKCPClientGetsTheStatusFirst(t *testing.T) {
-	backend := startEcho(t)
-	g := startKCP(t, func(cfg *Config) {
-		cfg.Timeout = 100 * time.Millisecond
-		cfg.HandshakeTimeout = 300 * time.Millisecond
+// kcpGateway is a gateway inside the test process with a port for KCP too.
+type kcpGateway struct {
+	*testGateway
+	kcpListener
+	kcp string // its address
+}
+
+func startKCP(t testing.TB, configure func(*Config)) *kcpGateway {
+	t.Helper()
+	var cfg *Config
+	g := &kcpGateway{testGateway: startConfigured(t, func(c *Config) {
+		c.KCP = "127.0.0.1:0"
+		if configure != nil {
+			configure(c)
+		}
+		cfg = c
+	}, nil)}
+	ln, err := cfg.listenKCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.kcpListener, g.kcp = ln.(kcpListener), fmt.Sprint("127.0.0.1:", addrPort(ln.Addr()).Port())
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(ln) }()
+	t.Cleanup(func() {
+		g.testGateway.Close()
+		if err := <-served; err != ErrGatewayClosed {
+			t.Errorf("Serve returned %v", err)
+		}
 	})
-	for _, test := range []struct{ name, request, status, reason string }{
-		{"a sealed line", sealed(t, backend), "200", ""},
-		{"a sealed line of tcp://", sealed(t, "tcp://"+backend), "200", ""},
-		{"half a line", sealed(t, backend)[:20], "400", "too_slow"},
-		{"a line without end", strings.Repeat("A", 1025), "400", "too_long"},
-		{"a line that does not open", badlyPadded(t) + "\n", "401", "bad_padding"},
-		{"nonsense", "non sense\n", "401", "bad_base64"},
-		{"an empty line", "\n", "401", "bad_format"},
-		{"an address for HTTP", sealed(t, "http://"+backend), "401", "wrong_way"},
-		{"a closed port", sealed(t, closedPort(t)), "502", "refused"},
-		{"a closed port of UDP", sealed(t, "kcp://"+closedUDPPort(t)), "502", "refused"},
-		{"a backend that is silent", sealed(t, "kcp://"+deafPort(t)), "504", "timeout"},
-	} {
-		s := dialKCP(t, g.kcp, kcpCode{}) // which keeps its port until all are over
-		t.Run(test.name, func(t *testing.T) {
-			send(t, s, test.request)
-			expect(t, s, test.status)
-			if test.status == "200" {
-				echo(t, s, "hello")
+	return g
+}
+
+// forgotten waits until no session is left.
+func (g *kcpGateway) forgotten(t testing.TB) {
+	t.Helper()
+	eventually(t, "the gateway forgets every session", func() bool { return g.Stats().Sessions == 0 })
+}
+
+// kcpCode is what both ends must agree on.
+type kcpCode struct {
+	key          []byte // of AES, nil: none
+	data, parity int
+}
+
+func (c kcpCode) block(t testing.TB) kcpgo.BlockCrypt {
+	if c.key == nil {
+		return nil
+	}
+	block, err := kcpgo.NewAESBlockCrypt(c.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return block
+}
+
+// tune is what kcp-go's users write behind a dial or an accept.
+func tune(s *kcpgo.UDPSession) *kcpgo.UDPSession {
+	s.SetStreamMode(true) //lint:ignore SA1019 kcp-go's own clients call it
+	s.SetNoDelay(1, 10, 2, 1)
+	s.SetWindowSize(1024, 1024)
+	s.SetDeadline(time.Now().Add(2 * patience))
+	return s
+}
+
+// dialKCP begins a session, which is closed at the end of the test.
+func dialKCP(t testing.TB, addr string, code kcpCode) *kcpgo.UDPSession {
+	t.Helper()
+	s, err := kcpgo.DialWithOptions(addr, code.block(t), code.data, code.parity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return tune(s)
+}
+
+// openKCP connects to a backend through a gateway and reads the 200.
+func openKCP(t testing.TB, gateway, backend string) *kcpgo.UDPSession {
+	t.Helper()
+	s := dialKCP(t, gateway, kcpCode{})
+	send(t, s, sealed(t, backend))
+	expect(t, s, "200")
+	return s
+}
+
+// startKCPBackend runs kcp-go's server on a free port, and serve for each of
+// its sessions. It returns the address to be sealed. Like every backend of KCP
+// clients it is to be started before the gateway: it hears of their end when
+// that closes.
+func startKCPBackend(t testing.TB, code kcpCode, serve func(*kcpgo.UDPSession)) string {
+	t.Helper()
+	ln, err := kcpgo.ListenWithOptions("127.0.0.1:0", code.block(t), code.data, code.parity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			s, err := ln.AcceptKCP()
+			if err != nil {
 				return
 			}
-			var line map[string]any
-			eventually(t, "a line of the log", func() bool {
-				for _, line = range g.log.lines("refused") {
-					if line["client"] == clientOf(s) {
-						return true
-					}
-				}
-				return false
+			serving.Go(func() {
+				defer s.Close()
+				serve(tune(s))
 			})
-			if line["status"] != test.status || line["reason"] != test.reason || line["via"] != "line+kcp" {
-				t.Errorf("logged as %v", line)
-			}
-		})
-	}
-}
-
-// A refused session holds its place only until the client has the status.
-func TestARefusedKCPSessionIsForgottenAtOnce(t *testing.T) {
-	g := startKCP(t, nil)
-	began := time.Now()
-	for range 10 {
-		s := dialKCP(t, g.kcp, kcpCode{})
-		send(t, s, "nonsense\n")
-		expect(t, s, "401")
-	}
-	g.forgotten(t)
-	if took := time.Since(began); took > lingerTime+time.Second {
-		t.Errorf("it took %v", took)
-	}
-}
-
-// tokenLine returns a token for a backend, newline included, and the file of
-// the key that opens it.
-func tokenLine(t testing.TB, backend string) (line, file string) {
-	t.Helper()
-	text, err := token.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	file = tempFile(t, "keys.json", string(text))
-	keys, err := token.Load(file, "", slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	line, err = keys.Seal(backend, time.Minute, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return line + "\n", file
-}
-
-func TestKCPTakesEveryFormOfRequestThatIsNotOfTCP(t *testing.T) {
-	backend := startEcho(t)
-	tokenText, keys := tokenLine(t, backend)
-	g := startKCP(t, func(cfg *Config) { cfg.TokenKeys = keys })
-	line := sealed(t, backend)
-	text := strings.TrimSuffix(line, "\n")
-	raw, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	prefix := func(s string) string { return string([]byte{byte(len(s)), byte(len(s) >> 8), 0, 0}) + s }
-	for _, test := range []struct{ name, request, reply, via string }{
-		{"line", line, "200", "line+kcp"},
-		{"line with a carriage return", text + "\r\n", "200", "line+kcp"},
-		{"token", tokenText, "200", "line+kcp"},
-		{"prefixed", prefix(text), prefix("200"), "prefixed+kcp"},
-		{"binary", string([]byte{0, byte(len(raw))}) + string(raw), "200", "binary+kcp"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			for _, portion := range []int{len(test.request) + 5, 1} {
-				// Each write is a datagram of its own, or several.
-				s := dialKCP(t, g.kcp, kcpCode{})
-				for b := []byte(test.request + "early"); len(b) > 0; {
-					n := min(portion, len(b))
-					if _, err := s.Write(b[:n]); err != nil {
-						t.Fatal(err)
-					}
-					b = b[n:]
-				}
-				expect(t, s, test.reply+"early")
-				echo(t, s, "later")
-			}
-		})
-	}
-}
-
-func TestKCPIsNeitherHTTPNorTLSNorBehindAProxy(t *testing.T) {
-	backend := startEcho(t)
-	g := startKCP(t, func(cfg *Config) {
-		cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	})
-	line := sealed(t, backend)
-	for _, request := range []string{
-		"GET / HTTP/1.1\r\nHost: " + backend + "\r\n\r\n",
-		"GET /" + line,
-		"CONNECT " + backend + " HTTP/1.1\r\n\r\n",
-		"\x16\x03\x01\x00\x05\x01\x00\x00\x01\n",
-		"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + line,
-		"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\x01\x02\x03\x04\x05\x06\x07\x08\x00\x01\x00\x02" + line,
-	} {
-		s := dialKCP(t, g.kcp, kcpCode{})
-		send(t, s, request)
-		expect(t, s, "401")
-	}
-	// The same client is no proxy by KCP, however trusted it is by TCP.
-	s := openKCP(t, g.kcp, backend)
-	echo(t, s, "hello")
-}
-
-func TestTheLogTellsOfKCP(t *testing.T) {
-	g := startKCP(t, nil)
-	s := openKCP(t, g.kcp, startBackend(t, func(c *net.TCPConn) {
-		io.ReadFull(c, make([]byte, 5))
-		io.WriteString(c, "goodbye")
-	}))
-	send(t, s, "hello")
-	expect(t, s, "goodbye")
-	line := g.log.waitLine(t, "tunnel", 1)
-	for key, want := range map[string]any{
-		"client": clientOf(s), "up": 5.0, "down": 7.0, "ended_by": "backend", "how": "fin", "via": "line+kcp",
-	} {
-		if line[key] != want {
-			t.Errorf("%s=%v, want %v", key, line[key], want)
 		}
+	})
+	t.Cleanup(func() {
+		ln.Close() // which ends the reads of its sessions
+		serving.Wait()
+	})
+	return "kcp://" + ln.Addr().String()
+}
+
+func kcpEcho(s *kcpgo.UDPSession) { io.Copy(s, s) }
+
+// There is nobody to wait for when all is cut.
+func TestAKCPSessionThatBeginsWhenTunnelsAreCutDoesNotLinger(t *testing.T) {
+	backend := startEcho(t)
+	g := startKCP(t, nil)
+	g.streams.close()
+	c, err := net.Dial("udp", g.kcp)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if ms := line["duration_ms"].(float64); ms > 2000 {
-		t.Errorf("the session went on for %v ms behind the backend's end", ms)
+	defer c.Close()
+	c.Write(segment(1, 0, sealed(t, backend))) // and acknowledges nothing
+	line := g.log.waitLine(t, "tunnel", 1)
+	if line["how"] != "shutdown" || line["duration_ms"].(float64) > 1500 {
+		t.Errorf("logged as %v", line)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -56,6 +57,26 @@ func StartGreeter(t testing.TB, greeting string) string {
 		io.WriteString(c, greeting)
 		io.Copy(c, struct{ io.Reader }{c})
 	})
+}
+
+// StartHTTP starts a backend that speaks HTTP.
+func StartHTTP(t testing.TB, handle http.HandlerFunc) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: handle}
+	served := make(chan struct{})
+	go func() {
+		s.Serve(ln)
+		close(served)
+	}()
+	t.Cleanup(func() {
+		s.Close()
+		<-served
+	})
+	return ln.Addr().String()
 }
 
 // ClosedPort returns an address of 127.0.0.1 where nobody listens.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"syscall"
 	"testing"
 	"time"
@@ -100,3 +101,54 @@ func IsReset(err error) bool {
 
 // IsRefused tells a connect to a port where nobody listens from other failures.
 func IsRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
+
+// PortOf returns the port of an address, as text.
+func PortOf(addr string) string {
+	_, port, _ := net.SplitHostPort(addr)
+	return port
+}
+
+// ByName returns an address of this host in the form of a name.
+func ByName(addr string) string { return "localhost:" + PortOf(addr) }
+
+// AddrPort returns a socket's address as the gateway's log has it: an IPv4-mapped
+// one as IPv4, and without a zone.
+func AddrPort(a net.Addr) netip.AddrPort {
+	ap := netip.MustParseAddrPort(a.String())
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+// Socket returns the TCP connection beneath TLS, or c itself.
+func Socket(c net.Conn) *net.TCPConn {
+	for {
+		layer, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c.(*net.TCPConn)
+		}
+		c = layer.NetConn()
+	}
+}
+
+// Reset ends a connection by a TCP reset, also beneath TLS.
+func Reset(c net.Conn) {
+	socket := Socket(c)
+	socket.SetLinger(0)
+	socket.Close()
+}
+
+// Delivered waits until the peer's kernel has all that was written to c. The test
+// is skipped where the system cannot tell.
+func Delivered(t testing.TB, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, "the peer acknowledges everything", func() bool {
+		n, ok := unacked(raw)
+		if !ok {
+			t.Skip("this system cannot tell what is acknowledged")
+		}
+		return n == 0
+	})
+}

@@ -135,3 +135,18 @@ func BothWays(t *testing.T, test func(t *testing.T, way string)) {
 		t.Run(way, func(t *testing.T) { test(t, way) })
 	}
 }
+
+// EachRelay runs a test against each way to relay, and on Linux with splicing and
+// without. relay is the gateway's flag.
+func EachRelay(t *testing.T, test func(t *testing.T, relay string)) {
+	t.Helper()
+	for name, relay := range map[string]string{
+		"goroutines":   "-loops=-1",
+		"one loop":     "-loops=1",
+		"three loops":  "-loops=3",
+		"only copying": "-splice=0",
+		"tiny buffer":  "-buffer=100",
+	} {
+		t.Run(name, func(t *testing.T) { test(t, relay) })
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +22,15 @@ type Process struct {
 	Addr   string // where a gateway listens, the first address of several
 
 	exited chan struct{}
+	pprof  http.Client // keeps its one connection
 }
+
+// The exit codes of the gateway.
+const (
+	ExitOK      = 0
+	ExitFailure = 1 // failed while running
+	ExitUsage   = 2 // wrong flags, environment or files that they name
+)
 
 // quickExit spares a clean exit the second that the race detector gives other
 // goroutines to show their races.
@@ -86,12 +95,18 @@ func StartCommand(t testing.TB, cmd *exec.Cmd) *Process {
 }
 
 // Launch starts a gateway, or another server, and does not wait until it
-// listens. The process is killed at the end of the test if it still runs. The test
+// listens. What the command says goes to Log and Stdout, unless it has files for it. The process is killed at the end of the test if it still runs. The test
 // fails if the process has reported a data race.
 func Launch(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{Cmd: cmd, exited: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &p.Stdout, &p.Log
+	p.pprof = http.Client{Timeout: Patience, Transport: &http.Transport{MaxConnsPerHost: 1}}
+	if cmd.Stdout == nil {
+		cmd.Stdout = &p.Stdout
+	}
+	if cmd.Stderr == nil {
+		cmd.Stderr = &p.Log
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +115,7 @@ func Launch(t testing.TB, cmd *exec.Cmd) *Process {
 		close(p.exited)
 	}()
 	t.Cleanup(func() {
+		p.pprof.CloseIdleConnections()
 		p.Kill()
 		if _, race, found := strings.Cut(p.Log.String(), "WARNING: DATA RACE"); found {
 			t.Errorf("a data race in process %d:%.4000s", p.PID(), race)

@@ -1,0 +1,32 @@
+package kcp
+
+import (
+	"gateway/internal/harness"
+	"testing"
+
+	kcpgo "github.com/xtaci/kcp-go/v5"
+)
+
+// Linux gives all datagrams of one client to one of those that share a port.
+func TestGatewaysThatShareAKCPPortAllGetSessions(t *testing.T) {
+	backend := harness.StartEcho(t)
+	a := startKCP(t, "-reuse=1", "-drain=0")
+	addr := a.kcp
+	b := harness.Start(t, "-reuse=1", "-drain=0", "-addr="+a.Addr, "-kcp="+addr)
+	if got := kcpAddr(t, b); got != addr {
+		t.Fatalf("listens on %s, want %s", got, addr)
+	}
+	var all []*kcpgo.UDPSession
+	for range 30 {
+		all = append(all, openKCP(t, addr, backend))
+	}
+	for _, s := range all {
+		harness.Echo(t, s, "hello")
+	}
+	for _, p := range []*harness.Process{a.Process, b} {
+		p.End(t)
+		if len(p.Log.Lines("tunnel")) == 0 {
+			t.Error("one of the two has had no session")
+		}
+	}
+}

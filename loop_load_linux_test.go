@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"gateway/internal/balance"
+	"gateway/internal/harness"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// splice(2) stops at urgent data for good: what stood behind it was once left
+// behind, and the receiver took the FIN for the end of it all.
+func TestUrgentDataAmongBulkIsNoEnd(t *testing.T) {
+	piece := bytes.Repeat([]byte("0123456789abcdef"), 16<<10) // 256 KiB
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
+		sent := make(chan struct{})
+		got := make(chan []byte, 1)
+		backend := startBackend(t, func(b *net.TCPConn) {
+			<-sent
+			all, _ := io.ReadAll(b)
+			got <- all
+		})
+		c := openTunnel(t, g.addr, backend)
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, c, string(piece))
+		raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, c, string(piece))
+		c.CloseWrite()
+		close(sent)
+		if all := <-got; len(all) != 2*len(piece) || !bytes.Equal(all[:len(piece)], piece) || !bytes.Equal(all[len(piece):], piece) {
+			t.Errorf("%d bytes arrived of %d", len(all), 2*len(piece))
+		}
+	})
+}
+
+// For want of splice or of pipes bulk is copied. Its share of a turn was then
+// once without bounds: with 300 streams, a handshake took longer than 10 s.
+func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
+	const streams = 64
+	for _, buffer := range []int64{4096, 64} {
+		g := startLoops(t, 1, func(cfg *Config) { cfg.Splice, cfg.Buffer = false, int(buffer) })
+		l := g.loops.all[0]
+		begin := make(chan struct{})
+		backend := startBackend(t, func(b *net.TCPConn) {
+			<-begin
+			b.Write(make([]byte, 1<<20))
+		})
+		var clients []net.Conn
+		for range streams {
+			clients = append(clients, openTunnel(t, g.addr, backend))
+		}
+		message := openTunnel(t, g.addr, startEcho(t))
+
+		release := hold(t, l)
+		close(begin)
+		for _, s := range l.table { // held, it looks away
+			if s.state == stateOpen && s.session.backend.String() == backend {
+				eventually(t, "much can be read", func() bool {
+					n, err := unix.IoctlGetInt(int(s.sockets[backendSide].fd), unix.TIOCINQ)
+					return err == nil && n >= 32<<10
+				})
+			}
+		}
+		send(t, message, "hello")
+		delivered(t, message)
+		// A loop runs what it is sent behind the events that there are and
+		// before bulk has its turn.
+		var events, portion int64
+		done := make(chan struct{})
+		l.send(func() {
+			events = l.copied
+			so := l.totalCopied.Load() + l.copied
+			l.send(func() { portion = l.totalCopied.Load() - so; close(done) })
+		})
+		release()
+		inTime(t, done, "the loop does not go on")
+		if most := streams*buffer + int64(len("hello")); events > most {
+			t.Errorf("-buffer=%d: %d bytes were copied before messages had their turn; want at most %d", buffer, events, most)
+		}
+		if most := (bulkBytes + turnBytes) / max(buffer, leastCost) * buffer; portion > most {
+			t.Errorf("-buffer=%d: %d bytes were copied in one turn; want at most %d", buffer, portion, most)
+		}
+		expect(t, message, "hello")
+		for _, c := range clients {
+			c.Close()
+		}
+	}
+}
+
+func TestAHostThatIsGoneIsATimeOutWhateverTheNetworkSays(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH} {
+		if how := howOf(&net.OpError{Op: "read", Err: errno}); how != howTimeout {
+			t.Errorf("%v is logged as %q", strings.ToLower(errno.Error()), how)
+		}
+	}
+}
+
+func TestThousandsOfTunnelsLeaveLoopsAsGoodAsNew(t *testing.T) {
+	for _, n := range []int{1, 3} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			storm := harness.NewStorm(t, 1000, true)
+			g := startConfigured(t, func(cfg *Config) { cfg.Loops, cfg.Resolver = n, storm.Resolver }, nil)
+			storm.Run(t, g.addr, (*harness.Log)(&g.log))
+			wantAtRest(t, g)
+		})
+	}
+}
+
+// A bug in the account of a tunnel does not keep its target busy for ever.
+func TestABugInAnAccountReleasesTheTarget(t *testing.T) {
+	for _, loops := range []int{3, -1} {
+		bug := func(*session, tunnelEnd) { panic("a bug") }
+		g := startConfigured(t, func(cfg *Config) {
+			cfg.Loops, cfg.Balance = loops, balance.LeastConn
+		}, func(g *Gateway) {
+			g.streams.account = bug
+			if g.loops != nil {
+				for _, l := range g.loops.all {
+					inLoop(t, l, func() { l.account = bug })
+				}
+			}
+		})
+		a, b := harness.StartGreeter(t, "a"), harness.StartGreeter(t, "b")
+		route := a + "," + b
+		group := occupy(t, g, route)
+		for i := range 3 {
+			c := openTunnel(t, g.addr, route)
+			expect(t, c, "b")
+			c.Close()
+			g.log.waitLine(t, "panic", i+1)
+			wantIdle(t, group, b)
+		}
+	}
+}
