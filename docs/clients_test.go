@@ -230,7 +230,7 @@ func startSecure(t *testing.T) (gateway string, env []string) {
 	t.Helper()
 	dir := t.TempDir()
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	harness.SelfSigned(t, cert, key)
+	harness.WriteCertificate(t, cert, key, "gateway.test")
 	gateway = harness.Start(t, "-tls-cert="+cert, "-tls-key="+key).Addr
 	rc := fmt.Sprintf("silent\nshow-error\nconnect-to = %q\ncacert = %q\n", "play.example.com:8000:"+gateway, cert)
 	if err := os.WriteFile(filepath.Join(dir, ".curlrc"), []byte(rc), 0o600); err != nil {

@@ -119,7 +119,7 @@ func TestDocumentedCommandsUseRealFlagsAndVariables(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	harness.SelfSigned(t, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	harness.WriteCertificate(t, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), "gateway.test")
 	files := []string{"secret", "keys.json", "cert.pem", "key.pem"}
 	variables := map[string]bool{"GATEWAY_NAME": true} // NAME stands for any
 	for _, s := range settings(t) {

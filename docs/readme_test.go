@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,7 +32,7 @@ func TestTheQuickStartRunsWhenPasted(t *testing.T) {
 		d := readDocument(t, name)
 		script := d.blockWith(t, "sh", "openssl rand") + d.blockWith(t, "sh", "| nc ") + d.blockWith(t, "sh", "kill ") + "wait\n"
 		script = script[strings.Index(script, "\n")+1:] // without make
-		backend, gateway := portOf(harness.ClosedPort(t)), portOf(harness.ClosedPort(t))
+		backend, gateway := harness.PortOf(harness.ClosedPort(t)), harness.PortOf(harness.ClosedPort(t))
 		script = strings.NewReplacer(" 4000 ", " "+backend+" ", ":4000", ":"+backend, ":8000", ":"+gateway, " 8000", " "+gateway).Replace(script)
 		ctx, cancel := context.WithTimeout(t.Context(), 3*harness.Patience)
 		cmd := exec.CommandContext(ctx, "sh", "-c", script)
@@ -50,11 +49,6 @@ func TestTheQuickStartRunsWhenPasted(t *testing.T) {
 			t.Errorf("%s: the gateway still runs", name)
 		}
 	}
-}
-
-func portOf(addr string) string {
-	_, port, _ := net.SplitHostPort(addr)
-	return port
 }
 
 // performance are the rows of the README's table: what of docs/bench/results.json
