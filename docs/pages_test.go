@@ -193,3 +193,35 @@ func TestDocumentedCommandsReplaceNoSecret(t *testing.T) {
 		t.Errorf("only %d commands make secrets", n)
 	}
 }
+
+// notFlags are the words in the form of a flag that are none of the gateway's.
+var notFlags = []string{
+	"a", "md", "pass", "k", "pbkdf2", // openssl's
+	"help", "name", // which -help leaves out, and any
+	"ws-frame", // which is said not to be there
+}
+
+func TestDocumentedFlagsExist(t *testing.T) {
+	known := make(map[string]bool)
+	for _, name := range notFlags {
+		known[name] = true
+	}
+	for _, s := range settings(t) {
+		known[s.name] = true
+	}
+	mention := regexp.MustCompile("`-([a-z][a-z0-9-]*)")
+	for _, name := range documents {
+		if name == "bench/README.md" { // has flags of its own
+			continue
+		}
+		n := 0
+		for _, m := range mention.FindAllStringSubmatch(readDocument(t, name).text, -1) {
+			if n++; !known[m[1]] {
+				t.Errorf("%s names -%s, which is no flag", name, m[1])
+			}
+		}
+		if n == 0 && strings.HasPrefix(name, "docs/") {
+			t.Errorf("%s names no flag", name)
+		}
+	}
+}
