@@ -1,7 +1,9 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +21,9 @@ var built string
 
 // build makes a gateway and returns its file.
 var build = sync.OnceValues(func() (string, error) {
+	if err := openSources(); err != nil {
+		return "", err
+	}
 	if file := os.Getenv(binaryVariable); file != "" {
 		return filepath.Abs(file)
 	}
@@ -40,6 +45,36 @@ var build = sync.OnceValues(func() (string, error) {
 	}
 	return file, nil
 })
+
+// openSources looks at every source of the gateway. go test keeps what has passed in
+// its cache until something changes that the test has looked at, and does not see
+// what the build looks at, which is another process.
+func openSources() error {
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(root, "go.mod")); err == nil {
+			break
+		}
+		if root == filepath.Dir(root) {
+			return errors.New("there is no go.mod above the tests")
+		}
+		root = filepath.Dir(root)
+	}
+	return filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && filepath.Dir(name) == root && entry.Name() != "internal":
+			return filepath.SkipDir // holds none
+		case filepath.Ext(name) == ".go":
+			_, err = os.Stat(name)
+		}
+		return err
+	})
+}
 
 // Binary returns the file of a gateway, which is built once for each test binary:
 // with the race detector where the tests have it.
