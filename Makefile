@@ -147,7 +147,7 @@ test-issuing:
 		done; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
-	NEED_RUNTIMES=1 $(GO) test -race -count=1 -timeout 300s -run Issuing .
+	NEED_RUNTIMES=1 $(GO) test -race -count=1 -timeout 300s -run Issuing ./docs
 
 # The manifests by the schemas of the Kubernetes that they need. The tool takes
 # minutes to build, once. Consul comes from nowhere but its vendor; where it is

@@ -21,7 +21,7 @@ var built string
 
 // build makes a gateway and returns its file.
 var build = sync.OnceValues(func() (string, error) {
-	if err := readSources(); err != nil {
+	if err := openSources(); err != nil {
 		return "", err
 	}
 	if file := os.Getenv(binaryVariable); file != "" {
@@ -46,10 +46,10 @@ var build = sync.OnceValues(func() (string, error) {
 	return file, nil
 })
 
-// readSources reads the folders of the gateway's sources, for the go command to see
-// what the tests depend on: it keeps the result of tests whose files have not changed
-// since, and takes the folders that they have read for files.
-func readSources() error {
+// openSources looks at every source of the gateway. go test keeps what has passed in
+// its cache until something changes that the test has looked at, and does not see
+// what the build looks at, which is another process.
+func openSources() error {
 	root, err := os.Getwd()
 	if err != nil {
 		return err
@@ -58,16 +58,22 @@ func readSources() error {
 		if _, err := os.Stat(filepath.Join(root, "go.mod")); err == nil {
 			break
 		}
-		parent := filepath.Dir(root)
-		if parent == root {
-			return errors.New("the tests run in no module")
+		if root == filepath.Dir(root) {
+			return errors.New("there is no go.mod above the tests")
 		}
-		root = parent
+		root = filepath.Dir(root)
 	}
-	if _, err := os.ReadDir(root); err != nil {
+	return filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && filepath.Dir(name) == root && entry.Name() != "internal":
+			return filepath.SkipDir // holds none
+		case filepath.Ext(name) == ".go":
+			_, err = os.Stat(name)
+		}
 		return err
-	}
-	return filepath.WalkDir(filepath.Join(root, "internal"), func(_ string, _ fs.DirEntry, err error) error { return err })
+	})
 }
 
 // Binary returns the file of a gateway, which is built once for each test binary:

@@ -16,8 +16,9 @@ import (
 	"time"
 )
 
-// WriteCertificate writes a self-signed certificate for 127.0.0.1 and its key,
-// and returns it.
+// WriteCertificate writes a self-signed certificate for 127.0.0.1 and
+// play.example.com, which clients of every kind take for its own authority, and its
+// key. It returns the certificate.
 func WriteCertificate(t testing.TB, certFile, keyFile, name string) *x509.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -30,6 +31,10 @@ func WriteCertificate(t testing.TB, certFile, keyFile, name string) *x509.Certif
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().Add(time.Hour),
 		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames:     []string{"play.example.com"},
+
+		IsCA:                  true,
+		BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {

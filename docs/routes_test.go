@@ -1,4 +1,4 @@
-package main
+package docs_test
 
 import (
 	"fmt"
@@ -15,7 +15,7 @@ import (
 // with what those rooms do, in both languages.
 
 func TestDocumentedRoutesAreRoutes(t *testing.T) {
-	for _, name := range pages {
+	for _, name := range backends {
 		d := readDocument(t, name)
 		for _, first := range []string{"10.20.0.7:4000,10.20.0.8:4000", "srv:lobby.service.consul"} {
 			for _, row := range d.tableWith(t, first) {
@@ -43,7 +43,7 @@ func TestDocumentedRoutesAreRoutes(t *testing.T) {
 }
 
 func TestDocumentedAlgorithmsAreThoseOfBalance(t *testing.T) {
-	for _, name := range pages {
+	for _, name := range backends {
 		var got []string
 		for _, row := range readDocument(t, name).tableWith(t, "roundrobin") {
 			got = append(got, row[0])
@@ -51,17 +51,15 @@ func TestDocumentedAlgorithmsAreThoseOfBalance(t *testing.T) {
 				t.Errorf("%s: %s: %v", name, row[0], err)
 			}
 		}
-		for _, s := range settings(defaultConfig()) {
-			if s.name == "balance" && (s.arg != strings.Join(got, "|") || s.value.String() != got[0]) {
-				t.Errorf("%s lists %q; -help has %s, and %v by default", name, got, s.arg, s.value)
-			}
+		if s := settingOf(t, "balance"); s.arg != strings.Join(got, "|") || s.def != got[0] {
+			t.Errorf("%s lists %q; -help has %s, and %s by default", name, got, s.arg, s.def)
 		}
 	}
 }
 
 func TestDocumentedTurnsAreTaken(t *testing.T) {
 	turns := regexp.MustCompile("\\| `roundrobin` \\|.*`a\\*5,b,c`.* ((?:[abc] ){6}[abc]) \\|")
-	for _, name := range pages {
+	for _, name := range backends {
 		m := turns.FindStringSubmatch(readText(t, name))
 		if m == nil {
 			t.Errorf("%s shows no turns", name)

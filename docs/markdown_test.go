@@ -1,9 +1,6 @@
-package main
+package docs_test
 
 import (
-	"bytes"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,15 +9,6 @@ import (
 )
 
 // Markdown files in their parts, as far as the tests compare them.
-
-func readText(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.FromSlash(name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(bytes.ReplaceAll(text, []byte("\r\n"), []byte("\n")))
-}
 
 // document is a Markdown file in its parts.
 type document struct {

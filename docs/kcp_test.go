@@ -1,40 +1,39 @@
-package main
+package docs_test
 
 import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
 
+	"gateway/internal/harness"
 	"gateway/internal/kcp"
 )
 
 // What docs/kcp.md says is compared with what the gateway does.
 
 func TestTheDocumentedKCPClientTalksThroughTheGateway(t *testing.T) {
-	binary := buildClient(t, kcpPages[0])
-	backend := startKCPBackend(t, kcpCode{}, func(s *kcpgo.UDPSession) { // the first to speak
-		io.WriteString(s, "welcome")
-		kcpEcho(s)
-	})
-	g := startKCP(t, nil)
+	binary := buildClient(t, kcpPages[0], "func Connect")
+	backend := startKCPGreeter(t, "welcome")
+	gateway := startKCP(t)
 	for _, test := range []struct{ line, want string }{
-		{sealed(t, backend), "welcomehello"},
-		{sealed(t, closedPort(t)), "the gateway answered 502"},
+		{harness.Line(backend), "welcomehello"},
+		{harness.Line(harness.ClosedPort(t)), "the gateway answered 502"},
 		{"nonsense", "the gateway answered 401"},
 	} {
-		if got := runClient(t, nil, binary, g.kcp, strings.TrimSuffix(test.line, "\n")); got != test.want {
+		if got := harness.RunProgram(t, nil, binary, gateway, strings.TrimSuffix(test.line, "\n")); got != test.want {
 			t.Errorf("%.10q…: the client printed %q, want %q", test.line, got, test.want)
 		}
 	}
 }
 
 func TestTheDocumentedKCPClientWithAKeyTalksThroughTheGateway(t *testing.T) {
-	lookPath(t, "go")
 	block := readDocument(t, kcpPages[0]).blockWith(t, "go", "pbkdf2")
-	binary := buildProgram(t, `package main
+	binary := harness.BuildProgram(t, `package main
 
 import (
 	"crypto/pbkdf2"
@@ -60,9 +59,9 @@ func main() {
 	fmt.Printf("%s\n", b)
 }
 `)
-	backend := startGreeter(t, "welcome")
-	g := startKCP(t, func(cfg *Config) { cfg.KCPCrypt, cfg.KCPKey = "aes", "the passphrase" })
-	if got := runClient(t, nil, binary, g.kcp, strings.TrimSuffix(sealed(t, backend), "\n")); got != "200welcomehello" {
+	backend := harness.StartGreeter(t, "welcome")
+	gateway := startKCP(t, "-kcp-crypt=aes", "-kcp-key=the passphrase")
+	if got := harness.RunProgram(t, nil, binary, gateway, strings.TrimSuffix(harness.Line(backend), "\n")); got != "200welcomehello" {
 		t.Errorf("the client printed %q", got)
 	}
 }
@@ -77,8 +76,8 @@ func TestDocumentedKCPSettingsAreThose(t *testing.T) {
 	}
 	for _, name := range kcpPages {
 		rows := readDocument(t, name).tableWith(t, "-kcp-mode")
-		for _, s := range settings(defaultConfig()) {
-			if s.group != groupKCP || s.name == "kcp" {
+		for _, s := range settings(t) {
+			if !strings.HasPrefix(s.name, "kcp-") {
 				continue
 			}
 			found := false
@@ -86,8 +85,8 @@ func TestDocumentedKCPSettingsAreThose(t *testing.T) {
 				if strings.Contains("`"+row[0]+"`", "`-"+s.name+"`") {
 					found = true
 					want := strings.ReplaceAll(ranges[s.name], "`, `", "")
-					if def := s.value.String(); def != "" && row[1] != def || !strings.Contains(strings.NewReplacer("`, `", "", "`、`", "").Replace(row[2]), want) {
-						t.Errorf("%s: -%s has %q and %q; want %q and %q", name, s.name, row[1], row[2], def, want)
+					if def := s.def; def != "" && row[1] != def || !strings.Contains(strings.NewReplacer("`, `", "", "`、`", "").Replace(row[2]), want) {
+						t.Errorf("%s: -%s has %q and %q; want %q and %q", name, s.name, row[1], row[2], s.def, want)
 					}
 				}
 			}
@@ -121,4 +120,48 @@ func TestDocumentedKCPFiguresAreThoseOfTheSource(t *testing.T) {
 			}
 		}
 	}
+}
+
+// startKCP starts a gateway for KCP clients too, and returns their address.
+func startKCP(t testing.TB, args ...string) string {
+	t.Helper()
+	p := harness.Start(t, append([]string{"-kcp=127.0.0.1:0"}, args...)...)
+	for _, line := range p.Listeners(t, 2) {
+		if line["protocol"] == "kcp" {
+			return line["addr"].(string)
+		}
+	}
+	t.Fatalf("it does not listen for KCP: %s", p.Log.Tail())
+	return ""
+}
+
+// startKCPGreeter runs kcp-go's server on a free port, which speaks first and then
+// sends back what it gets, and returns the address to be sealed.
+func startKCPGreeter(t testing.TB, greeting string) string {
+	t.Helper()
+	ln, err := kcpgo.ListenWithOptions("127.0.0.1:0", nil, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			s, err := ln.AcceptKCP()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer s.Close()
+				s.SetStreamMode(true) //lint:ignore SA1019 kcp-go's own clients call it
+				s.SetDeadline(time.Now().Add(2 * harness.Patience))
+				io.WriteString(s, greeting)
+				io.Copy(s, struct{ io.Reader }{s})
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close() // which ends the reads of its sessions
+		serving.Wait()
+	})
+	return "kcp://" + ln.Addr().String()
 }

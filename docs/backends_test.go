@@ -1,4 +1,4 @@
-package main
+package docs_test
 
 import (
 	"bufio"
@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"gateway/internal/flagvalue"
+	"gateway/internal/harness"
 	"gateway/internal/policy"
 )
 
@@ -20,7 +20,7 @@ import (
 
 func TestDocumentedRangesAreThoseOfThePolicy(t *testing.T) {
 	source := readText(t, "internal/policy/ranges.go")
-	for _, name := range pages {
+	for _, name := range backends {
 		for _, test := range []struct{ variable, first string }{
 			{"never", "0.0.0.0/8"},
 			{"sensitive", "169.254.0.0/16"},
@@ -44,17 +44,17 @@ func TestDocumentedRangesAreThoseOfThePolicy(t *testing.T) {
 }
 
 func TestDocumentedRulesMeanWhatTheDocumentsSay(t *testing.T) {
-	for _, name := range pages {
+	for _, name := range backends {
 		d := readDocument(t, name)
 		for _, row := range d.tableWith(t, "10.20.0.7:4000") {
-			if err := flagvalue.Sum(new([]policy.Rule), policy.ParseRule, "").Set(row[0]); err != nil {
-				t.Errorf("%s: %v", name, err)
+			if said := check(t, withSecret, "-allow="+row[0]); said != "" {
+				t.Errorf("%s: %s: %s", name, row[0], said)
 			}
 		}
 		for _, row := range d.tableWith(t, "10.20.0.7/16") {
-			err := flagvalue.Sum(new([]policy.Rule), policy.ParseRule, "").Set(row[0])
-			if want := firstCode(row[1]); err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("%s: %s: %v; the page says %q", name, row[0], err, want)
+			said := check(t, withSecret, "-allow="+row[0])
+			if want := firstCode(row[1]); !strings.Contains(said, want) {
+				t.Errorf("%s: %s: %s; the page says %q", name, row[0], said, want)
 			}
 		}
 
@@ -73,9 +73,11 @@ func TestDocumentedRulesMeanWhatTheDocumentsSay(t *testing.T) {
 		for _, row := range table[1:] {
 			var rules []policy.Rule
 			if strings.Contains(row[0], "/") {
-				if err := flagvalue.Sum(&rules, policy.ParseRule, "").Set(row[0]); err != nil {
+				rule, err := policy.ParseRule(row[0])
+				if err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
+				rules = append(rules, rule)
 			}
 			p := policy.New(rules, nil)
 			for i, cell := range row[1:] {
@@ -103,7 +105,7 @@ func TestDocumentedDenialsAreThoseOfThePolicy(t *testing.T) {
 	} {
 		want = append(want, err.Error())
 	}
-	for _, name := range pages {
+	for _, name := range backends {
 		var got []string
 		for _, row := range readDocument(t, name).tableWith(t, policy.ErrUnlisted.Error()) {
 			got = append(got, row[0])
@@ -123,8 +125,7 @@ func firstCode(cell string) string {
 }
 
 func TestTheGoBackendKnowsThePlayer(t *testing.T) {
-	lookPath(t, "go")
-	program := "package main\n\nimport (\n\"fmt\"\n\"os\"\n)\n" + readDocument(t, pages[0]).blockWith(t, "go", "func Listen") + `
+	program := "package main\n\nimport (\n\"fmt\"\n\"os\"\n)\n" + readDocument(t, backends[0]).blockWith(t, "go", "func Listen") + `
 func main() {
 	ln, err := Listen("127.0.0.1:0", os.Args[1])
 	if err != nil {
@@ -142,7 +143,7 @@ func main() {
 	}
 }
 `
-	binary := buildProgram(t, program)
+	binary := harness.BuildProgram(t, program)
 	for _, test := range []struct {
 		trusted string
 		serves  bool
@@ -164,12 +165,12 @@ func main() {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g := startConfigured(t, func(cfg *Config) { cfg.SendProxy = "v2" }, nil)
-		c := connect(t, g.addr)
-		send(t, c, sealed(t, strings.TrimSpace(addr)))
+		p := harness.Start(t, "-send-proxy=v2")
+		c := harness.Connect(t, p.Addr)
+		harness.Send(t, c, harness.Line(strings.TrimSpace(addr)))
 		got, _ := io.ReadAll(c)
 		c.Close()
-		line := g.log.waitLine(t, "tunnel", 1)
+		line := p.Log.WaitLine(t, "tunnel", 1)
 		want := "200"
 		if test.serves {
 			want += fmt.Sprintf("%v %v", c.LocalAddr(), line["id"])

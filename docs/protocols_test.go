@@ -1,22 +1,24 @@
-package main
+package docs_test
 
 import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
-	"gateway/internal/handshake"
 	"go/ast"
 	"io"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"gateway/internal/harness"
 )
 
 // The dumps in docs/protocols.md are played back to a gateway, and what it lists is
@@ -71,59 +73,125 @@ func dumps(t *testing.T, d *document) [][]speech {
 	return found
 }
 
+// All dumps have one line, sealed with one secret, for one address.
+const (
+	goldenSecret  = "p0S8rX680*48"
+	goldenBackend = "127.0.0.1:62863"
+)
+
+// listenGolden takes the port that the dumps' line leads to. Another run of this test
+// on the machine may have it for a moment.
+func listenGolden(t *testing.T) (ln net.Listener) {
+	t.Helper()
+	harness.Eventually(t, "the port "+goldenBackend+" is free", func() (ok bool) {
+		var err error
+		ln, err = net.Listen("tcp", goldenBackend)
+		return err == nil
+	})
+	return ln
+}
+
+// serveGolden serves what the dumps say is behind the gateway until stop is called: a
+// web server, or an echo.
+func serveGolden(t *testing.T, web bool) (stop func()) {
+	t.Helper()
+	ln := listenGolden(t)
+	if web {
+		server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+		go server.Serve(ln)
+		return func() { server.Close() }
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(2 * harness.Patience))
+				io.Copy(c, struct{ io.Reader }{c})
+			})
+		}
+	})
+	return func() { ln.Close(); serving.Wait() }
+}
+
 func TestDumpsOfTheProtocolsCanBePlayedBack(t *testing.T) {
-	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
-	defer page.Close()
 	played := make(map[string]bool)
 	for _, name := range protocols {
 		for i, talk := range dumps(t, readDocument(t, name)) {
 			first := talk[0].bytes
-			form := handshake.Sniff(first, true)
-			kind, backend := form.String(), startEcho(t)
-			answer := []byte(nil)
-			trust := func(*Config) {}
+			var kind string // as the log has it in via
 			switch {
-			case form == handshake.TLS: // is another one each time
+			case first[0] == 0x16: // is another one each time
 				played["tls"] = true
 				continue
-			case form == handshake.HTTP:
-				backend, answer = page.Listener.Addr().String(), []byte("HTTP/1.1 200 OK\r\n")
+			case bytes.HasPrefix(first, []byte("GET ")):
+				kind = "http"
 			case first[0] == 0x81:
 				kind = "websocket"
 			case bytes.HasPrefix(first, []byte("PROXY ")), bytes.HasPrefix(first, []byte("\r\n\r\n\x00\r\nQUIT\n")):
 				kind = "proxy"
-				trust = func(cfg *Config) { cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} }
+			case first[0] == 0:
+				kind = "binary"
+			case bytes.HasPrefix(first[2:], []byte{0, 0}):
+				kind = "prefixed"
+			default:
+				kind = "line"
 			}
-			t.Run(fmt.Sprint(name, " ", i, " ", kind), func(t *testing.T) {
-				g := startConfigured(t, trust, nil)
-				// The golden line, which leads to a fixed port otherwise.
-				g.rules.Load().keys.recent.put([]byte(goldenLine), parseRoute(t, backend))
-				c := connect(t, g.addr)
-				if kind == "websocket" {
-					send(t, c, "GET / HTTP/1.1\r\nHost: play.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-						"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
-					expectHeader(t, c, "HTTP/1.1 101 ")
-				}
-				for _, s := range append(talk, speech{bytes: answer}) {
-					if s.client {
-						send(t, c, string(s.bytes))
-					} else {
-						expect(t, c, string(s.bytes))
-					}
-				}
-				c.Close()
-				if kind == "proxy" {
-					if line := g.log.waitLine(t, "tunnel", 1); line["client"] != "203.0.113.7:51000" {
-						t.Errorf("the client is %v", line["client"])
-					}
-				}
-				played[kind] = true
-			})
+			played[kind] = true
+			t.Run(fmt.Sprint(name, " ", i, " ", kind), func(t *testing.T) { playBack(t, kind, talk) })
 		}
 	}
 	for _, kind := range []string{"line", "prefixed", "binary", "http", "websocket", "tls", "proxy"} {
 		if !played[kind] {
 			t.Errorf("no dump of %s", kind)
+		}
+	}
+}
+
+// playBack says what a dump's client says, and wants to hear what it hears.
+func playBack(t *testing.T, kind string, talk []speech) {
+	stop := serveGolden(t, kind == "http")
+	defer stop()
+	args := []string{"-secret=" + goldenSecret}
+	if kind == "proxy" {
+		args = append(args, "-trusted-proxies=127.0.0.0/8")
+	}
+	p := harness.Start(t, args...)
+	c := harness.Connect(t, p.Addr)
+	if kind == "websocket" {
+		harness.Send(t, c, "GET / HTTP/1.1\r\nHost: play.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+			"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
+		expectHeader(t, c, "HTTP/1.1 101 ")
+	}
+	for _, s := range talk {
+		if s.client {
+			harness.Send(t, c, string(s.bytes))
+		} else {
+			harness.Expect(t, c, string(s.bytes))
+		}
+	}
+	message := "tunnel"
+	if kind == "http" {
+		harness.Expect(t, c, "HTTP/1.1 200 OK\r\n")
+		message = "request"
+	}
+	c.Close()
+	line := p.Log.WaitLine(t, message, 1)
+	want := map[string]any{"backend": goldenBackend, "via": kind}
+	switch kind {
+	case "proxy":
+		want["client"] = "203.0.113.7:51000"
+		want["via"] = nil
+	case "line":
+		want["via"] = nil
+	}
+	for field, value := range want {
+		if line[field] != value {
+			t.Errorf("the log has %s=%v, want %v", field, line[field], value)
 		}
 	}
 }
@@ -143,8 +211,18 @@ func expectHeader(t *testing.T, c net.Conn, start string) {
 }
 
 func TestTheProtocolsListEveryMethodThatIsHTTP(t *testing.T) {
+	var methods []string
+	inspectSource(t, "internal/handshake", func(n ast.Node) bool {
+		if spec, ok := n.(*ast.ValueSpec); ok && spec.Names[0].Name == "methods" && len(spec.Values) == 1 {
+			methods = literals(spec.Values[0].(*ast.CompositeLit).Elts...)
+		}
+		return true
+	})
+	if len(methods) < 5 {
+		t.Fatalf("the source has the methods %q", methods)
+	}
 	for _, name := range protocols {
-		for _, m := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"} {
+		for _, m := range methods {
 			if !strings.Contains(readText(t, name), "`"+m+"`") {
 				t.Errorf("%s does not say that %q is HTTP", name, m)
 			}
@@ -180,9 +258,9 @@ func reasonsOfRequests(t *testing.T) []string {
 func TestTheLogSamplesOfTheProtocolsHaveTheFieldsOfTheLog(t *testing.T) {
 	backend := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer backend.Close()
-	echo := startEcho(t)
-	g := startGateway(t, nil)
-	line := func(addr string) string { return strings.TrimSpace(sealed(t, addr)) }
+	echo := harness.StartEcho(t)
+	p := harness.Start(t)
+	line := func(addr string) string { return strings.TrimSpace(harness.Line(addr)) }
 	get := func(headers string) string {
 		return "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + headers + "\r\n"
 	}
@@ -190,22 +268,22 @@ func TestTheLogSamplesOfTheProtocolsHaveTheFieldsOfTheLog(t *testing.T) {
 		"\x2c\x00\x00\x00" + line(echo),
 		get(""),
 		get("X-Cipher-Origin: " + line(backend.Listener.Addr().String()) + "\r\n"),
-		get("X-Cipher-Origin: " + line(closedPort(t)) + "\r\n"),
+		get("X-Cipher-Origin: " + line(harness.ClosedPort(t)) + "\r\n"),
 	} {
-		c := connect(t, g.addr)
-		send(t, c, request)
+		c := harness.Connect(t, p.Addr)
+		harness.Send(t, c, request)
 		c.CloseWrite()
 		io.ReadAll(c)
 		c.Close()
 	}
-	g.log.waitLine(t, "tunnel", 1)
-	g.log.waitLine(t, "request", 3)
+	p.Log.WaitLine(t, "tunnel", 1)
+	p.Log.WaitLine(t, "request", 3)
 
 	kind := func(values map[string]any) string {
 		return fmt.Sprint(values["msg"], " ", values["status"], " ", values["via"])
 	}
 	logged := make(map[string]string) // the fields of each kind of line
-	for text := range strings.Lines(g.log.String()) {
+	for text := range strings.Lines(p.Log.String()) {
 		values, fields := loggedFields(t, text)
 		logged[kind(values)] = fields
 	}

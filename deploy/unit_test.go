@@ -1,4 +1,4 @@
-package main
+package deploy_test
 
 import (
 	"os"
@@ -8,11 +8,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // The systemd unit starts this gateway, and little else.
 
-const unitFile = "deploy/gateway.service"
+const unitFile = "gateway.service"
 
 func TestTheUnitStartsTheInstalledGatewayWithoutASecretOnItsCommandLine(t *testing.T) {
 	unit := readText(t, unitFile)
@@ -20,19 +22,17 @@ func TestTheUnitStartsTheInstalledGatewayWithoutASecretOnItsCommandLine(t *testi
 	if len(m) != 1 || m[0][1] != "/usr/local/bin/gateway" {
 		t.Fatalf("ExecStart lines: %q", m)
 	}
-	// What systemd's LoadCredential leaves for the gateway.
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(testSecret+"\n"), 0o600); err != nil {
-		t.Fatal(err)
+	// LoadCredential is the only source of the secret.
+	gateway := command{env: []string{"CREDENTIALS_DIRECTORY=" + credentials(t)}, args: strings.Fields(m[0][2])}
+	gateway.check(t)
+	p, _ := gateway.start(t)
+	line := p.Log.WaitLine(t, "listening", 1)
+	if line["secrets"] != 1.0 || line["from"] != "$CREDENTIALS_DIRECTORY/secret" {
+		t.Errorf("%v secrets come from %q", line["secrets"], line["from"])
 	}
-	t.Setenv("CREDENTIALS_DIRECTORY", dir)
-	cfg, err := loadConfig(strings.Fields(m[0][2]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(cfg.Secrets[0]) != testSecret || cfg.secret != "" || cfg.secretFile != "" {
-		t.Errorf("the secrets come from %q", cfg.SecretSources)
-	}
+	c := harness.OpenTunnel(t, p.Addr, harness.StartEcho(t))
+	harness.Echo(t, c, "hello")
+	c.Close()
 	if !strings.Contains(unit, "\nLoadCredential=secret:") {
 		t.Error("no LoadCredential=secret:")
 	}
@@ -43,13 +43,14 @@ func TestTheUnitWaitsLongerThanTheDefaultDrain(t *testing.T) {
 	if m == nil {
 		t.Fatal("no TimeoutStopSec= in seconds")
 	}
-	if n, _ := strconv.Atoi(m[1]); float64(n) <= defaultConfig().Drain.Seconds() {
-		t.Errorf("TimeoutStopSec=%d; -drain is %v", n, defaultConfig().Drain)
+	drain := command{}.drain(t)
+	if n, _ := strconv.Atoi(m[1]); float64(n) <= drain.Seconds() {
+		t.Errorf("TimeoutStopSec=%d; -drain is %v", n, drain)
 	}
 }
 
 func TestTheUnitIsHardened(t *testing.T) {
-	needTool(t, "systemd-analyze")
+	harness.NeedTool(t, "systemd-analyze")
 	// The threshold is in tenths of the scale from 0 to 10.
 	out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", unitFile).CombinedOutput()
 	if err != nil {
@@ -58,7 +59,7 @@ func TestTheUnitIsHardened(t *testing.T) {
 }
 
 func TestSystemdFindsNoMistakeInTheUnit(t *testing.T) {
-	needTool(t, "systemd-analyze")
+	harness.NeedTool(t, "systemd-analyze")
 	self, err := os.Executable() // in place of the gateway, which is not installed here
 	if err != nil {
 		t.Fatal(err)
