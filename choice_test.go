@@ -1,11 +1,12 @@
 package main
 
 import (
-	"gateway/internal/balance"
 	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
+
+	"gateway/internal/balance"
 )
 
 // What a choice of target leaves behind: nothing.

@@ -27,7 +27,6 @@ const (
 
 var (
 	eventually          = harness.Eventually
-	needSignals         = harness.NeedSignals
 	startBackend        = harness.StartBackend
 	startEcho           = harness.StartEcho
 	startBackendProcess = harness.StartBackendProcess

@@ -3,9 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"gateway/internal/balance"
-	"gateway/internal/harness"
-	"gateway/internal/relay"
 	"io"
 	"net"
 	"strings"
@@ -13,6 +10,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/balance"
+	"gateway/internal/harness"
+	"gateway/internal/relay"
 )
 
 // splice(2) stops at urgent data for good: what stood behind it was once left

@@ -79,17 +79,6 @@ func StartHTTP(t testing.TB, handle http.HandlerFunc) string {
 	return ln.Addr().String()
 }
 
-// ClosedPort returns an address of 127.0.0.1 where nobody listens.
-func ClosedPort(t testing.TB) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 // backendRole in the environment makes a test binary with Main a backend.
 const backendRole = "TEST_BACKEND"
 
