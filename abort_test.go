@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/tls"
 	"fmt"
+	"gateway/internal/layer"
 	"io"
 	"net"
 	"net/http"
@@ -16,8 +17,8 @@ import (
 
 // leaving is how a client leaves.
 var leaving = []func(net.Conn){
-	func(c net.Conn) { socketOf(c).Close() },
-	func(c net.Conn) { resetOnClose(c); socketOf(c).Close() },
+	func(c net.Conn) { layer.Socket(c).Close() },
+	func(c net.Conn) { layer.ResetOnClose(c); layer.Socket(c).Close() },
 }
 
 var nameCount atomic.Int64

@@ -25,7 +25,7 @@ func TestANetworksBroadcastAddressIsDenied(t *testing.T) {
 				t.Errorf("%s: logged %v", host, line)
 			}
 		}
-		if n := g.denied.Load(); n != 4 {
+		if n := g.ledger.denied.Load(); n != 4 {
 			t.Errorf("%d denied, want 4", n)
 		}
 		everywhere.SetReadDeadline(time.Now().Add(time.Millisecond))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"gateway/internal/relay"
 	"io"
 	"net"
 	"strings"
@@ -62,8 +63,8 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 
 		release := hold(t, l)
 		close(begin)
-		for _, s := range l.table { // held, it looks away
-			if s.state == stateOpen && s.session.backend.String() == backend {
+		for _, s := range l.slots { // held, it looks away
+			if s.state == stateOpen && s.upstream.backend.String() == backend {
 				eventually(t, "much can be read", func() bool {
 					n, err := unix.IoctlGetInt(int(s.sockets[backendSide].fd), unix.TIOCINQ)
 					return err == nil && n >= 32<<10
@@ -76,10 +77,10 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 		// before bulk has its turn.
 		var events, portion int64
 		done := make(chan struct{})
-		l.send(func() {
+		l.reactor.post(func() {
 			events = l.copied
 			so := l.totalCopied.Load() + l.copied
-			l.send(func() { portion = l.totalCopied.Load() - so; close(done) })
+			l.reactor.post(func() { portion = l.totalCopied.Load() - so; close(done) })
 		})
 		release()
 		inTime(t, done, "the loop does not go on")
@@ -98,7 +99,7 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 
 func TestAHostThatIsGoneIsATimeOutWhateverTheNetworkSays(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH} {
-		if how := howOf(&net.OpError{Op: "read", Err: errno}); how != howTimeout {
+		if how := relay.HowOf(&net.OpError{Op: "read", Err: errno}); how != relay.Timeout {
 			t.Errorf("%v is logged as %q", strings.ToLower(errno.Error()), how)
 		}
 	}

@@ -124,7 +124,7 @@ func TestTheConsulDemoIsAProgramOfTheShell(t *testing.T) {
 	for _, m := range regexp.MustCompile(`"\$gateway"((?: +-[a-z][^ \n|&)]*)+)`).FindAllStringSubmatch(script, -1) {
 		n++
 		args := slices.DeleteFunc(strings.Fields(strings.ReplaceAll(m[1], `"`, "")), func(arg string) bool { return strings.HasPrefix(arg, "-secret-file") })
-		if _, err := parseConfig(args); err != nil {
+		if _, err := loadConfig(args); err != nil {
 			t.Errorf("gateway%s: %v", m[1], err)
 		}
 	}

@@ -179,7 +179,7 @@ func deployedConfig(t *testing.T, deployment manifest) *Config {
 	for _, variable := range pod.at("containers/0/env").list() {
 		t.Setenv(variable.at("name").String(), variable.at("value").String())
 	}
-	cfg, err := parseConfig(args)
+	cfg, err := loadConfig(args)
 	if err != nil {
 		t.Fatalf("gateway %s: %v", strings.Join(args, " "), err)
 	}
@@ -440,7 +440,7 @@ func TestTheDockerfileBuildsFromWhatItCopies(t *testing.T) {
 	if m := regexp.MustCompile(`(?m)^CMD (.*)$`).FindStringSubmatch(text); m == nil || json.Unmarshal([]byte(m[1]), &args) != nil {
 		t.Fatal("no CMD")
 	}
-	if cfg, err := parseConfig(args); err != nil {
+	if cfg, err := loadConfig(args); err != nil {
 		t.Error(err)
 	} else if cfg.PIDFile != "" || cfg.Listen[0].addr != ":"+regexp.MustCompile(`(?m)^EXPOSE (\d+)$`).FindStringSubmatch(text)[1] {
 		t.Errorf("it listens on %v, with the pid file %q", cfg.Listen, cfg.PIDFile)

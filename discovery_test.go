@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"gateway/internal/flagvalue"
+	"gateway/internal/policy"
 	"io"
 	"math"
 	"net"
@@ -242,7 +244,7 @@ func TestThePolicyJudgesWhereServicesLead(t *testing.T) {
 		d := &dials{}
 		g := startConfigured(t, func(cfg *Config) {
 			cfg.Loops, cfg.Resolver = -way, z.start(t)
-			if err := (*rulesValue)(&cfg.Deny).Set("127.0.0.0/8:" + portOf(a.addr)); err != nil {
+			if err := flagvalue.Sum(&cfg.Deny, policy.ParseRule, "").Set("127.0.0.0/8:" + portOf(a.addr)); err != nil {
 				t.Fatal(err)
 			}
 		}, func(g *Gateway) { g.dialer.base.Control = d.control })

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"gateway/internal/flagvalue"
 	"gateway/internal/policy"
 )
 
@@ -46,12 +47,12 @@ func TestDocumentedRulesMeanWhatTheDocumentsSay(t *testing.T) {
 	for _, name := range pages {
 		d := readDocument(t, name)
 		for _, row := range d.tableWith(t, "10.20.0.7:4000") {
-			if err := new(rulesValue).Set(row[0]); err != nil {
+			if err := flagvalue.Sum(new([]policy.Rule), policy.ParseRule, "").Set(row[0]); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
 		for _, row := range d.tableWith(t, "10.20.0.7/16") {
-			err := new(rulesValue).Set(row[0])
+			err := flagvalue.Sum(new([]policy.Rule), policy.ParseRule, "").Set(row[0])
 			if want := firstCode(row[1]); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %s: %v; the page says %q", name, row[0], err, want)
 			}
@@ -70,9 +71,9 @@ func TestDocumentedRulesMeanWhatTheDocumentsSay(t *testing.T) {
 		}
 		yes, no := table[1][1], table[1][2]
 		for _, row := range table[1:] {
-			var rules rulesValue
+			var rules []policy.Rule
 			if strings.Contains(row[0], "/") {
-				if err := rules.Set(row[0]); err != nil {
+				if err := flagvalue.Sum(&rules, policy.ParseRule, "").Set(row[0]); err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
+	"gateway/internal/handshake"
 	"go/ast"
 	"io"
 	"maps"
@@ -77,15 +78,15 @@ func TestDumpsOfTheProtocolsCanBePlayedBack(t *testing.T) {
 	for _, name := range protocols {
 		for i, talk := range dumps(t, readDocument(t, name)) {
 			first := talk[0].bytes
-			form := sniff(first, true)
+			form := handshake.Sniff(first, true)
 			kind, backend := form.String(), startEcho(t)
 			answer := []byte(nil)
 			trust := func(*Config) {}
 			switch {
-			case form == formTLS: // is another one each time
+			case form == handshake.TLS: // is another one each time
 				played["tls"] = true
 				continue
-			case form == formHTTP:
+			case form == handshake.HTTP:
 				backend, answer = page.Listener.Addr().String(), []byte("HTTP/1.1 200 OK\r\n")
 			case first[0] == 0x81:
 				kind = "websocket"
@@ -96,7 +97,7 @@ func TestDumpsOfTheProtocolsCanBePlayedBack(t *testing.T) {
 			t.Run(fmt.Sprint(name, " ", i, " ", kind), func(t *testing.T) {
 				g := startConfigured(t, trust, nil)
 				// The golden line, which leads to a fixed port otherwise.
-				g.keys.recent.put([]byte(goldenLine), parseRoute(t, backend))
+				g.rules.Load().keys.recent.put([]byte(goldenLine), parseRoute(t, backend))
 				c := connect(t, g.addr)
 				if kind == "websocket" {
 					send(t, c, "GET / HTTP/1.1\r\nHost: play.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
@@ -143,7 +144,7 @@ func expectHeader(t *testing.T, c net.Conn, start string) {
 
 func TestTheProtocolsListEveryMethodThatIsHTTP(t *testing.T) {
 	for _, name := range protocols {
-		for _, m := range methods {
+		for _, m := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"} {
 			if !strings.Contains(readText(t, name), "`"+m+"`") {
 				t.Errorf("%s does not say that %q is HTTP", name, m)
 			}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"gateway/internal/handshake"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -63,11 +64,11 @@ func TestTheReadmesListEveryFlagWithItsDefault(t *testing.T) {
 }
 
 func TestTheReadmesListEveryStatus(t *testing.T) {
-	want := []status{statusOK, statusBadRequest, statusUnauthorized, statusBadGateway, statusGatewayTimeout}
+	want := []handshake.Status{handshake.OK, handshake.BadRequest, handshake.Unauthorized, handshake.BadGateway, handshake.GatewayTimeout}
 	for _, name := range readmes {
-		var got []status
+		var got []handshake.Status
 		for _, row := range readDocument(t, name).tableWith(t, "504") {
-			got = append(got, status(row[0]))
+			got = append(got, handshake.Status(row[0]))
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s lists the statuses %q, want %q", name, got, want)
@@ -346,7 +347,7 @@ func TestDocumentedCommandsUseRealFlagsAndVariables(t *testing.T) {
 					args[i] = head + "=" + filepath.Join(dir, file)
 				}
 			}
-			if _, err := parseConfig(args); err != nil && err != flag.ErrHelp {
+			if _, err := loadConfig(args); err != nil && err != flag.ErrHelp {
 				t.Errorf("%s: gateway%s: %v", name, m[1], err)
 			}
 		}

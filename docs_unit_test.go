@@ -26,7 +26,7 @@ func TestTheUnitStartsTheInstalledGatewayWithoutASecretOnItsCommandLine(t *testi
 		t.Fatal(err)
 	}
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
-	cfg, err := parseConfig(strings.Fields(m[0][2]))
+	cfg, err := loadConfig(strings.Fields(m[0][2]))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"gateway/internal/balance"
+	"gateway/internal/flagvalue"
 	"io"
 	"net"
 	"strings"
@@ -77,7 +79,7 @@ func bothAtOnce(t *testing.T, test func(t *testing.T, way string)) {
 // balancing sets an algorithm.
 func balancing(algorithm string) func(*Config) {
 	return func(cfg *Config) {
-		if err := (*balanceValue)(&cfg.Balance).Set(algorithm); err != nil {
+		if err := flagvalue.Parsed(&cfg.Balance, balance.ParseAlgorithm, balance.Algorithm.String).Set(algorithm); err != nil {
 			panic(err)
 		}
 	}

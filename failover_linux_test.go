@@ -139,25 +139,19 @@ func TestADialThatIsGivenUpIsReleased(t *testing.T) {
 		first.SetLinger(0)
 		first.Close()
 		// The other one has a connection more now.
-		wantIdle(t, e.routes.Group(parseRoute(t, e.spell(route)), balanceClock()), hole)
+		wantIdle(t, e.rules.Load().routes.Group(parseRoute(t, e.spell(route)), balanceClock()), hole)
 	})
 }
 
 // A bug in the account of a tunnel does not keep its target busy for ever.
 func TestABugInAnAccountReleasesTheTarget(t *testing.T) {
 	for _, loops := range []int{3, -1} {
-		bug := func(*session, tunnelEnd) { panic("a bug") }
+		var bug accountBug
+		bug.on.Store(true)
 		g := startConfigured(t, func(cfg *Config) {
 			cfg.Loops = loops
 			balancing("leastconn")(cfg)
-		}, func(g *Gateway) {
-			g.streams.account = bug
-			if g.loops != nil {
-				for _, l := range g.loops.all {
-					inLoop(t, l, func() { l.account = bug })
-				}
-			}
-		})
+		}, bug.into)
 		targets := startTargets(t, "ab")
 		route := routeTo(targets...)
 		group := occupy(t, g, route)

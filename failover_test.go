@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"gateway/internal/flagvalue"
+	"gateway/internal/policy"
 	"io"
 	"net"
 	"slices"
@@ -133,7 +135,7 @@ func TestDeniedTargetsArePassedOver(t *testing.T) {
 	c.kill()
 	denied := func(cfg *Config) {
 		for _, x := range []*target{a, b} {
-			if err := (*rulesValue)(&cfg.Deny).Set("127.0.0.0/8:" + portOf(x.addr) + ",[::1]:" + portOf(x.addr)); err != nil {
+			if err := flagvalue.Sum(&cfg.Deny, policy.ParseRule, "").Set("127.0.0.0/8:" + portOf(x.addr) + ",[::1]:" + portOf(x.addr)); err != nil {
 				panic(err)
 			}
 		}
@@ -147,7 +149,7 @@ func TestDeniedTargetsArePassedOver(t *testing.T) {
 		e.wantRefused(t, routeTo(a, b, a), "502", "denied", 1)
 		e.wantRefused(t, routeTo(a, c), "502", "refused", 2)
 		e.wantRefused(t, routeTo(c, a), "502", "denied", 3) // the last attempt decides
-		if got := e.denied.Load(); got != 2 {
+		if got := e.ledger.denied.Load(); got != 2 {
 			t.Errorf("%d denied, want 2", got)
 		}
 	})

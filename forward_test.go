@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"gateway/internal/address"
+	"gateway/internal/flagvalue"
+	"gateway/internal/policy"
 )
 
 // Plain forwarding: a listener whose clients all go to one backend.
@@ -179,7 +181,7 @@ func TestAForwardWithoutItsBackendClosesWithoutAByte(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			onEveryRelayWith(t, func(cfg *Config) {
-				if err := (*rulesValue)(&cfg.Deny).Set(tt.deny); err != nil {
+				if err := flagvalue.Sum(&cfg.Deny, policy.ParseRule, "").Set(tt.deny); err != nil {
 					t.Fatal(err)
 				}
 			}, func(t *testing.T, g *testGateway) {

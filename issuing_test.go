@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"gateway/internal/handshake"
 	"gateway/internal/token"
 )
 
@@ -269,7 +270,7 @@ func checkIssued(t *testing.T, p *process, keys string, issued map[string][]stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := frontend{keys: newKeyring([][]byte{[]byte(testSecret)}, defaultConfig().KDFs), tokens: tokens}
+	f := rules{keys: newKeyring([][]byte{[]byte(testSecret)}, defaultConfig().KDFs), tokens: tokens}
 	kinds := []string{"token"}
 	if lines {
 		kinds = append(kinds, "line")
@@ -280,7 +281,7 @@ func checkIssued(t *testing.T, p *process, keys string, issued map[string][]stri
 			t.Fatalf("issued %d of %s, want %d: %q", len(texts), kind, len(addresses), issued)
 		}
 		for i, text := range texts {
-			if got, err := f.open(t.Context(), []byte(text)); err != nil || got.String() != addresses[i] {
+			if got, err := f.open(t.Context(), handshake.Line, []byte(text)); err != nil || got.String() != addresses[i] {
 				t.Errorf("%s %s opens to %v, %v; want %s", kind, text, got, err, addresses[i])
 			}
 			if token.Looks([]byte(text)) != (kind == "token") {
@@ -302,7 +303,7 @@ func checkIssued(t *testing.T, p *process, keys string, issued map[string][]stri
 	if len(issued["expired"]) != 1 {
 		t.Fatalf("issued %q", issued["expired"])
 	}
-	if _, err := f.open(t.Context(), []byte(issued["expired"][0])); !errors.Is(err, token.ErrExpired) {
+	if _, err := f.open(t.Context(), handshake.Line, []byte(issued["expired"][0])); !errors.Is(err, token.ErrExpired) {
 		t.Errorf("the expired token: %v", err)
 	}
 	if got := bring(t, p.addr, issued["expired"][0]); got != "401" {
@@ -431,7 +432,7 @@ func TestIssuingPagesListEveryReason(t *testing.T) {
 		}
 		return true
 	})
-	want = append(want, string(errBadAddress))
+	want = append(want, errBadAddress.reason)
 	for _, name := range issuingPages {
 		var got []string
 		for _, row := range readDocument(t, name).tableWith(t, string(token.ErrForged)) {

@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"gateway/internal/flagvalue"
+	"gateway/internal/layer"
+	"gateway/internal/policy"
 	"io"
 	"net"
 	"strings"
@@ -107,7 +110,7 @@ func TestBackendsHearOfKCPClientsByThePROXYHeader(t *testing.T) {
 				s := dialKCP(t, g.kcp, kcpCode{})
 				send(t, s, sealed(t, backend)+"hello")
 				expect(t, s, "200")
-				from, to := addrPort(s.LocalAddr()).Port(), addrPort(g.Addr()).Port()
+				from, to := layer.AddrPort(s.LocalAddr()).Port(), layer.AddrPort(g.Addr()).Port()
 				toIP := "127.0.0.1"
 				if test.listen != "127.0.0.1:0" {
 					toIP = "0.0.0.0"
@@ -134,7 +137,7 @@ func TestThePolicyHoldsForKCPBackends(t *testing.T) {
 	heard := make(chan struct{}, 100)
 	backend := startKCPBackend(t, kcpCode{}, func(*kcpgo.UDPSession) { heard <- struct{}{} })
 	denied := func(cfg *Config) {
-		if err := (*rulesValue)(&cfg.Deny).Set("127.0.0.0/8"); err != nil {
+		if err := flagvalue.Sum(&cfg.Deny, policy.ParseRule, "").Set("127.0.0.0/8"); err != nil {
 			t.Fatal(err)
 		}
 	}

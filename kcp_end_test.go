@@ -75,7 +75,7 @@ func TestAKCPClientThatVanishesBeforeItsBackendFinishesIsForgotten(t *testing.T)
 func TestAKCPSessionThatBeginsWhenTunnelsAreCutDoesNotLinger(t *testing.T) {
 	backend := startEcho(t)
 	g := startKCP(t, nil)
-	g.streams.close()
+	g.relay.Close()
 	c, err := net.Dial("udp", g.kcp)
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"fmt"
+	"gateway/internal/layer"
 	"io"
 	"net"
 	"sync"
@@ -31,11 +32,11 @@ func startKCP(t testing.TB, configure func(*Config)) *kcpGateway {
 		}
 		cfg = c
 	}, nil)}
-	ln, err := cfg.listenKCP()
+	ln, err := listenKCP(cfg, cfg.KCP)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.kcpListener, g.kcp = ln.(kcpListener), fmt.Sprint("127.0.0.1:", addrPort(ln.Addr()).Port())
+	g.kcpListener, g.kcp = ln.(kcpListener), fmt.Sprint("127.0.0.1:", layer.AddrPort(ln.Addr()).Port())
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(ln) }()
 	t.Cleanup(func() {
@@ -174,5 +175,5 @@ func echoByHash(t testing.TB, c net.Conn, n int) {
 
 // clientOf is a session's client as the gateway's log has it.
 func clientOf(s *kcpgo.UDPSession) string {
-	return fmt.Sprint("127.0.0.1:", addrPort(s.LocalAddr()).Port())
+	return fmt.Sprint("127.0.0.1:", layer.AddrPort(s.LocalAddr()).Port())
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"gateway/internal/layer"
 	"io"
 	"net"
 	"os"
@@ -117,7 +118,7 @@ func TestRealServersReadTheHeader(t *testing.T) {
 							} else {
 								c = openTunnel(t, l["addr"].(string), backend)
 							}
-							client, local := addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
+							client, local := layer.AddrPort(c.LocalAddr()), layer.AddrPort(c.RemoteAddr())
 							bodies[client.String()] = httpGet(t, c)
 							heads[client.String()] = fmt.Sprintf("%s %d %s %d ", client.Addr(), client.Port(), local.Addr(), local.Port())
 							c.Close()

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"gateway/internal/flagvalue"
+	"gateway/internal/policy"
 	"io"
 	"net"
 	"net/netip"
@@ -235,7 +237,7 @@ func TestNoNameLeadsWhereTheGatewayMayNotGo(t *testing.T) {
 				wantDenied++
 			}
 		}
-		if got := int(g.denied.Load()); got != wantDenied {
+		if got := int(g.ledger.denied.Load()); got != wantDenied {
 			t.Errorf("%d denied, want %d", got, wantDenied)
 		}
 	})
@@ -262,10 +264,10 @@ func TestNoNameLeadsBackToTheGateway(t *testing.T) {
 func TestRulesHoldForNames(t *testing.T) {
 	all := []named{{"one.test", []string{"127.0.0.1"}, ""}, {"two.test", []string{"127.0.0.2"}, ""}, {"both.test", []string{"127.0.0.2", "127.0.0.1"}, ""}}
 	configure := func(cfg *Config) {
-		if err := (*rulesValue)(&cfg.Allow).Set("127.0.0.0/8"); err != nil {
+		if err := flagvalue.Sum(&cfg.Allow, policy.ParseRule, "").Set("127.0.0.0/8"); err != nil {
 			t.Fatal(err)
 		}
-		if err := (*rulesValue)(&cfg.Deny).Set("127.0.0.2"); err != nil {
+		if err := flagvalue.Sum(&cfg.Deny, policy.ParseRule, "").Set("127.0.0.2"); err != nil {
 			t.Fatal(err)
 		}
 	}

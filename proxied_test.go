@@ -115,7 +115,7 @@ func TestATrustedProxyIsBelievedInEachForm(t *testing.T) {
 					client := fmt.Sprintf("%s:%d", believedHost, port)
 					c := introduce(t, p.addr, proxyHeader(t, version, client, public))
 					if config != nil {
-						c = handshake(t, c, config)
+						c = tlsHandshake(t, c, config)
 					}
 					send(t, c, v.text(t, b.of(v))+v.say)
 					expectAnswer(t, c, v.welcome+v.hear)
@@ -299,7 +299,7 @@ func TestABelievedClientIsToldToItsBackend(t *testing.T) {
 						want = c.LocalAddr().String() + " " + p.addr
 					}
 					if config != nil {
-						c = handshake(t, c, config)
+						c = tlsHandshake(t, c, config)
 					}
 					send(t, c, v.text(t, backend)+v.say)
 					expectAnswer(t, c, v.welcome+v.hear)

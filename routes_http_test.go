@@ -389,7 +389,7 @@ func TestLeastConnCountsWhatHTTPClientsDo(t *testing.T) {
 		if name := <-met; name != "b" {
 			t.Errorf("met %s", name)
 		}
-		group := e.routes.Group(parseRoute(t, route), balanceClock())
+		group := e.rules.Load().routes.Group(parseRoute(t, route), balanceClock())
 		wantIdle(t, group, b.addr) // and a is busy
 
 		c, err := e.dialWS(t, "/ws", route)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"gateway/internal/layer"
 	"io"
 	"net"
 	"net/netip"
@@ -35,7 +36,7 @@ func readTold(r *bufio.Reader) (got told) {
 	}
 	got.version, got.family = h.Version, h.TransportProtocol
 	if src, dst, ok := h.TCPAddrs(); ok {
-		got.source, got.dest = addrPort(src), addrPort(dst)
+		got.source, got.dest = layer.AddrPort(src), layer.AddrPort(dst)
 	} else {
 		got.err = fmt.Errorf("no addresses: %+v", h)
 	}
@@ -130,7 +131,7 @@ func TestABackendIsToldOfItsClientBeforeAnythingElse(t *testing.T) {
 					if got.err != nil || got.version != version || got.heard != early+"and late" {
 						t.Errorf("%s, early %q: the backend got %+v", w.name, early, got)
 					}
-					if got.source != addrPort(c.LocalAddr()) || got.dest != addrPort(c.RemoteAddr()) {
+					if got.source != layer.AddrPort(c.LocalAddr()) || got.dest != layer.AddrPort(c.RemoteAddr()) {
 						t.Errorf("%s: told of %v → %v, it is %v → %v", w.name, got.source, got.dest, c.LocalAddr(), c.RemoteAddr())
 					}
 					if v4 := got.family == proxyproto.TCPv4; v4 != got.source.Addr().Is4() {
@@ -156,7 +157,7 @@ func TestAnIPv4ClientOfADualStackListenerIsToldAsIPv4(t *testing.T) {
 		c := connect(t, "127.0.0.1:"+portOf(at))
 		echo(t, c, "hello")
 		finish(t, c)
-		if got := <-conns; got.source != addrPort(c.LocalAddr()) || got.dest != addrPort(c.RemoteAddr()) || got.family != proxyproto.TCPv4 {
+		if got := <-conns; got.source != layer.AddrPort(c.LocalAddr()) || got.dest != layer.AddrPort(c.RemoteAddr()) || got.family != proxyproto.TCPv4 {
 			t.Errorf("told of %+v, it is %v → %v", got, c.LocalAddr(), c.RemoteAddr())
 		}
 	})
@@ -339,7 +340,7 @@ func TestNoTwoGatewaysGiveOneID(t *testing.T) {
 		echo(t, c, "hello")
 		finish(t, c)
 		got := <-conns
-		if line := p.log.waitLine(t, "tunnel", 1); line["id"] != got.id || got.source != addrPort(c.LocalAddr()) {
+		if line := p.log.waitLine(t, "tunnel", 1); line["id"] != got.id || got.source != layer.AddrPort(c.LocalAddr()) {
 			t.Errorf("told %+v, logged %v", got, line)
 		}
 		ids[got.id] = true

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"gateway/internal/handshake"
 	"gateway/internal/sockopt"
 )
 
@@ -337,9 +338,9 @@ func (tr *trial) runClient(c *net.TCPConn, line string) (o outcome, err error) {
 	answered := make(chan error, 1)
 	var reading sync.WaitGroup
 	reading.Go(func() {
-		status := make([]byte, len(statusOK))
+		status := make([]byte, len(handshake.OK))
 		n, err := io.ReadFull(c, status)
-		if string(status) != string(statusOK) {
+		if string(status) != string(handshake.OK) {
 			answered <- fmt.Errorf("answer %q: %w", status[:n], errors.Join(err, errors.New("want 200")))
 			return
 		}

@@ -80,7 +80,7 @@ func trust(certs ...*x509.Certificate) *tls.Config {
 }
 
 // handshake has a client begin to speak TLS.
-func handshake(t testing.TB, c net.Conn, config *tls.Config) *tls.Conn {
+func tlsHandshake(t testing.TB, c net.Conn, config *tls.Config) *tls.Conn {
 	t.Helper()
 	conn := tls.Client(c, config)
 	if err := conn.Handshake(); err != nil {
@@ -149,7 +149,7 @@ func TestCertificatesAreReadAgainWhenTheyChange(t *testing.T) {
 	p := startProcess(t, "-tls-cert="+certFile, "-tls-key="+keyFile)
 	backend := startEcho(t)
 
-	old := handshake(t, connect(t, p.addr), trust(first))
+	old := tlsHandshake(t, connect(t, p.addr), trust(first))
 	send(t, old, sealed(t, backend))
 	expect(t, old, "200")
 
@@ -160,7 +160,7 @@ func TestCertificatesAreReadAgainWhenTheyChange(t *testing.T) {
 	}
 	both := trust(first, second)
 	served := func() string {
-		c := handshake(t, connect(t, p.addr), both)
+		c := tlsHandshake(t, connect(t, p.addr), both)
 		defer c.Close()
 		send(t, c, sealed(t, backend)+"hello")
 		expect(t, c, "200hello")
@@ -304,7 +304,7 @@ func TestATLSHandshakeMayDribble(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		config := trusting.Clone()
 		config.MaxVersion = version
-		c := handshake(t, dribbling{connect(t, p.addr)}, config)
+		c := tlsHandshake(t, dribbling{connect(t, p.addr)}, config)
 		send(t, c, sealed(t, backend)+"hello")
 		expect(t, c, "200hello")
 	}
@@ -317,7 +317,7 @@ func TestASessionIsResumed(t *testing.T) {
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	var resumed []bool
 	for range 2 {
-		c := handshake(t, connect(t, p.addr), config)
+		c := tlsHandshake(t, connect(t, p.addr), config)
 		send(t, c, "\n")
 		expectAll(t, c, "401")
 		resumed = append(resumed, c.ConnectionState().DidResume)
@@ -330,13 +330,13 @@ func TestASessionIsResumed(t *testing.T) {
 func TestThereIsNoTLSInsideTLS(t *testing.T) {
 	flags, trusting := tlsFlags(t)
 	p := startProcess(t, append(flags, "-log-level=debug")...)
-	c := handshake(t, connect(t, p.addr), trusting)
+	c := tlsHandshake(t, connect(t, p.addr), trusting)
 	send(t, c, clientHello(t, trusting)+"\n")
 	halfClose(t, c)
 	if got, err := io.ReadAll(c); string(got) != "401" && string(got) != "400" || err != nil {
 		t.Errorf("read %q, %v", got, err)
 	}
-	c = handshake(t, connect(t, p.addr), trusting)
+	c = tlsHandshake(t, connect(t, p.addr), trusting)
 	halfClose(t, c)
 	expectAll(t, c, "400")
 	if l := logOf(t, &p.log, "no request", c.LocalAddr().String()); l["via"] != "tls" {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"gateway/internal/layer"
 	"io"
 	"net"
 	"net/http"
@@ -221,7 +222,7 @@ func connectWith(t testing.TB, addr string, config *tls.Config) net.Conn {
 	if config == nil {
 		return c
 	}
-	return handshake(t, c, config)
+	return tlsHandshake(t, c, config)
 }
 
 // halfClose tells that nothing more comes.
@@ -273,7 +274,7 @@ func dribble(t testing.TB, c net.Conn, text string) {
 	for i := range len(text) {
 		send(t, c, text[i:i+1])
 		if i < 10 && runtime.GOOS == "linux" { // what tells the forms apart
-			delivered(t, socketOf(c).(*net.TCPConn))
+			delivered(t, layer.Socket(c).(*net.TCPConn))
 		}
 	}
 }

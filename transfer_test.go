@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
+	"gateway/internal/layer"
 	"io"
 	"net"
 	"net/http"
@@ -273,8 +274,8 @@ func TestAClientsResetIsPassedOnInEachForm(t *testing.T) {
 		c := connectWith(t, p.addr, config)
 		send(t, c, v.text(t, backend))
 		expectAnswer(t, c, v.welcome)
-		resetOnClose(c)
-		socketOf(c).Close()
+		layer.ResetOnClose(c)
+		layer.Socket(c).Close()
 		if err := <-ends; !isReset(err) {
 			t.Errorf("the backend read %v, want a reset", err)
 		}
