@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
+	"runtime/metrics"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -138,5 +141,66 @@ func TestABugInAnAccountReleasesTheTarget(t *testing.T) {
 			g.log.waitLine(t, "panic", i+1)
 			wantIdle(t, group, b)
 		}
+	}
+}
+
+// A loop that sleeps in a raw wait holds a processor that the collector has to
+// stop; see loop.wait. The bound is coarse, for machines that are busy; what
+// was measured is logged.
+func TestTheWorldStopsQuicklyUnderLoadAndAtRest(t *testing.T) {
+	for _, load := range []string{"at rest", "under load"} {
+		t.Run(load, func(t *testing.T) {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1)) // as serve does
+			g := startGateway(t, nil)
+			backend := startEcho(t)
+			stop := make(chan struct{})
+			var clients sync.WaitGroup
+			for range 16 {
+				c := openTunnel(t, g.addr, backend)
+				if load == "at rest" {
+					continue
+				}
+				clients.Go(func() {
+					buf := make([]byte, 64)
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+							c.Write(buf)
+							io.ReadFull(c, buf)
+						}
+					}
+				})
+			}
+			samples := []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}}
+			metrics.Read(samples)
+			before := append([]uint64(nil), samples[0].Value.Float64Histogram().Counts...)
+			for range 100 {
+				runtime.GC()
+			}
+			metrics.Read(samples)
+			close(stop)
+			clients.Wait()
+			h := samples[0].Value.Float64Histogram()
+			var all, seen uint64
+			for i, n := range h.Counts {
+				all += n - before[i]
+			}
+			quantile := func(q float64) float64 {
+				seen = 0
+				for i, n := range h.Counts {
+					if seen += n - before[i]; float64(seen) >= q*float64(all) {
+						return h.Buckets[i+1]
+					}
+				}
+				return 0
+			}
+			t.Logf("%d pauses: half within %.3f ms, 90 %% within %.3f ms, 99 %% within %.3f ms",
+				all, 1e3*quantile(.5), 1e3*quantile(.9), 1e3*quantile(.99))
+			if p90 := quantile(.9); p90 > 20e-3 {
+				t.Errorf("90 %% of the pauses are within %.1f ms only", 1e3*p90)
+			}
+		})
 	}
 }
