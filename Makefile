@@ -43,9 +43,11 @@ demo: gateway
 
 test: unit cross demo
 
-# -count=1: what the tests ask the kernel and openssl is not in Go's cache key.
+# -count=1: what the tests ask the kernel and openssl is not in Go's cache key. The
+# gateway that many of them drive is built once for all.
 unit: progress
-	$(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
+	$(GO) build -race -o bin/gateway-race .
+	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
 
 # What go test knows to have passed before is not run again.
 quick: progress
@@ -118,7 +120,7 @@ test-deps:
 # Real peers behind the gateway, installed where they are missing.
 test-peers:
 	@command -v haproxy >/dev/null && command -v nginx >/dev/null || $(MAKE) bench-peers
-	NEED_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader .
+	NEED_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader ./e2e/protocols
 
 # The page in clients/web, in a browser from the packages of Debian and its
 # relatives.

@@ -1,11 +1,12 @@
 package main
 
 import (
-	"gateway/internal/balance"
 	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
+
+	"gateway/internal/balance"
 )
 
 // What a choice of target leaves behind: nothing.
@@ -14,7 +15,7 @@ import (
 // ends, and returns the route's group.
 func occupy(t testing.TB, g *testGateway, route string) *balance.Group {
 	t.Helper()
-	group := g.routes.Group(parseRoute(t, route), balanceClock())
+	group := g.rules.Load().routes.Group(parseRoute(t, route), balanceClock())
 	attempt := group.Start(netip.Addr{})
 	if addr, _ := attempt.Next(balanceClock()); !strings.HasPrefix(route, addr.String()) {
 		t.Fatalf("the first pick of %s is %s", route, addr)
@@ -46,7 +47,7 @@ func wantIdle(t testing.TB, group *balance.Group, second string) {
 func TestASingleTargetCostsNoTableEntry(t *testing.T) {
 	g := startConfigured(t, func(cfg *Config) { cfg.Balance = balance.LeastConn }, nil)
 	entries := func() (n int) {
-		buckets := reflect.ValueOf(g.routes).Elem().FieldByName("buckets")
+		buckets := reflect.ValueOf(g.rules.Load().routes).Elem().FieldByName("buckets")
 		for i := range buckets.Len() {
 			for j := range buckets.Index(i).Len() {
 				if !buckets.Index(i).Index(j).FieldByName("v").IsNil() {
@@ -59,16 +60,16 @@ func TestASingleTargetCostsNoTableEntry(t *testing.T) {
 	for route, want := range map[string]int{"127.0.0.1:4000": 0, "game.test:4000": 0, "127.0.0.1:4000*7": 0, "http://game.test:4000": 0,
 		"127.0.0.1:4000,127.0.0.1:4001": 1} {
 		r := parseRoute(t, route)
-		var s session
+		s, u := session{}, upstream{}
 		before := entries()
-		if err := g.choose(t.Context(), &s, r); err != nil || s.backend != r.Target(0).Addr {
-			t.Errorf("%s: chose %s, %v", route, s.backend, err)
+		if err := u.choose(t.Context(), g.rules.Load(), &s, r); err != nil || u.backend != r.Target(0).Addr {
+			t.Errorf("%s: chose %s, %v", route, u.backend, err)
 		}
-		s.choice.release()
+		u.release()
 		if got := entries() - before; got != want {
 			t.Errorf("%s: %d entries, want %d", route, got, want)
 		}
-		if allocs := testing.AllocsPerRun(100, func() { g.choose(t.Context(), &s, r) }); want == 0 && allocs > 0 {
+		if allocs := testing.AllocsPerRun(100, func() { u.choose(t.Context(), g.rules.Load(), &s, r) }); want == 0 && allocs > 0 {
 			t.Errorf("%s: %v allocations", route, allocs)
 		}
 	}

@@ -17,13 +17,13 @@ func TestEverySettingHasAnEnvironmentTwin(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, v := range tt.takes {
 				t.Setenv(name, v.text)
-				if cfg, err := parseConfig(nil); err != nil || tt.get(cfg) != v.want {
+				if cfg, err := loadConfig(nil); err != nil || tt.get(cfg) != v.want {
 					t.Errorf("%q: %v", v.text, err)
 				}
 			}
 			for _, text := range tt.refuses {
 				t.Setenv(name, text)
-				msg := refusal(t)
+				msg := refusedConfig(t)
 				for _, want := range []string{name + ":", `"` + text + `"`, ": want "} {
 					if !strings.Contains(msg, want) {
 						t.Errorf("%q: %q does not say %q", text, msg, want)
@@ -109,7 +109,7 @@ func TestASecretFileHasASecretALine(t *testing.T) {
 		{"a long line", strings.Repeat("x", 1<<17) + "\ntwo", []string{strings.Repeat("x", 1<<17), "two"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cfg, err := parseConfig([]string{"-secret-file=" + tempFile(t, "secret", tt.text)})
+			cfg, err := loadConfig([]string{"-secret-file=" + tempFile(t, "secret", tt.text)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -156,7 +156,7 @@ func TestEverySourceOfSecretsCountsInItsOrder(t *testing.T) {
 			if tt.cred {
 				t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(credential))
 			}
-			cfg, err := parseConfig(args)
+			cfg, err := loadConfig(args)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,19 +170,19 @@ func TestEverySourceOfSecretsCountsInItsOrder(t *testing.T) {
 
 func TestASecretIsRequiredButForTheVersion(t *testing.T) {
 	for _, args := range [][]string{nil, {"-check"}, {"-seal=h:1"}, {"-open=x"}, {"-secret="}, {"-secret-file="}} {
-		msg := refusal(t, args...)
+		msg := refusedConfig(t, args...)
 		for _, source := range []string{"-secret-file", "GATEWAY_SECRET", "systemd"} {
 			if !strings.Contains(msg, source) {
 				t.Errorf("%q: %q does not name %s", args, msg, source)
 			}
 		}
 	}
-	if cfg, err := parseConfig([]string{"-version"}); err != nil || cfg.Action != actionVersion {
+	if cfg, err := loadConfig([]string{"-version"}); err != nil || cfg.Action != actionVersion {
 		t.Errorf("-version: %v", err)
 	}
 	// Units have credentials of other names too.
 	t.Setenv("CREDENTIALS_DIRECTORY", t.TempDir())
-	refusal(t)
+	refusedConfig(t)
 	configOf(t)
 }
 
@@ -200,12 +200,12 @@ func TestAFileOfSecretsThatIsOfNoUseIsAnError(t *testing.T) {
 		{"below a file", filepath.Join(file, "secret")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			msg := refusal(t, "-secret="+testSecret, "-secret-file="+tt.path)
+			msg := refusedConfig(t, "-secret="+testSecret, "-secret-file="+tt.path)
 			if !strings.Contains(msg, "-secret-file") || !strings.Contains(msg, tt.path) {
 				t.Errorf("%q does not name -secret-file and %s", msg, tt.path)
 			}
 			t.Setenv("GATEWAY_SECRET_FILE", tt.path)
-			if msg := refusal(t, "-secret="+testSecret); !strings.Contains(msg, tt.path) {
+			if msg := refusedConfig(t, "-secret="+testSecret); !strings.Contains(msg, tt.path) {
 				t.Errorf("%q does not name %s", msg, tt.path)
 			}
 		})
@@ -216,7 +216,7 @@ func TestAFileOfSecretsThatIsOfNoUseIsAnError(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Setenv("CREDENTIALS_DIRECTORY", tt.dir)
-			msg := refusal(t, "-secret="+testSecret)
+			msg := refusedConfig(t, "-secret="+testSecret)
 			if !strings.Contains(msg, "$CREDENTIALS_DIRECTORY") || !strings.Contains(msg, filepath.Join(tt.dir, "secret")) {
 				t.Errorf("%q does not name $CREDENTIALS_DIRECTORY and its file", msg)
 			}
@@ -236,7 +236,7 @@ func TestAnArgumentWithoutAFlagIsRefusedAndNotRepeated(t *testing.T) {
 		{"-", testSecret},
 		{testSecret, "-check"},
 	} {
-		if msg := refusal(t, args...); !strings.Contains(msg, "-name=value") || strings.Contains(msg, testSecret) {
+		if msg := refusedConfig(t, args...); !strings.Contains(msg, "-name=value") || strings.Contains(msg, testSecret) {
 			t.Errorf("%q: %q", args, msg)
 		}
 	}
@@ -264,14 +264,14 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 		{"-secret =" + secret},
 		{"-secret:" + "=" + secret},
 	} {
-		if msg := refusal(t, args...); strings.Contains(msg, secret) {
+		if msg := refusedConfig(t, args...); strings.Contains(msg, secret) {
 			t.Errorf("%q: %q holds the secret", args, msg)
 		}
 	}
 	t.Setenv("GATEWAY_SECRET", secret)
 	t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(tempFile(t, "secret", secret)))
 	for _, args := range [][]string{{"-retry=0"}, {"-secret-file=" + empty}, {"-unknown"}, {"x"}} {
-		if msg := refusal(t, args...); strings.Contains(msg, secret) {
+		if msg := refusedConfig(t, args...); strings.Contains(msg, secret) {
 			t.Errorf("%q: %q holds the secret of the environment", args, msg)
 		}
 	}
@@ -322,7 +322,7 @@ func TestWhatIsUnwiseIsWarnedAbout(t *testing.T) {
 		{[]string{"-secret=" + long, "-pprof=game.example:6060"}, []string{"-pprof "}},
 		{[]string{"-secret=x", "-pprof=:6060"}, []string{"secret 1 of 1 is short", "-pprof "}},
 	} {
-		cfg, err := parseConfig(tt.args)
+		cfg, err := loadConfig(tt.args)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -384,7 +384,7 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 
 func TestNoErrorOfSyntaxHoldsASecret(t *testing.T) {
 	for _, arg := range []string{"---secret=hush-hush", "-=hush-hush", "--=hush-hush"} {
-		if msg := refusal(t, arg); strings.Contains(msg, "hush") {
+		if msg := refusedConfig(t, arg); strings.Contains(msg, "hush") {
 			t.Errorf("%s: %q", arg, msg)
 		}
 	}

@@ -150,7 +150,7 @@ func referenceIsRoute(s string) bool {
 }
 
 // referenceOpen returns the route in a line, or "" and the reason.
-func referenceOpen(line string, kdfs []kdf, secrets ...string) (string, openError) {
+func referenceOpen(line string, kdfs []kdf, secrets ...string) (string, *refusal) {
 	raw, err := base64.StdEncoding.DecodeString(line)
 	if err != nil || base64.StdEncoding.EncodeToString(raw) != line {
 		return "", errBadBase64
@@ -164,7 +164,7 @@ func referenceOpen(line string, kdfs []kdf, secrets ...string) (string, openErro
 		for _, secret := range secrets {
 			text, ok := referenceUnpad(referenceDecrypt(referenceKey(k, secret, raw[8:16]), rest))
 			if ok && referenceIsRoute(text) {
-				return text, ""
+				return text, nil
 			}
 			if ok {
 				reason = errBadAddress
@@ -255,9 +255,9 @@ func FuzzOpenAgreesWithAnIndependentDecryption(f *testing.F) {
 			want, wantErr := referenceOpen(line, kdfs, secrets...)
 			addr, err := keys.open(t.Context(), []byte(line))
 			switch {
-			case wantErr != "" && (err != wantErr || addr.String() != ""):
+			case wantErr != nil && (err != wantErr || addr.String() != ""):
 				t.Errorf("open(%q) = %v, %v; want %v", line, addr, err, wantErr)
-			case wantErr == "" && (err != nil || addr.String() != want):
+			case wantErr == nil && (err != nil || addr.String() != want):
 				t.Errorf("open(%q) = %v, %v; want %s", line, addr, err, want)
 			}
 		}

@@ -21,7 +21,7 @@ func TestDescriptorsAreDividedSoThatTheySuffice(t *testing.T) {
 func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 	certFile, keyFile, trusting := tlsFiles(t)
 	g := startConfigured(t, func(cfg *Config) { cfg.TLSCert, cfg.TLSKey = certFile, keyFile },
-		func(g *Gateway) { g.loops.maxConns = 2 })
+		func(g *Gateway) { g.loops.crew.maxConns = 2 })
 	ls := g.loops
 
 	web := connect(t, g.addr)
@@ -30,11 +30,11 @@ func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 	inside := tls.Client(connect(t, g.addr), trusting)
 	send(t, inside, sealed(t, startEcho(t)))
 	expect(t, inside, "200")
-	if !ls.full() {
+	if !ls.crew.full() {
 		t.Error("an HTTP client and a tunnel over TLS count for less than two connections")
 	}
 	for _, c := range []net.Conn{web, inside} {
 		c.Close()
 	}
-	eventually(t, "both are gone", func() bool { return ls.away.Load() == 0 && !ls.full() })
+	eventually(t, "both are gone", func() bool { return ls.crew.away.Load() == 0 && !ls.crew.full() })
 }

@@ -6,28 +6,17 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 	"time"
 
 	"gateway/internal/address"
 	"gateway/internal/kcp"
+	"gateway/internal/layer"
 )
 
-// dialer turns an opened address into a connected backend. Its methods are
-// safe for concurrent use.
+// dialer turns an opened address into a connected backend, for who can wait. Its
+// methods are safe for concurrent use.
 type dialer struct {
-	// attempts is how often a dial is tried in all, at least once. Only a
-	// time-out is tried again: who refuses now will refuse at once again.
-	attempts int
-	// timeout bounds one attempt, the name lookup and all addresses of the
-	// name included.
-	timeout time.Duration
-	// permit is asked for each address right before it is dialed, so that no
-	// name leads where a literal may not.
-	permit func(netip.AddrPort) error
-	// permitBroadcast is permit's other half, see frontend; nil permits.
-	permitBroadcast func(netip.AddrPort) error
 	// kcp dials backends whose scheme is kcp.
 	kcp *kcp.Transport
 	// resolver looks up names; *net.Resolver is one.
@@ -38,8 +27,8 @@ type dialer struct {
 	base net.Dialer
 }
 
-func newDialer(cfg *Config, permit func(netip.AddrPort) error) *dialer {
-	d := &dialer{attempts: cfg.Retry, timeout: cfg.Timeout, permit: permit}
+func newDialer(cfg *Config) *dialer {
+	d := &dialer{kcp: cfg.kcp}
 	d.base.KeepAlive, d.base.KeepAliveConfig = cfg.keepalive()
 	d.base.Control = func(_, _ string, c syscall.RawConn) error {
 		return cfg.liveness().SetUserTimeout(c)
@@ -47,49 +36,48 @@ func newDialer(cfg *Config, permit func(netip.AddrPort) error) *dialer {
 	return d
 }
 
-// dialError is why a backend could not be reached.
-type dialError struct {
-	status status
-	reason string // one word for the log
-	err    error
-}
-
-// blamesBackend tells whether the backend, and nobody else, is why.
-func (e *dialError) blamesBackend() bool {
-	switch e.reason {
-	case "timeout", "refused", "unreachable", "connect_failed", "unknown_host", "lookup_failed":
-		return true
+// connect dials the backends of a route until one answers; see upstream.retry
+// for which. The caller closes the connection. Every error is a *refusal, but
+// for the cause of a ctx that ends.
+func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream, route address.Route) (net.Conn, error) {
+	if err := u.choose(ctx, r, s, route); err != nil {
+		return nil, err
 	}
-	return false
+	for {
+		backend, err := d.dial(ctx, r, u.backend)
+		if err == nil {
+			u.connected()
+			if !u.backend.IP.IsValid() {
+				dialed := layer.AddrPort(backend.RemoteAddr())
+				u.dialed = &dialed
+			}
+			return backend, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		why := dialFailure(err)
+		if !u.retry(s, why) {
+			return nil, why
+		}
+	}
 }
-
-func (e *dialError) Error() string { return e.err.Error() }
-func (e *dialError) Unwrap() error { return e.err }
-
-// Why a connection ended before its dial did. Nobody waits for an answer.
-var (
-	errClientGone = &dialError{"", "client_gone", errors.New("the client broke the connection while its backend was dialed")}
-	errShutdown   = &dialError{"", "shutdown", errors.New("the gateway ended")}
-	errNoTarget   = &dialError{statusBadGateway, "no_target", errors.New("the service has no targets")}
-	errInternal   = &dialError{"", "internal", errors.New("a bug or a failure of the gateway itself; the log says more")}
-)
 
 // dial connects to addr, once: it tries each IP address of a name in turn, all
-// within one timeout. The caller closes the connection. Every error is a
-// *dialError. Cancelling ctx ends the dial at once, with ctx's cause.
-func (d *dialer) dial(ctx context.Context, addr address.Address) (net.Conn, error) {
-	conn, err := d.dialEach(ctx, addr)
+// within one timeout. Cancelling ctx ends it at once, with ctx's cause.
+func (d *dialer) dial(ctx context.Context, r *rules, addr address.Address) (net.Conn, error) {
+	conn, err := d.dialEach(ctx, r, addr)
 	switch {
 	case err == nil:
 		return conn, nil
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	}
-	return nil, classify(err)
+	return nil, dialFailure(err)
 }
 
-func (d *dialer) dialEach(ctx context.Context, addr address.Address) (net.Conn, error) {
-	deadline := time.Now().Add(d.timeout)
+func (d *dialer) dialEach(ctx context.Context, r *rules, addr address.Address) (net.Conn, error) {
+	deadline := time.Now().Add(r.timeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 
@@ -102,16 +90,18 @@ func (d *dialer) dialEach(ctx context.Context, addr address.Address) (net.Conn, 
 	}
 	left := 0 // that are to be dialed
 	for _, ip := range ips {
-		if d.permit(netip.AddrPortFrom(ip.Unmap(), addr.Port)) == nil {
+		if r.permit(netip.AddrPortFrom(ip.Unmap(), addr.Port)) == nil {
 			left++
 		}
 	}
 	var firstErr, denied error
 	for _, ip := range ips {
 		to := netip.AddrPortFrom(ip.Unmap(), addr.Port)
-		err := d.permit(to)
+		// Asked for each address right before it is dialed, so that no name leads
+		// where a literal may not.
+		err := r.permit(to)
 		if err == nil && addr.Scheme == "kcp" {
-			err = d.notBroadcast(to)
+			err = r.permitBroadcast(to)
 		}
 		if err != nil {
 			denied = err
@@ -122,18 +112,18 @@ func (d *dialer) dialEach(ctx context.Context, addr address.Address) (net.Conn, 
 		now := time.Now()
 		share := deadline.Sub(now) / time.Duration(max(left, 1))
 		left--
-		conn, err := d.connect(ctx, addr.Scheme, to, now.Add(share))
+		conn, err := d.dialOne(ctx, addr.Scheme, to, now.Add(share))
 		if err == nil {
 			return conn, nil
 		}
 		if mayBeBroadcast(err) {
-			if derr := d.notBroadcast(to); derr != nil {
+			if derr := r.permitBroadcast(to); derr != nil {
 				denied = derr
 				continue
 			}
 		}
 		// A time-out tells more than a refusal: trying again may help.
-		if firstErr == nil || isTimeout(err) && !isTimeout(firstErr) {
+		if firstErr == nil || layer.IsTimeout(err) && !layer.IsTimeout(firstErr) {
 			firstErr = err
 		}
 	}
@@ -146,8 +136,8 @@ func (d *dialer) dialEach(ctx context.Context, addr address.Address) (net.Conn, 
 	return nil, firstErr
 }
 
-// connect dials one IP address until a deadline.
-func (d *dialer) connect(ctx context.Context, scheme string, to netip.AddrPort, deadline time.Time) (net.Conn, error) {
+// dialOne dials one IP address until a deadline.
+func (d *dialer) dialOne(ctx context.Context, scheme string, to netip.AddrPort, deadline time.Time) (net.Conn, error) {
 	if scheme != "kcp" {
 		nd := d.base
 		nd.Deadline = deadline
@@ -162,47 +152,8 @@ func (d *dialer) connect(ctx context.Context, scheme string, to netip.AddrPort, 
 	return conn, nil
 }
 
-func (d *dialer) notBroadcast(to netip.AddrPort) error {
-	if d.permitBroadcast == nil {
-		return nil
-	}
-	return d.permitBroadcast(to)
-}
-
 // mayBeBroadcast tells whether this is how a kernel refuses to connect TCP to a
 // network's broadcast address.
 func mayBeBroadcast(err error) bool {
 	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EACCES)
-}
-
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
-}
-
-// classify gives a failed dial its status and its word in the log.
-func classify(err error) *dialError {
-	if de, ok := err.(*dialError); ok {
-		return de
-	}
-	if isTimeout(err) {
-		return &dialError{statusGatewayTimeout, "timeout", err}
-	}
-	reason := "connect_failed"
-	var dnsErr *net.DNSError
-	switch {
-	case errors.As(err, &dnsErr) && dnsErr.IsNotFound:
-		reason = "unknown_host"
-	case errors.As(err, &dnsErr):
-		reason = "lookup_failed"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		reason = "refused"
-	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
-		reason = "unreachable"
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		reason = "no_descriptors"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		reason = "no_local_port"
-	}
-	return &dialError{statusBadGateway, reason, err}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"gateway/internal/handshake"
 	"net"
 	"net/netip"
 	"testing"
@@ -72,7 +73,8 @@ func TestTheAddressesOfANameShareOneAttemptsTime(t *testing.T) {
 		"\x03bad":  {"127.0.0.2", "127.0.0.2", "127.0.0.2"},
 		"\x04good": {"127.0.0.2", "127.0.0.3"},
 	}
-	d := &dialer{permit: everywhere, attempts: 1, timeout: 400 * time.Millisecond, resolver: resolver(t, func(q []byte) []byte {
+	r := anywhere(400 * time.Millisecond)
+	d := &dialer{resolver: resolver(t, func(q []byte) []byte {
 		for name, addrs := range names {
 			if string(q[12:12+len(name)]) == name {
 				return answer(q, noError, addrs...)
@@ -83,9 +85,9 @@ func TestTheAddressesOfANameShareOneAttemptsTime(t *testing.T) {
 	addr := parseAddr(t, "bad.test:1")
 	addr.Port = hole.Port()
 	start := time.Now()
-	_, err := d.dial(context.Background(), addr)
-	if took := time.Since(start); statusOf(err) != statusGatewayTimeout || took > 2*d.timeout {
-		t.Errorf("%v after %v, want 504 after %v", err, took, d.timeout)
+	_, err := d.dial(context.Background(), r, addr)
+	if took := time.Since(start); statusOf(err) != handshake.GatewayTimeout || took > 2*r.timeout {
+		t.Errorf("%v after %v, want 504 after %v", err, took, r.timeout)
 	}
 
 	ln, err := net.Listen("tcp4", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.3"), hole.Port()).String())
@@ -94,7 +96,7 @@ func TestTheAddressesOfANameShareOneAttemptsTime(t *testing.T) {
 	}
 	defer ln.Close()
 	addr.Host = "good.test"
-	conn, err := d.dial(context.Background(), addr)
+	conn, err := d.dial(context.Background(), r, addr)
 	if err != nil {
 		t.Fatalf("one silent address took the time of the next: %v", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/handshake"
 	"gateway/internal/policy"
 )
 
@@ -90,7 +91,7 @@ func TestDialErrorsHaveTheirStatusAndReason(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		err    error
-		status status
+		status handshake.Status
 		reason string
 	}{
 		{op(syscall.ECONNREFUSED), "502", "refused"},
@@ -108,7 +109,7 @@ func TestDialErrorsHaveTheirStatusAndReason(t *testing.T) {
 		{&net.DNSError{IsTimeout: true}, "504", "timeout"},
 		{errors.New("anything"), "502", "connect_failed"},
 	} {
-		if got := classify(tt.err); got.status != tt.status || got.reason != tt.reason {
+		if got := dialFailure(tt.err); got.status != tt.status || got.reason != tt.reason {
 			t.Errorf("%v: %s %s, want %s %s", tt.err, got.status, got.reason, tt.status, tt.reason)
 		}
 	}
@@ -120,12 +121,12 @@ func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
 		t.Skip("no 127.0.0.3 here: ", err)
 	}
 	defer ln.Close()
-	d := &dialer{permit: everywhere, attempts: 1, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+	d := &dialer{resolver: resolver(t, func(q []byte) []byte {
 		return answer(q, noError, "127.0.0.2", "127.0.0.3")
 	})}
 	addr := parseAddr(t, "game.test:1")
 	addr.Port = netip.MustParseAddrPort(ln.Addr().String()).Port()
-	conn, err := d.dial(context.Background(), addr)
+	conn, err := d.dial(context.Background(), anywhere(patience), addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,11 +137,11 @@ func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
 }
 
 func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
-	d := &dialer{permit: everywhere, attempts: 3, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+	d := &dialer{resolver: resolver(t, func(q []byte) []byte {
 		return answer(q, serverFail)
 	})}
-	_, err := d.dial(context.Background(), parseAddr(t, "game.test:1"))
-	if statusOf(err) != statusBadGateway {
+	_, err := d.dial(context.Background(), anywhere(patience), parseAddr(t, "game.test:1"))
+	if statusOf(err) != handshake.BadGateway {
 		t.Errorf("%s (%v), want 502", statusOf(err), err)
 	}
 }
@@ -148,12 +149,12 @@ func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
 func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 	const timeout, attempts = 150 * time.Millisecond, 3
 	g := startGateway(t, func(g *Gateway) {
-		g.dialer.attempts, g.dialer.timeout = attempts, timeout
+		g.rules.Load().attempts, g.rules.Load().timeout = attempts, timeout
 		g.dialer.resolver = resolver(t, func([]byte) []byte { return nil })
 	})
 	start := time.Now()
-	_, err := g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
-	if statusOf(err) != statusGatewayTimeout {
+	_, err := g.dialer.connect(context.Background(), g.rules.Load(), &session{}, &upstream{}, parseRoute(t, "game.test:1"))
+	if statusOf(err) != handshake.GatewayTimeout {
 		t.Errorf("%s (%v), want 504", statusOf(err), err)
 	}
 	if took := time.Since(start); took < attempts*timeout || took > attempts*timeout+2*time.Second {
@@ -164,7 +165,7 @@ func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 func TestARefusalIsNotTriedAgain(t *testing.T) {
 	asked := 0
 	g := startGateway(t, func(g *Gateway) {
-		g.dialer.attempts = 5
+		g.rules.Load().attempts = 5
 		g.dialer.resolver = resolver(t, func(q []byte) []byte {
 			if q[len(q)-1] == 1 {
 				asked++
@@ -172,14 +173,19 @@ func TestARefusalIsNotTriedAgain(t *testing.T) {
 			return answer(q, noSuchName)
 		})
 	})
-	g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
+	g.dialer.connect(context.Background(), g.rules.Load(), &session{}, &upstream{}, parseRoute(t, "game.test:1"))
 	first := asked
 	asked = 0
-	g.dialer.attempts = 1
-	g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
+	g.rules.Load().attempts = 1
+	g.dialer.connect(context.Background(), g.rules.Load(), &session{}, &upstream{}, parseRoute(t, "game.test:1"))
 	if first != asked {
 		t.Errorf("%d queries with 5 attempts, %d with 1", first, asked)
 	}
+}
+
+// anywhere are rules that permit what is usual, for one attempt.
+func anywhere(timeout time.Duration) *rules {
+	return &rules{policy: policy.New(nil, nil), attempts: 1, timeout: timeout}
 }
 
 type fixedNames []netip.Addr
@@ -187,7 +193,7 @@ type fixedNames []netip.Addr
 func (n fixedNames) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) { return n, nil }
 
 func TestTheLastAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
-	d := &dialer{attempts: 1, timeout: time.Hour, permit: everywhere}
+	d := &dialer{}
 	// Nobody listens on the first three, and they refuse at once.
 	d.resolver = fixedNames{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3"),
 		netip.MustParseAddr("127.0.0.4"), netip.MustParseAddr("127.0.0.1")}
@@ -198,7 +204,7 @@ func TestTheLastAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
 		return nil
 	}
 	addr, _ := address.Parse("several.test:" + portOf(startEcho(t)))
-	c, err := d.dial(t.Context(), addr)
+	c, err := d.dial(t.Context(), anywhere(time.Hour), addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,12 +215,13 @@ func TestTheLastAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
 }
 
 func TestDeniedAddressesTakeNoTimeFromTheOthers(t *testing.T) {
-	d := &dialer{attempts: 1, timeout: time.Hour, permit: func(ap netip.AddrPort) error {
-		if ap.Addr().IsLoopback() {
-			return nil
-		}
-		return &dialError{statusBadGateway, "denied", policy.ErrDenied}
-	}}
+	r := anywhere(time.Hour)
+	loopback, err := policy.ParseRule("127.0.0.0/8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.policy = policy.New([]policy.Rule{loopback}, nil)
+	d := &dialer{}
 	d.resolver = fixedNames(slices.Concat([]netip.Addr{netip.MustParseAddr("127.0.0.1")},
 		slices.Repeat([]netip.Addr{netip.MustParseAddr("192.0.2.1")}, 99)))
 	var share time.Duration
@@ -225,7 +232,7 @@ func TestDeniedAddressesTakeNoTimeFromTheOthers(t *testing.T) {
 		return nil
 	}
 	addr, _ := address.Parse("several.test:" + portOf(startEcho(t)))
-	c, err := d.dial(ctx, addr)
+	c, err := d.dial(ctx, r, addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,6 @@ const (
 
 var (
 	eventually          = harness.Eventually
-	needSignals         = harness.NeedSignals
 	startBackend        = harness.StartBackend
 	startEcho           = harness.StartEcho
 	startBackendProcess = harness.StartBackendProcess
@@ -136,7 +135,10 @@ func startConfigured(t testing.TB, configure func(*Config), tweak func(*Gateway)
 	if configure != nil {
 		configure(cfg)
 	}
-	var err error
+	err := cfg.load(log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if tg.Gateway, err = NewGateway(cfg, log); err != nil {
 		t.Fatal(err)
 	}

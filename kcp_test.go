@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"gateway/internal/layer"
 	"io"
 	"net"
 	"sync"
@@ -30,11 +31,11 @@ func startKCP(t testing.TB, configure func(*Config)) *kcpGateway {
 		}
 		cfg = c
 	}, nil)}
-	ln, err := cfg.listenKCP()
+	ln, err := listenKCP(cfg, cfg.KCP)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.kcpListener, g.kcp = ln.(kcpListener), fmt.Sprint("127.0.0.1:", addrPort(ln.Addr()).Port())
+	g.kcpListener, g.kcp = ln.(kcpListener), fmt.Sprint("127.0.0.1:", layer.AddrPort(ln.Addr()).Port())
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(ln) }()
 	t.Cleanup(func() {
@@ -134,7 +135,7 @@ func kcpEcho(s *kcpgo.UDPSession) { io.Copy(s, s) }
 func TestAKCPSessionThatBeginsWhenTunnelsAreCutDoesNotLinger(t *testing.T) {
 	backend := startEcho(t)
 	g := startKCP(t, nil)
-	g.streams.close()
+	g.relay.Close()
 	c, err := net.Dial("udp", g.kcp)
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 func pauseAll(t testing.TB, g *testGateway, delay time.Duration) {
 	for _, l := range g.loops.all {
 		inLoop(t, l, func() {
-			l.tick()
+			l.reactor.tick()
 			sl := l.listeners[0]
 			sl.pace.delay = delay / 2 // the next is twice that
 			l.pause(sl, unix.EMFILE)
@@ -149,7 +149,7 @@ func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T)
 	open := openTunnel(t, g.addr, backend)
 	l := g.loops.all[0]
 	inLoop(t, l, func() {
-		l.tick()
+		l.reactor.tick()
 		l.pause(l.listeners[0], unix.EMFILE)
 	})
 	queued := connect(t, g.addr)
@@ -179,9 +179,9 @@ func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
 	c := connect(t, g.addr) // the listener's event
 	go g.Shutdown(context.Background())
 	eventually(t, "the loop is told to stop accepting", func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.inbox) > 0
+		l.reactor.mu.Lock()
+		defer l.reactor.mu.Unlock()
+		return len(l.reactor.inbox) > 0
 	})
 	release()
 	waitRefused(t, g.addr)

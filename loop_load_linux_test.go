@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"gateway/internal/balance"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"strings"
@@ -12,6 +10,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/balance"
+	"gateway/internal/harness"
+	"gateway/internal/relay"
 )
 
 // splice(2) stops at urgent data for good: what stood behind it was once left
@@ -65,8 +67,8 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 
 		release := hold(t, l)
 		close(begin)
-		for _, s := range l.table { // held, it looks away
-			if s.state == stateOpen && s.session.backend.String() == backend {
+		for _, s := range l.slots { // held, it looks away
+			if s.state == stateOpen && s.upstream.backend.String() == backend {
 				eventually(t, "much can be read", func() bool {
 					n, err := unix.IoctlGetInt(int(s.sockets[backendSide].fd), unix.TIOCINQ)
 					return err == nil && n >= 32<<10
@@ -79,10 +81,10 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 		// before bulk has its turn.
 		var events, portion int64
 		done := make(chan struct{})
-		l.send(func() {
+		l.reactor.post(func() {
 			events = l.copied
 			so := l.totalCopied.Load() + l.copied
-			l.send(func() { portion = l.totalCopied.Load() - so; close(done) })
+			l.reactor.post(func() { portion = l.totalCopied.Load() - so; close(done) })
 		})
 		release()
 		inTime(t, done, "the loop does not go on")
@@ -101,7 +103,7 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 
 func TestAHostThatIsGoneIsATimeOutWhateverTheNetworkSays(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH} {
-		if how := howOf(&net.OpError{Op: "read", Err: errno}); how != howTimeout {
+		if how := relay.HowOf(&net.OpError{Op: "read", Err: errno}); how != relay.Timeout {
 			t.Errorf("%v is logged as %q", strings.ToLower(errno.Error()), how)
 		}
 	}
@@ -121,17 +123,11 @@ func TestThousandsOfTunnelsLeaveLoopsAsGoodAsNew(t *testing.T) {
 // A bug in the account of a tunnel does not keep its target busy for ever.
 func TestABugInAnAccountReleasesTheTarget(t *testing.T) {
 	for _, loops := range []int{3, -1} {
-		bug := func(*session, tunnelEnd) { panic("a bug") }
+		var bug accountBug
+		bug.on.Store(true)
 		g := startConfigured(t, func(cfg *Config) {
 			cfg.Loops, cfg.Balance = loops, balance.LeastConn
-		}, func(g *Gateway) {
-			g.streams.account = bug
-			if g.loops != nil {
-				for _, l := range g.loops.all {
-					inLoop(t, l, func() { l.account = bug })
-				}
-			}
-		})
+		}, bug.into)
 		a, b := harness.StartGreeter(t, "a"), harness.StartGreeter(t, "b")
 		route := a + "," + b
 		group := occupy(t, g, route)

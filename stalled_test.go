@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/tls"
+	"gateway/internal/layer"
 	"io"
 	"net"
 	"runtime"
@@ -72,8 +73,8 @@ func TestAResetReachesABackendThatDoesNotRead(t *testing.T) {
 				send(t, c, frameHead(binaryFrame, 16<<20, 0x80)+"mask") // the largest message
 			}
 			fill(c)
-			resetOnClose(c)
-			socketOf(c).Close()
+			layer.ResetOnClose(c)
+			layer.Socket(c).Close()
 			line := g.log.waitLine(t, "tunnel", 1)
 			if line["ended_by"] != "client" || line["how"] != "reset" {
 				t.Errorf("logged as %v", line)
@@ -100,8 +101,8 @@ func TestTheBodyOfAClientThatIsGoneEndsBeforeABackendThatDoesNotRead(t *testing.
 			send(t, c, "POST / HTTP/1.1\r\nHost: game.test\r\nContent-Length: 1000000000\r\nX-Cipher-Origin: "+
 				strings.TrimSpace(sealed(t, backend))+"\r\n\r\n")
 			fill(c)
-			resetOnClose(c)
-			socketOf(c).Close()
+			layer.ResetOnClose(c)
+			layer.Socket(c).Close()
 			line := g.log.waitLine(t, "request", 1)
 			if line["status"] != 0.0 || line["reason"] != "client_gone" {
 				t.Errorf("logged as %v", line)

@@ -25,9 +25,9 @@ import (
 
 func TestTheReadmesListEveryStatus(t *testing.T) {
 	var want []string
-	inspectSource(t, ".", func(n ast.Node) bool {
+	inspectSource(t, "internal/handshake", func(n ast.Node) bool {
 		if spec, ok := n.(*ast.ValueSpec); ok {
-			if kind, ok := spec.Type.(*ast.Ident); ok && kind.Name == "status" {
+			if kind, ok := spec.Type.(*ast.Ident); ok && kind.Name == "Status" {
 				want = append(want, literals(spec.Values...)...)
 			}
 		}
@@ -100,8 +100,8 @@ func literals(exprs ...ast.Expr) (words []string) {
 	return words
 }
 
-// reasonsInSource returns the words that the log may have as a reason, sorted:
-// the constants of the error types and the literal reasons of dialError.
+// reasonsInSource returns the words that the log may have as a reason, sorted: the
+// literal reasons of a refusal, and what the functions that make one are given.
 func reasonsInSource(t *testing.T) []string {
 	found := make(map[string]bool)
 	add := func(exprs ...ast.Expr) {
@@ -115,13 +115,20 @@ func reasonsInSource(t *testing.T) []string {
 	}
 	inspectSource(t, ".", func(n ast.Node) bool {
 		switch n := n.(type) {
-		case *ast.ValueSpec:
-			if isIdent(n.Type, "requestError", "openError") {
-				add(n.Values...)
+		case *ast.CallExpr:
+			if isIdent(n.Fun, "badRequest", "unauthorized") {
+				add(n.Args...)
 			}
 		case *ast.CompositeLit:
-			if isIdent(n.Type, "dialError") && len(n.Elts) > 1 {
-				add(n.Elts[1])
+			if !isIdent(n.Type, "refusal") {
+				break
+			}
+			for i, elt := range n.Elts {
+				if kv, ok := elt.(*ast.KeyValueExpr); ok && isIdent(kv.Key, "reason") {
+					add(kv.Value)
+				} else if !ok && i == 1 { // the second field
+					add(elt)
+				}
 			}
 		case *ast.AssignStmt:
 			if isIdent(n.Lhs[0], "reason") {

@@ -62,6 +62,7 @@ func (w *wayIn) crowd(t testing.TB, route string, n int, from func(i int) string
 }
 
 func TestFirstTakesThemInOrder(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, nil, func(t *testing.T, w *wayIn) {
 		all := startTargets(t, "abc")
 		route := all[2].addr + "," + all[0].addr + "*256," + all[1].addr // weights say nothing here
@@ -72,6 +73,7 @@ func TestFirstTakesThemInOrder(t *testing.T) {
 }
 
 func TestRoundRobinIsSmooth(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, []string{"-balance=roundrobin"}, func(t *testing.T, w *wayIn) {
 		all := startTargets(t, "abc")
 		a, b, c := all[0].addr, all[1].addr, all[2].addr
@@ -93,6 +95,7 @@ func TestRoundRobinIsSmooth(t *testing.T) {
 
 // The gateway tells its loops and goroutines apart no more than its clients.
 func TestClientsAreSharedOutByWeight(t *testing.T) {
+	t.Parallel()
 	const n = 700
 	weights := map[string]float64{"a": 5, "b": 1, "c": 1}
 	for algorithm, from := range map[string]func(i int) string{
@@ -101,7 +104,7 @@ func TestClientsAreSharedOutByWeight(t *testing.T) {
 		"source":     func(i int) string { return fmt.Sprintf("127.1.%d.%d", i>>8, i&255) },
 	} {
 		t.Run(algorithm, func(t *testing.T) {
-			most := 3 // entrances
+			most := 3 // ways in
 			if algorithm != "roundrobin" {
 				most = 1
 			}
@@ -139,6 +142,7 @@ func needSources(t testing.TB) {
 }
 
 func TestLeastConnEvensOutLiveTunnels(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, []string{"-balance=leastconn"}, func(t *testing.T, w *wayIn) {
 		all := startTargets(t, "abc")
 		route := all[0].addr + "*5," + all[1].addr + "," + all[2].addr
@@ -227,6 +231,7 @@ func (w *wayIn) wantIdle(t testing.TB, route, second string) {
 
 // Whatever ends a tunnel, its target has one less.
 func TestLeastConnForgetsATunnelHoweverItEnds(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, []string{"-balance=leastconn"}, func(t *testing.T, w *wayIn) {
 		a, b := startTarget(t, "a"), startTarget(t, "b")
 		route := routeTo(a, b)
@@ -243,6 +248,7 @@ func TestLeastConnForgetsATunnelHoweverItEnds(t *testing.T) {
 }
 
 func TestLeastConnForgetsASilentTunnelThatIsCut(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, []string{"-balance=leastconn", "-idle-timeout=3s"}, func(t *testing.T, w *wayIn) {
 		a, b := startTarget(t, "a"), startTarget(t, "b")
 		route := routeTo(a, b)
@@ -269,6 +275,7 @@ func TestLeastConnForgetsASilentTunnelThatIsCut(t *testing.T) {
 // A dial counts as long as it lasts. One that is refused makes the target one
 // that is skipped, for a second.
 func TestLeastConnForgetsADialThatIsRefused(t *testing.T) {
+	t.Parallel()
 	onSomeWaysIn(t, 2, []string{"-balance=leastconn"}, func(t *testing.T, w *wayIn) {
 		a, b := startTarget(t, "a"), startTarget(t, "b")
 		route := routeTo(a, b)
@@ -283,6 +290,7 @@ func TestLeastConnForgetsADialThatIsRefused(t *testing.T) {
 }
 
 func TestSourceSendsAClientToTheSameTargetThroughAnyGateway(t *testing.T) {
+	t.Parallel()
 	needSources(t)
 	targets := startTargets(t, "abcde")
 	route := routeTo(targets...)
@@ -322,6 +330,7 @@ func TestSourceSendsAClientToTheSameTargetThroughAnyGateway(t *testing.T) {
 }
 
 func TestSourceMovesOnlyTheClientsOfADeadTarget(t *testing.T) {
+	t.Parallel()
 	needSources(t)
 	onSomeWaysIn(t, 3, []string{"-balance=source"}, func(t *testing.T, w *wayIn) {
 		const clients = 40
@@ -352,6 +361,7 @@ func TestSourceMovesOnlyTheClientsOfADeadTarget(t *testing.T) {
 
 // It is the client's address that counts, not that of the proxy in front.
 func TestSourceBelievesTrustedProxies(t *testing.T) {
+	t.Parallel()
 	needSources(t)
 	onEachWayIn(t, []string{"-balance=source", "-trusted-proxies=127.0.0.1/32"}, func(t *testing.T, w *wayIn) {
 		addr, line := w.enter(t, routeTo(startTargets(t, "abcde")...))

@@ -1,7 +1,6 @@
 package backends
 
 import (
-	"gateway/internal/harness"
 	"net"
 	"os"
 	"os/exec"
@@ -9,6 +8,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/harness"
 )
 
 // Services of a real DNS server: dnsmasq as distributions ship it. make
@@ -40,10 +41,11 @@ func startDnsmasq(t *testing.T, addr string, records ...string) (stop func()) {
 }
 
 func TestDnsmasqIsKilledAndRestarted(t *testing.T) {
+	t.Parallel()
 	bothAtOnce(t, func(t *testing.T, way string) {
 		all := startTargets(t, "abc")
 		port := func(i int) string { return harness.PortOf(all[i].addr) }
-		addr := freeUDP(t)
+		addr := harness.ClosedPort(t)
 		stop := startDnsmasq(t, addr,
 			"--srv-host="+game+",a.test,"+port(0)+",10,2", "--srv-host="+game+",b.test,"+port(1)+",10,1",
 			"--srv-host="+game+",c.test,"+port(2)+",20,0",

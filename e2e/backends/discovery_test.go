@@ -2,7 +2,6 @@ package backends
 
 import (
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"math"
 	"net"
@@ -11,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // Targets that DNS lists, by a server of the test.
@@ -38,6 +39,7 @@ func player(t testing.TB, gateway string) string {
 }
 
 func TestAPriorityComesAfterAllBetterOnes(t *testing.T) {
+	t.Parallel()
 	bothAtOnce(t, func(t *testing.T, way string) {
 		all := startTargets(t, "abc")
 		a, b, spare := all[0], all[1], all[2]
@@ -70,6 +72,7 @@ func TestAPriorityComesAfterAllBetterOnes(t *testing.T) {
 
 // RFC 2782: without an order of its own, one of a priority is drawn by weight.
 func TestFirstDrawsByTheWeightsOfDNS(t *testing.T) {
+	t.Parallel()
 	const n, share = 300, .75
 	all := startTargets(t, "abc")
 	z := &zone{}
@@ -85,6 +88,7 @@ func TestFirstDrawsByTheWeightsOfDNS(t *testing.T) {
 }
 
 func TestTargetsComeAndGoWithTheirRecords(t *testing.T) {
+	t.Parallel()
 	bothAtOnce(t, func(t *testing.T, way string) {
 		all := startTargets(t, "abc")
 		z := &zone{}
@@ -111,6 +115,7 @@ func TestTargetsComeAndGoWithTheirRecords(t *testing.T) {
 
 // A name server that is down takes nobody with it.
 func TestTheResolverIsKilledAndRestarted(t *testing.T) {
+	t.Parallel()
 	ways := []func(z *zone, stop func()){
 		func(_ *zone, stop func()) { stop() },
 		func(z *zone, _ func()) { z.change(func() { z.silent = true }) },
@@ -118,7 +123,7 @@ func TestTheResolverIsKilledAndRestarted(t *testing.T) {
 	}
 	atOnce(t, []string{"killed", "silent", "broken"}, func(t *testing.T, i int) {
 		all := startTargets(t, "ab")
-		z, addr := &zone{}, freeUDP(t)
+		z, addr := &zone{}, harness.ClosedPort(t)
 		stop := z.serve(t, addr)
 		z.say(t, srv(1, 1, all[0])...)
 		p := harness.Start(t, "-resolver="+addr)
@@ -147,6 +152,7 @@ func TestTheResolverIsKilledAndRestarted(t *testing.T) {
 }
 
 func TestWhatCannotBeLookedUpIsABadGatewayOrATimeout(t *testing.T) {
+	t.Parallel()
 	bothAtOnce(t, func(t *testing.T, way string) {
 		all := startTargets(t, "a")
 		a := all[0]
@@ -182,7 +188,7 @@ func TestWhatCannotBeLookedUpIsABadGatewayOrATimeout(t *testing.T) {
 				"a.test:80":           "504 timeout",
 				"a.test:80," + a.addr: "a",
 			}},
-			{"down", freeUDP(t), map[string]string{
+			{"down", harness.ClosedPort(t), map[string]string{
 				"srv:" + game: "502 lookup_failed",
 				"a.test:80":   "502 lookup_failed",
 			}},
@@ -215,6 +221,7 @@ func TestWhatCannotBeLookedUpIsABadGatewayOrATimeout(t *testing.T) {
 }
 
 func TestAClientThatResetsDuringTheLookupIsGone(t *testing.T) {
+	t.Parallel()
 	bothAtOnce(t, func(t *testing.T, way string) {
 		z := &zone{silent: true}
 		p := harness.Start(t, way, "-resolver="+z.start(t), "-resolver-timeout=1h", "-timeout=1h")
@@ -237,6 +244,7 @@ func TestAClientThatResetsDuringTheLookupIsGone(t *testing.T) {
 
 // Lookups of one name at one time are one lookup.
 func TestACrowdAsksOnce(t *testing.T) {
+	t.Parallel()
 	const clients = 50
 	harness.BothWays(t, func(t *testing.T, way string) {
 		a := startTarget(t, "a")
@@ -271,6 +279,7 @@ func TestACrowdAsksOnce(t *testing.T) {
 
 // A service may stand wherever a route may.
 func TestEveryKindOfClientFindsAService(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	b := startTarget(t, "b")
 	page, _ := startWebPage(t, "p")
@@ -315,6 +324,7 @@ var noRoutes = []string{
 }
 
 func TestWhatIsNoRouteIsUnauthorizedAndLooksNothingUp(t *testing.T) {
+	t.Parallel()
 	for _, way := range []string{"-loops=1", "-loops=-1"} {
 		z := &zone{}
 		g := harness.Start(t, way, "-resolver="+z.start(t))

@@ -3,12 +3,13 @@ package backends
 import (
 	"encoding/binary"
 	"fmt"
-	"gateway/internal/harness"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // A host that is gone does not refuse: connects to it get no answer at all.
@@ -57,7 +58,8 @@ func TestAfterATimeoutOnlyTheFirstPlayerWaits(t *testing.T) {
 }
 
 func TestTheLastAttemptDecidesTheStatus(t *testing.T) {
-	onSomeWaysIn(t, 3, []string{"-timeout=50ms"}, func(t *testing.T, w *wayIn) {
+	t.Parallel()
+	onSomeWaysIn(t, 3, []string{"-timeout=500ms"}, func(t *testing.T, w *wayIn) {
 		hole, dead := harness.Blackhole(t), harness.ClosedPort(t)
 		for i, tt := range []struct{ route, status, reason string }{
 			{hole + "," + dead, "502", "refused"},
@@ -78,7 +80,8 @@ func TestTheLastAttemptDecidesTheStatus(t *testing.T) {
 // -retry counts attempts in all. Beyond the number of targets, the round begins
 // anew with the first.
 func TestTimeoutsAreRetriedAsOftenAsConfigured(t *testing.T) {
-	const timeout, retry = 60 * time.Millisecond, 3
+	t.Parallel()
+	const timeout, retry = 500 * time.Millisecond, 3
 	onSomeWaysIn(t, 3, []string{"-timeout=" + timeout.String(), fmt.Sprint("-retry=", retry)}, func(t *testing.T, w *wayIn) {
 		hole, dead := harness.Blackhole(t), harness.ClosedPort(t)
 		for i, tt := range []struct {
@@ -105,6 +108,7 @@ func TestTimeoutsAreRetriedAsOftenAsConfigured(t *testing.T) {
 // A client that is gone does not get as far as the spare, and what it tried is
 // not to blame.
 func TestAClientThatResetsDuringFailoverEndsIt(t *testing.T) {
+	t.Parallel()
 	onSomeWaysIn(t, 3, []string{"-timeout=1h"}, func(t *testing.T, w *wayIn) {
 		spare := startTarget(t, "c")
 		hole := harness.Blackhole(t)
@@ -125,6 +129,7 @@ func TestAClientThatResetsDuringFailoverEndsIt(t *testing.T) {
 
 // A dial counts as a connection as long as it lasts, and no longer.
 func TestADialThatIsGivenUpIsReleased(t *testing.T) {
+	t.Parallel()
 	onSomeWaysIn(t, 3, []string{"-timeout=1h", "-balance=leastconn"}, func(t *testing.T, w *wayIn) {
 		hole, b := harness.Blackhole(t), startTarget(t, "b")
 		route := hole + "," + b.addr
@@ -139,7 +144,8 @@ func TestADialThatIsGivenUpIsReleased(t *testing.T) {
 		// The other one has a connection more now: of equals, two clients in a row
 		// would go to different ones.
 		harness.Eventually(t, "the dial is released", func() bool {
-			return w.goesTo(t, route, hole) && w.goesTo(t, route, hole)
+			first, second := w.goesTo(t, route, hole), w.goesTo(t, route, hole)
+			return first && second
 		})
 	})
 }

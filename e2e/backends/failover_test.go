@@ -3,7 +3,6 @@ package backends
 import (
 	"errors"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"slices"
@@ -12,12 +11,15 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // One address may stand for several servers. A client never learns that one of
 // them is dead.
 
 func TestOneOfThreeTargetsAliveIsEnough(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, nil, func(t *testing.T, w *wayIn) {
 		for alive := range 3 {
 			targets := startTargets(t, "abc")
@@ -44,6 +46,7 @@ func TestOneOfThreeTargetsAliveIsEnough(t *testing.T) {
 }
 
 func TestAPlayerWhoseServerDiedIsOnTheSpareAtOnce(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, nil, func(t *testing.T, w *wayIn) {
 		targets := startTargets(t, "ab")
 		route := routeTo(targets...)
@@ -66,6 +69,7 @@ func TestAPlayerWhoseServerDiedIsOnTheSpareAtOnce(t *testing.T) {
 }
 
 func TestATargetThatComesBackIsUsedAgain(t *testing.T) {
+	t.Parallel()
 	onSomeWaysIn(t, 3, nil, func(t *testing.T, w *wayIn) {
 		targets := startTargets(t, "abc")
 		route := routeTo(targets...)
@@ -88,6 +92,7 @@ func TestATargetThatComesBackIsUsedAgain(t *testing.T) {
 
 // To be skipped is to be tried last.
 func TestATargetThatComesBackIsUsedAtOnceIfAllWereDead(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, nil, func(t *testing.T, w *wayIn) {
 		targets := startTargets(t, "abc")
 		route := routeTo(targets...)
@@ -106,6 +111,7 @@ func TestATargetThatComesBackIsUsedAtOnceIfAllWereDead(t *testing.T) {
 // A second is as long as the shortest penalty: a visit that ends within one of
 // the moment before the failure was picked for while the target was skipped.
 func TestWhoFailedOneClientIsSkippedForAllOfTheText(t *testing.T) {
+	t.Parallel()
 	var names []string
 	for _, tt := range waysIn {
 		names = append(names, tt.name)
@@ -136,6 +142,7 @@ func TestWhoFailedOneClientIsSkippedForAllOfTheText(t *testing.T) {
 }
 
 func TestDeniedTargetsArePassedOver(t *testing.T) {
+	t.Parallel()
 	targets := startTargets(t, "abcd") // of all gateways here
 	a, b, c, d := targets[0], targets[1], targets[2], targets[3]
 	c.kill()
@@ -163,6 +170,7 @@ func TestDeniedTargetsArePassedOver(t *testing.T) {
 
 // Only a time-out is tried again.
 func TestRefusalsAreNotRetriedBeyondTheTargets(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, []string{"-retry=1000"}, func(t *testing.T, w *wayIn) {
 		targets := startTargets(t, "ab")
 		for _, b := range targets {
@@ -174,6 +182,7 @@ func TestRefusalsAreNotRetriedBeyondTheTargets(t *testing.T) {
 
 // A client that breaks off while it is connected leaves nothing behind.
 func TestClientsThatBreakOffDuringFailoverLeaveNothing(t *testing.T) {
+	t.Parallel()
 	onEachWayIn(t, []string{"-balance=leastconn"}, func(t *testing.T, w *wayIn) {
 		targets := startTargets(t, "abcd")
 		route := routeTo(targets...)
@@ -230,6 +239,7 @@ func (w *wayIn) steady(t *testing.T, clients int, routes ...string) (served *ato
 }
 
 func TestNoClientSeesARollingRestart(t *testing.T) {
+	t.Parallel()
 	for _, algorithm := range []string{"first", "roundrobin"} {
 		t.Run(algorithm, func(t *testing.T) {
 			onEachWayIn(t, []string{"-balance=" + algorithm}, func(t *testing.T, w *wayIn) {
@@ -257,6 +267,7 @@ func TestNoClientSeesARollingRestart(t *testing.T) {
 
 // All loops and goroutines share what is known of targets.
 func TestManyClientsOfManyRoutesOverFlappingTargets(t *testing.T) {
+	t.Parallel()
 	for _, algorithm := range []string{"first", "roundrobin", "random", "leastconn", "source"} {
 		t.Run(algorithm, func(t *testing.T) {
 			onSomeWaysIn(t, 3, []string{"-balance=" + algorithm}, func(t *testing.T, w *wayIn) {
@@ -265,6 +276,7 @@ func TestManyClientsOfManyRoutesOverFlappingTargets(t *testing.T) {
 				routes := []string{routeTo(targets...), routeTo(targets[0], f), routeTo(f, targets[1]),
 					routeTo(targets[1], targets[1], f), routeTo(targets[2], targets[3], f),
 					targets[4].addr + "*256," + f.addr, f.addr, f.addr + "*7"}
+				w.serve(t, slices.Clone(routes)...)
 				served, stop := w.steady(t, 8, routes...)
 				for _, b := range targets[:5] {
 					b.kill()
@@ -282,6 +294,7 @@ func TestManyClientsOfManyRoutesOverFlappingTargets(t *testing.T) {
 // the next best gateway. The line alone leads to the same server, where the
 // game is still on.
 func TestAPlayerWhoChangesNetworksReachesTheSameServer(t *testing.T) {
+	t.Parallel()
 	const wifi, mobile = "127.0.0.2", "127.0.0.3"
 	for _, way := range []string{"-loops=0", "-loops=-1"} {
 		first, second := harness.Start(t, way), harness.Start(t, way, "-balance=source")

@@ -1,15 +1,14 @@
 package backends
 
 import (
-	"fmt"
-	"gateway/internal/harness"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/harness"
 )
 
 // A DNS server of the tests' own.
@@ -89,21 +88,6 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	}
 }
 
-// freeUDP returns an address where a DNS server can be started, and again: the
-// kernel gives its port to nobody.
-func freeUDP(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(10000))
-		if conn, err := net.ListenPacket("udp", addr); err == nil {
-			conn.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
-
 // serve has a server speak for the zone until stop is called, or the test ends.
 func (z *zone) serve(t testing.TB, addr string) (stop func()) {
 	t.Helper()
@@ -132,7 +116,7 @@ func (z *zone) serve(t testing.TB, addr string) (stop func()) {
 // start serves a zone on an address of its own.
 func (z *zone) start(t testing.TB) (addr string) {
 	t.Helper()
-	addr = freeUDP(t)
+	addr = harness.ClosedPort(t)
 	z.serve(t, addr)
 	return addr
 }

@@ -3,7 +3,6 @@ package backends
 import (
 	"encoding/binary"
 	"errors"
-	"gateway/internal/harness"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/harness"
 )
 
 // A network in which a test sees every SYN that anybody sends, and which

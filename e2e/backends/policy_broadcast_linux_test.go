@@ -1,15 +1,17 @@
 package backends
 
 import (
-	"gateway/internal/harness"
 	"net"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // Which addresses are broadcast, the system's routes say: 127.255.255.255 is the
 // one that every Linux has.
 func TestANetworksBroadcastAddressIsDenied(t *testing.T) {
+	t.Parallel()
 	harness.EachRelay(t, func(t *testing.T, relay string) {
 		g := harness.Start(t, relay)
 		everywhere, err := net.ListenUDP("udp4", &net.UDPAddr{})

@@ -2,8 +2,6 @@ package backends
 
 import (
 	"fmt"
-	"gateway/internal/address"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/netip"
@@ -12,6 +10,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"gateway/internal/address"
+	"gateway/internal/harness"
 )
 
 // Where the gateway may go, as an operator and a client see it: the real
@@ -205,7 +206,7 @@ func checkPolicy(t *testing.T, n *network, args []string, all []try, named ...ne
 	for i, a := range args {
 		args[i] = strings.NewReplacer(places...).Replace(a)
 	}
-	p := harness.Start(t, append([]string{"-timeout=300ms"}, args...)...)
+	p := harness.Start(t, append([]string{"-timeout=3s"}, args...)...)
 	places = append(places, "{own}", harness.PortOf(p.Addr))
 	if strings.Contains(strings.Join(args, " "), "-listen=") {
 		places = append(places, "{second}", harness.PortOf(p.Listeners(t, 2)[1]["addr"].(string)))

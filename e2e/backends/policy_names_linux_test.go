@@ -1,7 +1,6 @@
 package backends
 
 import (
-	"gateway/internal/harness"
 	"net"
 	"net/netip"
 	"slices"
@@ -10,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/harness"
 )
 
 // No name leads where a literal may not: the policy judges what is dialed. A

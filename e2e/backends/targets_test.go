@@ -3,15 +3,15 @@ package backends
 import (
 	"errors"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // The servers of a route, which die and come back, and the clients that meet them.
@@ -32,17 +32,12 @@ type target struct {
 // startTarget starts a target that ends with the test.
 func startTarget(t testing.TB, name string) *target {
 	t.Helper()
-	b := &target{name: name, conns: make(map[net.Conn]struct{})}
-	for range 100 {
-		// A port that the kernel gives to nobody while the target is dead.
-		b.addr = fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(10000))
-		if b.listen() == nil {
-			t.Cleanup(b.kill)
-			return b
-		}
+	b := &target{name: name, addr: harness.ClosedPort(t), conns: make(map[net.Conn]struct{})}
+	if err := b.listen(); err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no port is free")
-	return nil
+	t.Cleanup(b.kill)
+	return b
 }
 
 // startTargets starts several, by the letters of names.

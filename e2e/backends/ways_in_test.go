@@ -19,13 +19,14 @@ import (
 // wayIn is gateways and the way in which clients name a route to them.
 type wayIn struct {
 	flags    []string
-	forwards bool // by a gateway for each route, instead of sealed lines
+	forwards bool // each route from an address of its own, instead of sealed lines
 	names    bool // of hosts in the routes, instead of IP addresses
 
 	*harness.Process // the gateway for sealed lines; nil where it forwards
 
 	mu         sync.Mutex
-	forwarding map[string]*harness.Process // by their routes
+	forwarding []*harness.Process
+	ports      map[string]string // where they forward from, by their routes
 }
 
 // waysIn are the ways in which a gateway serves routes.
@@ -55,7 +56,7 @@ func onSomeWaysIn(t *testing.T, n int, flags []string, test func(t *testing.T, w
 	atOnce(t, names, func(t *testing.T, i int) {
 		tt := waysIn[i]
 		w := &wayIn{flags: append([]string{tt.loops}, flags...), forwards: tt.forwards, names: tt.names,
-			forwarding: make(map[string]*harness.Process)}
+			ports: make(map[string]string)}
 		if !w.forwards {
 			w.Process = harness.Start(t, w.flags...)
 		}
@@ -80,16 +81,13 @@ func bothAtOnce(t *testing.T, test func(t *testing.T, way string)) {
 }
 
 // gateways returns all gateways of this way in.
-func (w *wayIn) gateways() (all []*harness.Process) {
+func (w *wayIn) gateways() []*harness.Process {
 	if w.Process != nil {
 		return []*harness.Process{w.Process}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, p := range w.forwarding {
-		all = append(all, p)
-	}
-	return all
+	return slices.Clone(w.forwarding)
 }
 
 // lines returns the lines of the log with a message, in the order of their times.
@@ -156,10 +154,38 @@ func (w *wayIn) enter(t testing.TB, route string) (addr, line string) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.forwarding[route] == nil {
-		w.forwarding[route] = harness.Start(t, append(w.flags, "-forward="+route)...)
+	if w.ports[route] == "" {
+		w.forward(t, route)
 	}
-	return w.forwarding[route].Addr, ""
+	return w.ports[route], ""
+}
+
+// serve has one gateway serve several routes, where each has to be forwarded.
+func (w *wayIn) serve(t testing.TB, routes ...string) {
+	t.Helper()
+	if !w.forwards {
+		return
+	}
+	for i := range routes {
+		routes[i] = w.spell(routes[i])
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.forward(t, routes...)
+}
+
+// forward starts a gateway that forwards to routes. w.mu is held.
+func (w *wayIn) forward(t testing.TB, routes ...string) {
+	t.Helper()
+	flags := slices.Clone(w.flags)
+	for _, route := range routes {
+		flags = append(flags, "-listen=127.0.0.1:0=forward:"+route)
+	}
+	p := harness.StartBare(t, nil, flags...)
+	w.forwarding = append(w.forwarding, p)
+	for i, line := range p.Listeners(t, len(routes)) {
+		w.ports[routes[i]] = line["addr"].(string)
+	}
 }
 
 // visit has a client go to one of the targets of a route and returns its name.

@@ -3,7 +3,6 @@ package kcp
 import (
 	"bytes"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/netip"
@@ -13,11 +12,14 @@ import (
 
 	"github.com/coder/websocket"
 	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/harness"
 )
 
 // What a tunnel brings together: clients of any kind and backends that speak KCP.
 
 func TestAnythingBringsEverythingToEverything(t *testing.T) {
+	t.Parallel()
 	const size = 1 << 20
 	tcp, kcp := harness.StartEcho(t), startKCPBackend(t, kcpCode{}, kcpEcho)
 	for _, way := range []string{"-loops=0", "-loops=-1"} {
@@ -49,6 +51,7 @@ func TestAnythingBringsEverythingToEverything(t *testing.T) {
 }
 
 func TestAWebSocketReachesAKCPBackend(t *testing.T) {
+	t.Parallel()
 	backend := startKCPBackend(t, kcpCode{}, kcpEcho)
 	g := startKCP(t)
 	c, _, err := websocket.Dial(t.Context(), "ws://"+g.Addr+"/", nil)
@@ -69,6 +72,7 @@ func TestAWebSocketReachesAKCPBackend(t *testing.T) {
 }
 
 func TestWhatComesEarlyReachesAKCPBackendFirst(t *testing.T) {
+	t.Parallel()
 	backend := startKCPBackend(t, kcpCode{}, kcpEcho)
 	g := startKCP(t)
 	for _, c := range []net.Conn{harness.Connect(t, g.Addr), dialKCP(t, g.kcp, kcpCode{})} {
@@ -80,6 +84,7 @@ func TestWhatComesEarlyReachesAKCPBackendFirst(t *testing.T) {
 
 // A backend that is the first to speak learns of the session by the dial.
 func TestAKCPBackendMaySpeakFirst(t *testing.T) {
+	t.Parallel()
 	backend := startKCPBackend(t, kcpCode{}, func(s *kcpgo.UDPSession) {
 		io.WriteString(s, "welcome")
 		kcpEcho(s)
@@ -92,6 +97,7 @@ func TestAKCPBackendMaySpeakFirst(t *testing.T) {
 }
 
 func TestBackendsHearOfKCPClientsByThePROXYHeader(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ version, listen string }{
 		{"v1", "127.0.0.1:0"}, {"v2", "127.0.0.1:0"}, {"v1", ":0"}, {"v1", "0.0.0.0:0"},
 	} {
@@ -126,6 +132,7 @@ func TestBackendsHearOfKCPClientsByThePROXYHeader(t *testing.T) {
 }
 
 func TestThePolicyHoldsForKCPBackends(t *testing.T) {
+	t.Parallel()
 	heard := make(chan struct{}, 100)
 	backend := startKCPBackend(t, kcpCode{}, func(*kcpgo.UDPSession) { heard <- struct{}{} })
 	denied := []string{"-deny=127.0.0.0/8"}
@@ -162,6 +169,7 @@ func TestThePolicyHoldsForKCPBackends(t *testing.T) {
 var kcptunKey = []byte("\x25\xd7\xd7\xbd\x51\x05\x07\x42\xd8\xd7\x91\xf2\xb6\x53\xc6\xc8\xb2\x36\x6b\x7e\x25\xa1\x24\xcf\x7a\x2e\x12\xea\xf4\xff\xa4\x44")
 
 func TestBothEndsMustAgreeOnTheKeyAndTheShards(t *testing.T) {
+	t.Parallel()
 	var (
 		plain    = kcpCode{}
 		aes      = kcpCode{key: kcptunKey}
@@ -220,6 +228,7 @@ func TestBothEndsMustAgreeOnTheKeyAndTheShards(t *testing.T) {
 
 // A backend with another key never answers: that is a time-out.
 func TestAKCPBackendWithAnotherKeyIsATimeout(t *testing.T) {
+	t.Parallel()
 	g := startKCP(t, "-kcp-crypt=aes", "-kcp-key=another", "-timeout=300ms")
 	c := harness.Connect(t, g.Addr)
 	harness.Send(t, c, harness.Line(startKCPBackend(t, kcpCode{key: kcptunKey}, kcpEcho)))

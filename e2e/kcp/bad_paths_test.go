@@ -208,15 +208,15 @@ func slowPath(t testing.TB, to string, pause time.Duration, loses uint32) string
 // path takes for what its backend has left behind.
 func TestAKCPClientOnASlowPathGetsEverything(t *testing.T) {
 	t.Parallel()
-	const idle = 3 * time.Second
-	text := harness.Noise(5, 78<<10) // 61 packets, whose path takes 5.5 s
+	const idle = 6 * time.Second
+	text := harness.Noise(5, 78<<10) // 61 packets, whose path takes 11 s
 	backend := harness.StartBackend(t, func(c *net.TCPConn) { c.Write(text) })
 	// With all packets on the path at once, what is lost would be sent again
 	// only after several times as long.
 	g := startKCP(t, "-kcp-idle-timeout="+idle.String(), fmt.Sprint("-kcp-sndwnd=", kcp.MinWindow))
-	s := openKCP(t, slowPath(t, g.kcp, 90*time.Millisecond, 52), backend)
+	s := openKCP(t, slowPath(t, g.kcp, 180*time.Millisecond, 52), backend)
 	began, got := time.Now(), make([]byte, len(text))
-	s.SetReadDeadline(began.Add(harness.Patience))
+	s.SetReadDeadline(began.Add(3 * harness.Patience))
 	if n, err := io.ReadFull(s, got); err != nil || !bytes.Equal(got, text) {
 		t.Errorf("read %d bytes of %d, %v, or others", n, len(text), err)
 	}

@@ -3,7 +3,6 @@ package kcp
 import (
 	"crypto/sha256"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"sync"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/harness"
 )
 
 // Clients and backends that speak KCP, by kcp-go's own client and server.

@@ -2,7 +2,6 @@ package kcp
 
 import (
 	"encoding/binary"
-	"gateway/internal/harness"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -10,11 +9,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
+	"gateway/internal/kcp"
 )
 
 // KCP as an operator sees it: flags, ports, signals; and what strangers can do.
 
 func TestWrongKCPFlagsAreRefusedByName(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ args, names string }{
 		{"-kcp=8000", "-kcp"},
 		{"-kcp=127.0.0.1:65536", "-kcp"},
@@ -47,6 +50,7 @@ func TestWrongKCPFlagsAreRefusedByName(t *testing.T) {
 }
 
 func TestATakenUDPPortIsNamed(t *testing.T) {
+	t.Parallel()
 	taken := deafPort(t)
 	_, stderr, code := harness.Run(t, nil, "-secret="+harness.Secret, "-addr=127.0.0.1:0", "-pidfile=", "-kcp="+taken)
 	if code != harness.ExitFailure || !strings.Contains(stderr, "-kcp: ") || !strings.Contains(stderr, taken) {
@@ -54,32 +58,20 @@ func TestATakenUDPPortIsNamed(t *testing.T) {
 	}
 }
 
-// sharedPort returns an address of 127.0.0.1 whose port is free in TCP and UDP.
-func sharedPort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		addr := harness.ClosedPort(t)
-		if c, err := net.ListenPacket("udp", addr); err == nil {
-			c.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port is free for both")
-	return ""
-}
-
 func TestKCPAndTCPShareAPortNumber(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartEcho(t)
-	addr := sharedPort(t)
+	addr := harness.ClosedPort(t)
 	p := harness.Start(t, "-addr="+addr, "-kcp="+addr)
-	if kcp := kcpAddr(t, p); kcp != addr || p.Addr != addr {
-		t.Errorf("listens on %s and %s, want %s", p.Addr, kcp, addr)
+	if at := kcpAddr(t, p); at != addr || p.Addr != addr {
+		t.Errorf("listens on %s and %s, want %s", p.Addr, at, addr)
 	}
 	harness.Echo(t, harness.OpenTunnel(t, addr, backend), "by TCP")
 	harness.Echo(t, openKCP(t, addr, backend), "by KCP")
 }
 
 func TestTheLogTellsWhichPortIsOfKCP(t *testing.T) {
+	t.Parallel()
 	p := startKCP(t)
 	lines := p.Log.Lines("listening")
 	if len(lines) != 2 || lines[0]["protocol"] != nil || lines[1]["protocol"] != "kcp" || lines[1]["secrets"] != 1.0 {
@@ -88,12 +80,12 @@ func TestTheLogTellsWhichPortIsOfKCP(t *testing.T) {
 }
 
 func TestForwardingGoesOnBesideKCP(t *testing.T) {
+	t.Parallel()
 	forwarded, backend := harness.StartEcho(t), harness.StartEcho(t)
 	p := startKCP(t, "-forward="+forwarded, "-listen=127.0.0.1:0=sealed")
-	kcp := p.kcp
 	harness.Echo(t, harness.Connect(t, p.Addr), "a forwarded client has nothing to say first")
 	harness.Echo(t, harness.OpenTunnel(t, p.Log.WaitLine(t, "listening", 2)["addr"].(string), backend), "sealed")
-	harness.Echo(t, openKCP(t, kcp, backend), "by KCP")
+	harness.Echo(t, openKCP(t, p.kcp, backend), "by KCP")
 	// A port of KCP takes lines, so that it needs a secret.
 	_, stderr, code := harness.Run(t, nil, "-addr=127.0.0.1:0", "-forward="+forwarded, "-pidfile=", "-kcp=127.0.0.1:0")
 	if code != harness.ExitUsage || !strings.Contains(stderr, "secret") {
@@ -102,6 +94,7 @@ func TestForwardingGoesOnBesideKCP(t *testing.T) {
 }
 
 func TestSIGTERMLetsKCPSessionsFinish(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend := harness.StartBackend(t, func(c *net.TCPConn) { // echoes until it is told to stop
 		for b := make([]byte, 100); ; {
@@ -113,12 +106,11 @@ func TestSIGTERMLetsKCPSessionsFinish(t *testing.T) {
 		}
 	})
 	p := startKCP(t, "-drain=1h")
-	kcp := p.kcp
-	s := openKCP(t, kcp, backend)
+	s := openKCP(t, p.kcp, backend)
 	p.Signal(t, syscall.SIGTERM)
 	p.Log.WaitLine(t, "draining", 1)
 	harness.WaitRefused(t, p.Addr)
-	late := dialKCP(t, kcp, kcpCode{})
+	late := dialKCP(t, p.kcp, kcpCode{})
 	harness.Send(t, late, harness.Line(backend))
 	late.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 	if n, _ := late.Read(make([]byte, 3)); n > 0 {
@@ -140,6 +132,7 @@ func TestSIGTERMLetsKCPSessionsFinish(t *testing.T) {
 
 // No session may linger, whatever it still has to deliver.
 func TestASecondSIGTERMCutsKCPSessionsAtOnce(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	const each = 10
 	finish := make(chan struct{})
@@ -149,14 +142,13 @@ func TestASecondSIGTERMCutsKCPSessionsAtOnce(t *testing.T) {
 		c.Write(harness.Noise(1, 64<<10))
 	})
 	p := startKCP(t, "-drain=1h")
-	kcp := p.kcp
 	for range each {
-		harness.Echo(t, openKCP(t, kcp, open), "a session at rest")
-		gone := openKCP(t, kcp, finishing)
+		harness.Echo(t, openKCP(t, p.kcp, open), "a session at rest")
+		gone := openKCP(t, p.kcp, finishing)
 		gone.Close() // so that what its backend sends is never acknowledged
 	}
 	close(finish)
-	stranger, err := net.Dial("udp", kcp)
+	stranger, err := net.Dial("udp", p.kcp)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +162,7 @@ func TestASecondSIGTERMCutsKCPSessionsAtOnce(t *testing.T) {
 	if code := p.Wait(t); code != harness.ExitOK {
 		t.Errorf("exit code %d", code)
 	}
-	if took := time.Since(began); took > 1500*time.Millisecond {
+	if took := time.Since(began); took > kcp.Linger-time.Second {
 		t.Errorf("it took %v", took)
 	}
 	cut := p.Log.Lines("tunnel")
@@ -197,7 +189,7 @@ func segment(conv, sn uint32, text string) []byte {
 func TestAFloodOfStrangersByKCPIsBounded(t *testing.T) {
 	const datagrams, places = 9000, 2048
 	backend := harness.StartEcho(t)
-	g := startKCP(t)
+	g := startKCP(t, "-handshake-timeout=1h")
 	s := openKCP(t, g.kcp, backend)
 	harness.Echo(t, s, "before")
 	line := harness.Line(backend)
@@ -228,11 +220,7 @@ func TestAFloodOfStrangersByKCPIsBounded(t *testing.T) {
 	}
 	// A client need not wait until the strangers are given up, which takes as
 	// long as -handshake-timeout.
-	began := time.Now()
 	harness.Echo(t, openKCP(t, g.kcp, backend), "after")
-	if took := time.Since(began); took > 8*time.Second {
-		t.Errorf("a client got in after %v", took)
-	}
 	if dialed := len(g.Log.Lines("tunnel")); dialed != 0 {
 		t.Errorf("%d tunnels came of it", dialed)
 	}

@@ -15,6 +15,7 @@ import (
 // Clients that speak KCP: their requests, and what becomes of them.
 
 func TestAKCPClientGetsTheStatusFirst(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartEcho(t)
 	g := startKCP(t, "-timeout=2s", "-handshake-timeout=2s")
 	for _, test := range []struct{ name, request, status, reason string }{
@@ -48,6 +49,7 @@ func TestAKCPClientGetsTheStatusFirst(t *testing.T) {
 
 // A refused session holds its place only until the client has the status.
 func TestARefusedKCPSessionIsForgottenAtOnce(t *testing.T) {
+	t.Parallel()
 	g := startKCP(t)
 	began := time.Now()
 	for range 10 {
@@ -79,6 +81,7 @@ func tokenLine(t testing.TB, backend string) (line, file string) {
 }
 
 func TestKCPTakesEveryFormOfRequestThatIsNotOfTCP(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartEcho(t)
 	tokenText, keys := tokenLine(t, backend)
 	g := startKCP(t, "-token-keys="+keys)
@@ -115,6 +118,7 @@ func TestKCPTakesEveryFormOfRequestThatIsNotOfTCP(t *testing.T) {
 }
 
 func TestKCPIsNeitherHTTPNorTLSNorBehindAProxy(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartEcho(t)
 	g := startKCP(t, "-trusted-proxies=127.0.0.0/8")
 	line := harness.Line(backend)
@@ -136,6 +140,7 @@ func TestKCPIsNeitherHTTPNorTLSNorBehindAProxy(t *testing.T) {
 }
 
 func TestTheLogTellsOfKCP(t *testing.T) {
+	t.Parallel()
 	g := startKCP(t)
 	s := openKCP(t, g.kcp, harness.StartBackend(t, func(c *net.TCPConn) {
 		io.ReadFull(c, make([]byte, 5))

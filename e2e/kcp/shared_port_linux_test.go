@@ -1,14 +1,16 @@
 package kcp
 
 import (
-	"gateway/internal/harness"
 	"testing"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/harness"
 )
 
 // Linux gives all datagrams of one client to one of those that share a port.
 func TestGatewaysThatShareAKCPPortAllGetSessions(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartEcho(t)
 	a := startKCP(t, "-reuse=1", "-drain=0")
 	addr := a.kcp

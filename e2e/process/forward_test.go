@@ -22,6 +22,7 @@ func startForward(t testing.TB, relay, to string, more ...string) *harness.Proce
 }
 
 func TestAForwardAddsNoByteEitherWay(t *testing.T) {
+	t.Parallel()
 	harness.EachRelay(t, func(t *testing.T, relay string) {
 		got := make(chan string, 1)
 		backend := harness.StartBackend(t, func(b *net.TCPConn) {
@@ -44,6 +45,7 @@ func TestAForwardAddsNoByteEitherWay(t *testing.T) {
 }
 
 func TestABackendMayGreetAForwardedClientThatIsSilent(t *testing.T) {
+	t.Parallel()
 	harness.EachRelay(t, func(t *testing.T, relay string) {
 		backend := harness.StartBackend(t, func(b *net.TCPConn) {
 			io.WriteString(b, "220 ready\r\n")
@@ -60,6 +62,7 @@ func TestABackendMayGreetAForwardedClientThatIsSilent(t *testing.T) {
 }
 
 func TestAForwardedTunnelIsHalfClosedEitherWay(t *testing.T) {
+	t.Parallel()
 	harness.EachRelay(t, func(t *testing.T, relay string) {
 		upload := string(harness.Noise(1, 1<<20))
 		got := make(chan string, 1)
@@ -86,6 +89,7 @@ func TestAForwardedTunnelIsHalfClosedEitherWay(t *testing.T) {
 }
 
 func TestAForwardPassesAMegabyteWhole(t *testing.T) {
+	t.Parallel()
 	harness.EachRelay(t, func(t *testing.T, relay string) {
 		want := harness.Noise(2, 1<<20)
 		backend := harness.StartEcho(t)
@@ -104,6 +108,7 @@ func TestAForwardPassesAMegabyteWhole(t *testing.T) {
 }
 
 func TestAForwardedTunnelIsLoggedAsOthersAre(t *testing.T) {
+	t.Parallel()
 	harness.EachRelay(t, func(t *testing.T, relay string) {
 		backend := harness.StartEcho(t)
 		for _, to := range []string{backend, harness.ByName(backend)} {
@@ -132,6 +137,7 @@ func TestAForwardedTunnelIsLoggedAsOthersAre(t *testing.T) {
 // A client that cannot get to the backend is closed without a byte: nobody
 // told it that there is a gateway.
 func TestAForwardWithoutItsBackendClosesWithoutAByte(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, deny, status, reason string
 		target                     func(t testing.TB) string
@@ -161,6 +167,7 @@ func TestAForwardWithoutItsBackendClosesWithoutAByte(t *testing.T) {
 }
 
 func TestAForwardNeedsNoSecret(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend := harness.StartEcho(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -190,6 +197,7 @@ func TestAForwardNeedsNoSecret(t *testing.T) {
 }
 
 func TestOneProcessServesSealedAndPlainPorts(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	first, second, third := harness.StartGreeter(t, "first"), harness.StartGreeter(t, "second"), harness.StartGreeter(t, "third")
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -219,6 +227,7 @@ func TestOneProcessServesSealedAndPlainPorts(t *testing.T) {
 
 // Port 0 is another port each time.
 func TestPortZeroMayBeGivenTwice(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	first, second := harness.StartEcho(t), harness.StartEcho(t)
 	p := harness.StartBare(t, nil, "-listen=127.0.0.1:0=forward:"+first, "-listen=127.0.0.1:0=forward:"+second)
@@ -240,6 +249,7 @@ func TestPortZeroMayBeGivenTwice(t *testing.T) {
 }
 
 func TestAddressesToListenOnComeFromTheEnvironmentToo(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend := harness.StartEcho(t)
 	p := harness.StartBare(t, []string{"GATEWAY_LISTEN=127.0.0.1:0=forward:" + backend + " localhost:0=sealed", "GATEWAY_SECRET=" + harness.Secret})
@@ -252,6 +262,7 @@ func TestAddressesToListenOnComeFromTheEnvironmentToo(t *testing.T) {
 }
 
 func TestASignalDrainsAllListeners(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend := harness.StartEcho(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -283,6 +294,7 @@ func TestASignalDrainsAllListeners(t *testing.T) {
 }
 
 func TestAForwardToTheGatewayItselfIsRefused(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	a, b := harness.ClosedPort(t), harness.ClosedPort(t)
 	mapped := "[::ffff:127.0.0.1]:" + harness.PortOf(a)
@@ -317,6 +329,7 @@ func TestAForwardToTheGatewayItselfIsRefused(t *testing.T) {
 }
 
 func TestAForwardingGatewayKeepsAPIDFile(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	p := startIn(t, dir, "-forward="+harness.StartEcho(t), "-listen=127.0.0.1:0=sealed")
@@ -331,6 +344,7 @@ func TestAForwardingGatewayKeepsAPIDFile(t *testing.T) {
 
 // However many listeners there are, all stand or none does.
 func TestATakenPortNamesItsFlagAndLeavesNothing(t *testing.T) {
+	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -366,6 +380,7 @@ func TestATakenPortNamesItsFlagAndLeavesNothing(t *testing.T) {
 }
 
 func TestWrongUseOfListenersAndRulesIsAUsageError(t *testing.T) {
+	t.Parallel()
 	const withSecret = "-secret=" + harness.Secret
 	for _, tt := range []struct {
 		args []string

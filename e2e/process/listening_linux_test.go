@@ -3,7 +3,6 @@ package process
 import (
 	"errors"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/harness"
 )
 
 // setLimit sets how many descriptors a running process may have.
@@ -30,6 +31,7 @@ func setLimit(t testing.TB, pid int, n uint64) {
 }
 
 func TestAGatewayWithoutDescriptorsWaitsAndServesAgain(t *testing.T) {
+	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, way)
 		backend := harness.StartEcho(t)
@@ -87,6 +89,7 @@ func tunnelWorks(t testing.TB, gateway, backend string) bool {
 }
 
 func TestGatewaysThatShareAPortAllGetConnections(t *testing.T) {
+	t.Parallel()
 	a := harness.Start(t, "-reuse=1")
 	b := harness.Start(t, "-reuse=1", "-addr="+a.Addr)
 	backend := harness.StartEcho(t)
@@ -110,6 +113,7 @@ func stopped(pid int) bool {
 
 // A listener that closes resets what waits in its queue.
 func TestWhatWaitsInTheQueueAtASignalIsServed(t *testing.T) {
+	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, way, "-drain=1h", "-timeout=20s")
 		backend := harness.StartEcho(t)
@@ -150,7 +154,7 @@ func queue(t testing.TB) int {
 		t.Fatal(err)
 	}
 	// The backend is in this process, and takes as many.
-	return min(n, int(limit.Cur)/3, 1000)
+	return min(n, int(limit.Cur)/3, 200)
 }
 
 // The queue is emptied before the listener closes, and a flood keeps filling

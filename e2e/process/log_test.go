@@ -21,6 +21,7 @@ import (
 // a client sent.
 
 func TestTheLogNamesTheAddressThatIsBound(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct{ flag, host string }{
 		{"-addr=127.0.0.1:0", "127.0.0.1"},
 		{"", "0.0.0.0"}, // the default
@@ -52,6 +53,7 @@ func TestTheLogNamesTheAddressThatIsBound(t *testing.T) {
 }
 
 func TestAShortSecretIsWarnedAbout(t *testing.T) {
+	t.Parallel()
 	for secret, want := range map[string]int{"fifteen--bytes-": 1, "sixteen--bytes--": 0} {
 		p := harness.Start(t, "-secret="+secret)
 		warned := 0
@@ -87,6 +89,7 @@ func startQuiet(t testing.TB, args ...string) *harness.Process {
 }
 
 func TestTheTextLogHasALineForEachEvent(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	p := startQuiet(t)
 	harness.Finish(t, connectAndSend(t, p.Addr, "", "400")) // no bytes: not at info
@@ -114,6 +117,7 @@ func TestTheTextLogHasALineForEachEvent(t *testing.T) {
 }
 
 func TestLogLevelErrorIsSilent(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	p := startQuiet(t, "-log-level=error", "-secret=short")
 	harness.Finish(t, connectAndSend(t, p.Addr, "", "400"))
@@ -135,6 +139,7 @@ func connectAndSend(t testing.TB, addr, text, status string) *net.TCPConn {
 }
 
 func TestTheLogHasOneLineForEachConnection(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, "-log-level=debug", way)
@@ -233,8 +238,9 @@ func onlyLineOf(t testing.TB, p *harness.Process, client string) map[string]any 
 }
 
 func TestARequestThatIsTooSlowIsLogged(t *testing.T) {
+	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
-		p := harness.Start(t, "-handshake-timeout=1s", "-log-level=debug", way)
+		p := harness.Start(t, "-handshake-timeout=3s", "-log-level=debug", way)
 		slow := harness.Connect(t, p.Addr)
 		harness.Send(t, slow, "unrecognized")
 		silent := harness.Connect(t, p.Addr)
@@ -254,6 +260,7 @@ func TestARequestThatIsTooSlowIsLogged(t *testing.T) {
 
 // Go ends a program that writes to a broken pipe on its standard error.
 func TestTheGatewayOutlivesTheReaderOfItsLog(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -288,6 +295,7 @@ func TestTheGatewayOutlivesTheReaderOfItsLog(t *testing.T) {
 }
 
 func TestTheLogHoldsNothingThatABackendSaysOutOfTurn(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t, "-log-level=debug")
 	backend := harness.StartBackend(t, func(c *net.TCPConn) {
 		request := make([]byte, 4096)

@@ -158,6 +158,7 @@ func holdLock(t testing.TB, name string, offset int64) (release func()) {
 
 // Containers that share a folder may have gateways of one pid.
 func TestAGatewayWhoseTwinHoldsItsPIDIsRefused(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "gateway.pid")
@@ -186,6 +187,7 @@ func TestAGatewayWhoseTwinHoldsItsPIDIsRefused(t *testing.T) {
 }
 
 func TestThePIDFileIsChangedByOneAtATime(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "gateway.pid")

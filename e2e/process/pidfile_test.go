@@ -2,7 +2,6 @@ package process
 
 import (
 	"fmt"
-	"gateway/internal/harness"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // commandIn returns a command for a gateway whose working folder is dir, and
@@ -76,6 +77,7 @@ func awaitPIDFile(t testing.TB, dir string, args ...string) (p *harness.Process,
 // Whoever starts a gateway waits for its pid file, then connects to it or ends
 // it.
 func TestThePIDFileAppearsOnceTheGatewayAccepts(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	for range 5 {
 		dir := t.TempDir()
@@ -95,6 +97,7 @@ func TestThePIDFileAppearsOnceTheGatewayAccepts(t *testing.T) {
 }
 
 func TestSignalsAreHandledBeforeThePIDFileAppears(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	for range 10 {
 		dir := t.TempDir()
@@ -105,6 +108,7 @@ func TestSignalsAreHandledBeforeThePIDFileAppears(t *testing.T) {
 }
 
 func TestGatewaysOfOneFolderHaveALineEachInTheirOrder(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	a := startIn(t, dir, "-reuse=1")
@@ -128,6 +132,7 @@ func TestGatewaysOfOneFolderHaveALineEachInTheirOrder(t *testing.T) {
 }
 
 func TestKillCatGatewayPIDEndsAllGateways(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	gateways := []*harness.Process{startIn(t, dir), startIn(t, dir), startIn(t, dir)}
@@ -146,6 +151,7 @@ func TestKillCatGatewayPIDEndsAllGateways(t *testing.T) {
 }
 
 func TestAKilledGatewaysLineIsDroppedByTheNextThatComesOrGoes(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	a, b := startIn(t, dir), startIn(t, dir)
@@ -170,6 +176,7 @@ func TestAKilledGatewaysLineIsDroppedByTheNextThatComesOrGoes(t *testing.T) {
 // Somebody may tidy up. The new lock file knows nothing of the old gateway, and
 // the old gateway must not take the new one for dead.
 func TestALockFileThatIsDeletedCostsNobodyElsesLine(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	a := startIn(t, dir)
@@ -186,6 +193,7 @@ func TestALockFileThatIsDeletedCostsNobodyElsesLine(t *testing.T) {
 
 // After a reboot, say. kill(pid, 0) would take them for gateways.
 func TestPIDsOfStrangersAreDropped(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	elsewhere := startIn(t, t.TempDir()) // a gateway, but with another pid file
 	dir := t.TempDir()
@@ -208,6 +216,7 @@ func TestPIDsOfStrangersAreDropped(t *testing.T) {
 }
 
 func TestWhatIsNoPIDFileIsRefusedAndLeftAlone(t *testing.T) {
+	t.Parallel()
 	for name, text := range map[string]string{
 		"a secret":          "p0S8rX680*48\n",
 		"a remark":          "# 1234\n",
@@ -234,6 +243,7 @@ func TestWhatIsNoPIDFileIsRefusedAndLeftAlone(t *testing.T) {
 }
 
 func TestAFolderOrADeviceIsNoPIDFile(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "folder")
@@ -261,6 +271,7 @@ func TestAFolderOrADeviceIsNoPIDFile(t *testing.T) {
 }
 
 func TestAnEmptyPIDFileFlagWritesNone(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startIn(t, dir, "-pidfile=")
 	harness.Finish(t, harness.OpenTunnel(t, p.Addr, harness.StartEcho(t)))
@@ -268,6 +279,7 @@ func TestAnEmptyPIDFileFlagWritesNone(t *testing.T) {
 }
 
 func TestThePIDFileMayBeReadByAll(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	cmd := commandIn(t, dir)
@@ -284,6 +296,7 @@ func TestThePIDFileMayBeReadByAll(t *testing.T) {
 }
 
 func TestThePIDFileIsCleanedUpAlthoughSomebodyHasBeenThere(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	for name, meddle := range map[string]func(t *testing.T, file string){
 		"nobody":                func(t *testing.T, file string) {},
@@ -306,6 +319,7 @@ func TestThePIDFileIsCleanedUpAlthoughSomebodyHasBeenThere(t *testing.T) {
 }
 
 func TestAnEmptyPIDFileIsTaken(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	harness.WriteFile(t, filepath.Join(dir, "gateway.pid"), "")

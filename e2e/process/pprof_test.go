@@ -3,12 +3,13 @@ package process
 import (
 	"compress/gzip"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // page fetches a page of the gateway's pprof. Compressed profiles are
@@ -37,6 +38,7 @@ func page(t testing.TB, url string) (status int, body string) {
 }
 
 func TestPprofShowsProfilesAndNoSecret(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t, "-pprof=127.0.0.1:0")
 	base, _ := p.Log.WaitLine(t, "pprof is on", 1)["url"].(string)
 	harness.Finish(t, harness.OpenTunnel(t, p.Addr, harness.StartEcho(t))) // the secret has been in use
@@ -75,6 +77,7 @@ func TestPprofShowsProfilesAndNoSecret(t *testing.T) {
 }
 
 func TestPprofIsOffByDefault(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t)
 	if strings.Contains(p.Log.String(), "pprof") {
 		t.Error("the log has a line on pprof")
@@ -85,6 +88,7 @@ func TestPprofIsOffByDefault(t *testing.T) {
 }
 
 func TestATakenPprofPortEndsTheGateway(t *testing.T) {
+	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -97,6 +101,7 @@ func TestATakenPprofPortEndsTheGateway(t *testing.T) {
 }
 
 func TestAPublicPprofIsWarnedAbout(t *testing.T) {
+	t.Parallel()
 	for addr, public := range map[string]bool{
 		"127.0.0.1:0": false, "[::1]:0": false, "localhost:0": false, "10.0.0.1:6060": false,
 		":0": true, "0.0.0.0:0": true, "[::]:0": true, "192.0.2.1:6060": true,

@@ -2,7 +2,6 @@ package process
 
 import (
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // Signals: what an operator ends goes on for its clients.
@@ -17,6 +18,7 @@ import (
 var endSignals = []os.Signal{syscall.SIGTERM, os.Interrupt}
 
 func TestASignalEndsListeningAtOnceAndTunnelsGoOn(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
 		for _, sig := range endSignals {
@@ -51,6 +53,7 @@ func TestASignalEndsListeningAtOnceAndTunnelsGoOn(t *testing.T) {
 }
 
 func TestTheEndOfTheDrainCutsTunnels(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
 		for _, drain := range []time.Duration{0, 300 * time.Millisecond} {
@@ -89,6 +92,7 @@ func TestTheEndOfTheDrainCutsTunnels(t *testing.T) {
 }
 
 func TestASecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	for _, first := range endSignals {
 		for _, second := range endSignals {
@@ -115,6 +119,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 }
 
 func TestHandshakesUnderWayAtASignalAreServed(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, "-drain=1h", way)

@@ -3,12 +3,13 @@ package protocols
 import (
 	"crypto/tls"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
 	"sync/atomic"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // Clients that leave in the middle, in every form: nothing of them may stay.
@@ -53,6 +54,7 @@ func leaveEarly(t testing.TB, gateway string, config *tls.Config, v harness.Form
 }
 
 func TestNothingStaysOfClientsThatLeaveInTheMiddle(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	echo := harness.StartEcho(t)
 	silent := harness.StartBackend(t, func(c *net.TCPConn) { io.Copy(io.Discard, struct{ io.Reader }{c}) })
@@ -68,7 +70,7 @@ func TestNothingStaysOfClientsThatLeaveInTheMiddle(t *testing.T) {
 	defer resolver.Close()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, append(flags, way, harness.WithPprof, "-resolver="+resolver.LocalAddr().String(),
-			"-timeout=500ms", "-half-close-timeout=500ms")...)
+			"-timeout=2s", "-half-close-timeout=2s")...)
 		harness.OpenTunnel(t, p.Addr, echo).Close()
 		visitHTTP(t, p.Addr, nil).Close()
 		p.Log.WaitLine(t, "tunnel", 1)

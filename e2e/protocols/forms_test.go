@@ -2,13 +2,14 @@ package protocols
 
 import (
 	"crypto/tls"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
 	"runtime"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // The forms in which clients ask, byte for byte.

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
@@ -14,6 +13,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // HTTP clients, as far as it takes the whole gateway to serve them.
@@ -74,6 +75,7 @@ func startNamed(t testing.TB, name string) (addr string, conns *atomic.Int64) {
 }
 
 func TestEachRequestOfAConnectionHasItsOwnAddress(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	red, reds := startNamed(t, "red")
 	blue, blues := startNamed(t, "blue")
@@ -111,6 +113,7 @@ func TestEachRequestOfAConnectionHasItsOwnAddress(t *testing.T) {
 }
 
 func TestTheLogOfARequestHoldsNothingOfIt(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t, "-log-level=debug")
 	backend := harness.StartHTTP(t, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -158,6 +161,7 @@ func TestTheLogOfARequestHoldsNothingOfIt(t *testing.T) {
 }
 
 func TestThePolicyHoldsForHTTPToo(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend, conns := startNamed(t, "forbidden")
 	p := harness.Start(t, "-deny="+strings.Replace(backend, ":", "/32:", 1))
@@ -189,6 +193,7 @@ func TestThePolicyHoldsForHTTPToo(t *testing.T) {
 }
 
 func TestASpoofedClientNeverComesLast(t *testing.T) {
+	t.Parallel()
 	told := make(chan http.Header, 1)
 	backend := harness.StartHTTP(t, func(_ http.ResponseWriter, r *http.Request) { told <- r.Header })
 	flags, trusting := harness.TLSFlags(t)
@@ -217,6 +222,7 @@ func TestASpoofedClientNeverComesLast(t *testing.T) {
 }
 
 func TestAHeaderHasAtMostHTTPHeaderMaxBytes(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	backend, _ := startNamed(t, "red")
 	for _, limit := range []int{8192, 5000} {
@@ -242,6 +248,7 @@ func TestAHeaderHasAtMostHTTPHeaderMaxBytes(t *testing.T) {
 }
 
 func TestAConnectionAtRestEndsAtOnceWhenTheGatewayEnds(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	flags, trusting := harness.TLSFlags(t)
 	backend, _ := startNamed(t, "red")
@@ -261,6 +268,7 @@ func TestAConnectionAtRestEndsAtOnceWhenTheGatewayEnds(t *testing.T) {
 }
 
 func TestARequestUnderWayIsFinishedWhenTheGatewayEnds(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	started, release := make(chan bool), make(chan bool)
 	backend := harness.StartHTTP(t, func(w http.ResponseWriter, r *http.Request) {
@@ -296,6 +304,7 @@ func TestARequestUnderWayIsFinishedWhenTheGatewayEnds(t *testing.T) {
 }
 
 func TestAnAnswerMayComeBeforeTheEndOfItsRequest(t *testing.T) {
+	t.Parallel()
 	hasty := harness.StartHTTP(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "5")
 		io.WriteString(w, "hasty")
@@ -331,6 +340,7 @@ func TestAnAnswerMayComeBeforeTheEndOfItsRequest(t *testing.T) {
 }
 
 func TestAClientThatHasFinishedSendingGetsItsAnswer(t *testing.T) {
+	t.Parallel()
 	stop := make(chan struct{})
 	defer close(stop)
 	silent := harness.StartHTTP(t, func(w http.ResponseWriter, r *http.Request) {
@@ -341,7 +351,7 @@ func TestAClientThatHasFinishedSendingGetsItsAnswer(t *testing.T) {
 	})
 	red, _ := startNamed(t, "red")
 	flags, trusting := harness.TLSFlags(t)
-	p := harness.Start(t, append(flags, "-half-close-timeout=300ms")...)
+	p := harness.Start(t, append(flags, "-half-close-timeout=2s")...)
 	for _, config := range []*tls.Config{nil, trusting} {
 		for _, tt := range []struct {
 			backend, body string
@@ -362,6 +372,7 @@ func TestAClientThatHasFinishedSendingGetsItsAnswer(t *testing.T) {
 }
 
 func TestOnlyPagesOfTheseOriginsMayOpenWebSockets(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartEcho(t)
 	for flag, allowed := range map[string]map[string]bool{
 		"": {"https://anywhere.test": true, "": true},
@@ -394,6 +405,7 @@ func TestOnlyPagesOfTheseOriginsMayOpenWebSockets(t *testing.T) {
 
 // The log is JSON whatever a client sends.
 func TestEveryLineOfTheLogIsJSON(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t, "-log-level=debug")
 	for _, request := range []string{
 		"GET / HTTP/1.1\r\nHost: \x00\xff\"\r\n\r\n",

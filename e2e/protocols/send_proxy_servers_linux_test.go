@@ -2,7 +2,6 @@ package protocols
 
 import (
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // Real servers read the PROXY header: nginx and HAProxy as distributions ship
@@ -94,6 +95,7 @@ func httpGet(t *testing.T, c *net.TCPConn) string {
 }
 
 func TestRealServersReadTheHeader(t *testing.T) {
+	t.Parallel()
 	for _, peer := range []struct {
 		name, conf string
 		args       []string

@@ -3,7 +3,6 @@ package protocols
 import (
 	"bufio"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/netip"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"github.com/pires/go-proxyproto"
+
+	"gateway/internal/harness"
 )
 
 // With -send-proxy, a backend is told whose connection it gets before anything
@@ -146,6 +147,7 @@ func onProxyHeaders(t *testing.T, test func(t *testing.T, flags []string, versio
 const anyIPv4, anyIPv6 = "127.0.0.1:0", "[::1]:0"
 
 func TestABackendIsToldOfItsClientBeforeAnythingElse(t *testing.T) {
+	t.Parallel()
 	onProxyHeaders(t, func(t *testing.T, flags []string, version byte) {
 		backend, conns := startTold(t)
 		g := startTelling(t, backend, flags, anyIPv4, anyIPv6)
@@ -182,6 +184,7 @@ func TestABackendIsToldOfItsClientBeforeAnythingElse(t *testing.T) {
 
 // A client of a wildcard listener may come by IPv4 and is told of as such.
 func TestAnIPv4ClientOfADualStackListenerIsToldAsIPv4(t *testing.T) {
+	t.Parallel()
 	onProxyHeaders(t, func(t *testing.T, flags []string, version byte) {
 		backend, conns := startTold(t)
 		g := startTelling(t, backend, flags, ":0")
@@ -195,6 +198,7 @@ func TestAnIPv4ClientOfADualStackListenerIsToldAsIPv4(t *testing.T) {
 }
 
 func TestABackendIsToldOfAClientThatSaysNothing(t *testing.T) {
+	t.Parallel()
 	onProxyHeaders(t, func(t *testing.T, flags []string, version byte) {
 		greets := harness.StartBackend(t, func(b *net.TCPConn) {
 			// It waits for the header, as one does that greets by address.
@@ -217,6 +221,7 @@ func TestABackendIsToldOfAClientThatSaysNothing(t *testing.T) {
 }
 
 func TestALargeUploadComesWholeBehindTheHeader(t *testing.T) {
+	t.Parallel()
 	onProxyHeaders(t, func(t *testing.T, flags []string, version byte) {
 		backend, conns := startTold(t)
 		g := startTelling(t, backend, flags, anyIPv4)
@@ -241,6 +246,7 @@ func TestALargeUploadComesWholeBehindTheHeader(t *testing.T) {
 // The header may find the backend gone: it is not the client's, and nothing
 // else may come of it.
 func TestABackendThatClosesAtOnceDoesNotMindTheHeader(t *testing.T) {
+	t.Parallel()
 	onProxyHeaders(t, func(t *testing.T, flags []string, version byte) {
 		for name, backend := range map[string]string{
 			"close": harness.StartBackend(t, func(b *net.TCPConn) {}),
@@ -274,6 +280,7 @@ func TestABackendThatClosesAtOnceDoesNotMindTheHeader(t *testing.T) {
 
 // A client that is refused has no tunnel, and no backend that could be told.
 func TestOnlyATunnelHasAnID(t *testing.T) {
+	t.Parallel()
 	onProxyHeaders(t, func(t *testing.T, flags []string, version byte) {
 		g := startTelling(t, harness.ClosedPort(t), flags, anyIPv4)
 		harness.ExpectAll(t, harness.Connect(t, g.at[anyIPv4+" forward"]), "")
@@ -340,6 +347,7 @@ func TestThousandsOfTunnelsHaveAnIDEach(t *testing.T) {
 }
 
 func TestNoHeaderIsSentUnlessAskedFor(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend := harness.StartBackend(t, func(b *net.TCPConn) {
 		b.CloseWrite()
@@ -363,6 +371,7 @@ func TestNoHeaderIsSentUnlessAskedFor(t *testing.T) {
 
 // Several gateways may stand before one backend, and behind one port.
 func TestNoTwoGatewaysGiveOneID(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend, conns := startTold(t)
 	ids := make(map[string]bool)

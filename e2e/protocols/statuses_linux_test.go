@@ -2,12 +2,14 @@ package protocols
 
 import (
 	"crypto/tls"
-	"gateway/internal/harness"
 	"net"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 func TestEachFormTellsOfATimeOut(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, append(flags, "-timeout=100ms")...)
 	hole := harness.Blackhole(t)

@@ -5,14 +5,16 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 func TestEachFormHasEachStatus(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	wantNoErrors(t, p)
@@ -51,8 +53,9 @@ func expectRefusal(t testing.TB, c net.Conn, v harness.Form, status, how string)
 }
 
 func TestEachFormTellsWhoIsTooSlow(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
-	p := harness.Start(t, append(flags, "-handshake-timeout=500ms")...)
+	p := harness.Start(t, append(flags, "-handshake-timeout=3s")...)
 	var checks []func()
 	for _, v := range harness.Forms() {
 		for _, config := range []*tls.Config{nil, trusting} {
@@ -72,6 +75,7 @@ func TestEachFormTellsWhoIsTooSlow(t *testing.T) {
 }
 
 func TestTheLogTellsOfTheForm(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	b := startBackends(t)
@@ -97,21 +101,8 @@ func TestTheLogTellsOfTheForm(t *testing.T) {
 	})
 }
 
-// logOf waits for a client's line in a log.
-func logOf(t testing.TB, log *harness.Log, msg, client string) (line map[string]any) {
-	t.Helper()
-	harness.Eventually(t, fmt.Sprintf("a line %q of %s", msg, client), func() bool {
-		for _, line = range log.Lines(msg) {
-			if line["client"] == client {
-				return true
-			}
-		}
-		return false
-	})
-	return line
-}
-
 func TestAnAddressMayNameItsScheme(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t)
 	b := startBackends(t)
 	for _, v := range harness.Forms() {
@@ -134,6 +125,7 @@ func TestAnAddressMayNameItsScheme(t *testing.T) {
 }
 
 func TestAWebSocketForAnHTTPBackendIsPassedThrough(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartBackend(t, func(c *net.TCPConn) {
 		head := readHead(t, c)
 		if strings.Contains(head, "Cipher") || !strings.Contains(head, "Sec-Websocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n") {
@@ -175,6 +167,7 @@ func readHead(t testing.TB, c net.Conn) string {
 }
 
 func TestWhatLooksLikeAnotherFormIsALine(t *testing.T) {
+	t.Parallel()
 	flags, _ := harness.TLSFlags(t)
 	withTLS, without := harness.Start(t, flags...), harness.Start(t)
 	for _, tt := range []struct {
@@ -214,6 +207,7 @@ func TestWhatLooksLikeAnotherFormIsALine(t *testing.T) {
 }
 
 func TestASealedLineMayHoldWhatLooksLikeHTTP(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t)
 	backend := harness.StartEcho(t)
 	salt, err := base64.StdEncoding.DecodeString("GETHTTPx")
@@ -232,6 +226,7 @@ func TestASealedLineMayHoldWhatLooksLikeHTTP(t *testing.T) {
 }
 
 func TestHandshakeMaxBoundsTheLineInEachForm(t *testing.T) {
+	t.Parallel()
 	b := startBackends(t)
 	for _, v := range harness.Forms() {
 		line := harness.Sealed(v.Scheme + b.of(v))

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
@@ -16,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/coder/websocket"
+
+	"gateway/internal/harness"
 )
 
 // Bytes through every form, and how their streams end.
@@ -85,6 +86,7 @@ func startTraders(t testing.TB) backends {
 }
 
 func TestMegabytesArriveWholeBothWaysInEachForm(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	wantNoErrors(t, p)
@@ -207,6 +209,7 @@ func openWebSocket(t testing.TB, gateway string, config *tls.Config, v harness.F
 }
 
 func TestTheClientsHalfCloseLeavesTheOtherDirectionOpen(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	answer := string(harness.Noise(3, 1<<20))
@@ -234,6 +237,7 @@ func TestTheClientsHalfCloseLeavesTheOtherDirectionOpen(t *testing.T) {
 }
 
 func TestTheBackendsHalfCloseLeavesTheOtherDirectionOpen(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	more := string(harness.Noise(4, 1<<20))
@@ -261,6 +265,7 @@ func TestTheBackendsHalfCloseLeavesTheOtherDirectionOpen(t *testing.T) {
 }
 
 func TestAClientsResetIsPassedOnInEachForm(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	tunnels := func(v harness.Form) bool { return !v.HTTP }
@@ -292,6 +297,7 @@ const (
 )
 
 func TestAWebSocketsEndIsTheBackendsEnd(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	backend := harness.StartBackend(t, func(c *net.TCPConn) {
@@ -317,6 +323,7 @@ func TestAWebSocketsEndIsTheBackendsEnd(t *testing.T) {
 }
 
 func TestTheBackendsEndIsAWebSocketsEnd(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	data := string(harness.Noise(5, 1<<20))
@@ -369,6 +376,7 @@ func TestTheBackendsEndIsAWebSocketsEnd(t *testing.T) {
 }
 
 func TestWebSocketsAreToldThatTheGatewayLeaves(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, append(flags, "-drain=3s")...)
@@ -404,6 +412,7 @@ func TestWebSocketsAreToldThatTheGatewayLeaves(t *testing.T) {
 
 // A second signal ends the drain.
 func TestWebSocketsAreToldThatTheGatewayLeavesAtOnce(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	p := harness.Start(t, "-drain=1h")
 	backend := harness.StartEcho(t)

@@ -2,7 +2,6 @@ package protocols
 
 import (
 	"crypto/tls"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -10,11 +9,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"gateway/internal/harness"
 )
 
 // Clients that speak TLS: -tls-cert and -tls-key.
 
 func TestWrongCertificatesEndTheStart(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	harness.WriteCertificate(t, file("cert.pem"), file("key.pem"), "one")
@@ -68,6 +70,7 @@ func TestWrongCertificatesEndTheStart(t *testing.T) {
 }
 
 func TestCertificatesAreReadAgainWhenTheyChange(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	first := harness.WriteCertificate(t, certFile, keyFile, "first")
@@ -109,6 +112,7 @@ func TestCertificatesAreReadAgainWhenTheyChange(t *testing.T) {
 }
 
 func TestOnlyHTTP11IsAgreedOn(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	for _, tt := range []struct {
@@ -145,6 +149,7 @@ func wantTLSFailed(t testing.TB, p *harness.Process, c net.Conn) {
 }
 
 func TestOldVersionsOfTLSAreRefused(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	for version, ok := range map[uint16]bool{
@@ -164,8 +169,9 @@ func TestOldVersionsOfTLSAreRefused(t *testing.T) {
 }
 
 func TestAFailedTLSHandshakeHasNoStatus(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
-	p := harness.Start(t, append(flags, "-handshake-timeout=300ms")...)
+	p := harness.Start(t, append(flags, "-handshake-timeout=2s")...)
 	hello := clientHello(t, trusting)
 	for _, tt := range []struct {
 		name, request string
@@ -223,6 +229,7 @@ func clientHello(t testing.TB, config *tls.Config) string {
 }
 
 func TestATLSHandshakeMayDribble(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	backend := harness.StartEcho(t)
@@ -236,6 +243,7 @@ func TestATLSHandshakeMayDribble(t *testing.T) {
 }
 
 func TestASessionIsResumed(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, flags...)
 	config := trusting.Clone()
@@ -253,6 +261,7 @@ func TestASessionIsResumed(t *testing.T) {
 }
 
 func TestThereIsNoTLSInsideTLS(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, append(flags, "-log-level=debug")...)
 	c := harness.Handshake(t, harness.Connect(t, p.Addr), trusting)

@@ -3,13 +3,14 @@ package protocols
 import (
 	"context"
 	"encoding/binary"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"strings"
 	"testing"
 
 	"github.com/coder/websocket"
+
+	"gateway/internal/harness"
 )
 
 // A bearer is a way to bring a token, and what comes of it: the status.

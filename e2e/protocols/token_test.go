@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"os"
@@ -16,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // Tokens as clients bring them to the gateway. What they are refused for one by
@@ -23,6 +24,7 @@ import (
 // token_usage_test.go.
 
 func TestATokenOpensInEveryForm(t *testing.T) {
+	t.Parallel()
 	keys := writeKeys(t, generateKeys(t))
 	echoes, pages := harness.StartEcho(t), startPages(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -49,6 +51,7 @@ func TestATokenOpensInEveryForm(t *testing.T) {
 }
 
 func TestATokenMayComeInPieces(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys, backend := writeKeys(t, m.set()), harness.StartEcho(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -69,6 +72,7 @@ func TestATokenMayComeInPieces(t *testing.T) {
 
 // Beside tokens sealed lines go on to open, and the other way round.
 func TestTokensAndSealedLinesOpenSideBySide(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	p := harness.Start(t, "-token-keys="+writeKeys(t, m.set()))
 	backend := harness.StartEcho(t)
@@ -141,6 +145,7 @@ func (m *mint) badTokens(t testing.TB, backend string) []badToken {
 }
 
 func TestABadTokenGets401AndNothingIsDialed(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys := writeKeys(t, m.set())
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -173,6 +178,7 @@ func TestABadTokenGets401AndNothingIsDialed(t *testing.T) {
 }
 
 func TestATokenWithABitChangedGets401(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys := writeKeys(t, m.set())
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -199,6 +205,7 @@ func TestATokenWithABitChangedGets401(t *testing.T) {
 }
 
 func TestABadTokenIsRefusedInEveryForm(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	p := harness.Start(t, "-token-keys="+writeKeys(t, m.set()))
 	backend, accepted := startCounting(t)
@@ -219,6 +226,7 @@ func TestABadTokenIsRefusedInEveryForm(t *testing.T) {
 }
 
 func TestClocksMayDifferByAMinute(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	p := harness.Start(t, "-token-keys="+writeKeys(t, m.set()))
 	backend := harness.StartEcho(t)
@@ -234,6 +242,7 @@ func TestClocksMayDifferByAMinute(t *testing.T) {
 }
 
 func TestTheAudienceMustBeNamed(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys, backend := writeKeys(t, m.set()), harness.StartEcho(t)
 	p := harness.Start(t, "-token-keys="+keys, "-token-audience=game")
@@ -260,6 +269,7 @@ func TestTheAudienceMustBeNamed(t *testing.T) {
 }
 
 func TestTheLogHoldsNothingOfAToken(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	p := harness.Start(t, "-token-keys="+writeKeys(t, m.set()), "-token-audience=players", "-log-level=debug")
 	backend := harness.ClosedPort(t)
@@ -313,6 +323,7 @@ func TestTheLogHoldsNothingOfAToken(t *testing.T) {
 }
 
 func TestATokenMayHave2048Bytes(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys := writeKeys(t, m.set())
 	for _, tt := range []struct {
@@ -354,6 +365,7 @@ func TestATokenMayHave2048Bytes(t *testing.T) {
 }
 
 func TestChangedKeysAreReadWithoutARestart(t *testing.T) {
+	t.Parallel()
 	old, fresh := newMint(1), newMint(2)
 	keys, backend := writeKeys(t, old.set()), harness.StartEcho(t)
 	both := []*harness.Process{harness.Start(t, "-loops=0", "-token-keys="+keys), harness.Start(t, "-loops=-1", "-token-keys="+keys)}
@@ -387,6 +399,7 @@ func TestChangedKeysAreReadWithoutARestart(t *testing.T) {
 }
 
 func TestTokensOpenSideBySideWhileTheirKeysChange(t *testing.T) {
+	t.Parallel()
 	both, one := newMint(1), newMint(2)
 	keys := writeKeys(t, both.set())
 	harness.BothWays(t, func(t *testing.T, way string) {

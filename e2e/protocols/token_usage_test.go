@@ -4,19 +4,21 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"gateway/internal/harness"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // What an operator has to do with tokens: -keygen, -seal, -open, -legacy=0,
 // and what is said where that is done wrongly.
 
 func TestKeygenPrintsAFreshKeySet(t *testing.T) {
+	t.Parallel()
 	seen := make(map[string]bool)
 	for range 3 {
 		var set struct {
@@ -45,6 +47,7 @@ func TestKeygenPrintsAFreshKeySet(t *testing.T) {
 }
 
 func TestKeygenNeedsNothing(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{{"-keygen"}, {"-keygen=true"}, {"-token-keys=/no/such/file", "-keygen"}, {"-legacy=0", "-keygen"}} {
 		if out, stderr, code := harness.Run(t, []string{"GATEWAY_TOKEN_KEYS=/no/such/file"}, args...); code != 0 || !strings.Contains(out, `"keys"`) {
 			t.Errorf("%q: code %d, %s%s", args, code, out, stderr)
@@ -53,6 +56,7 @@ func TestKeygenNeedsNothing(t *testing.T) {
 }
 
 func TestATokenOfSealExpiresAfterItsTTL(t *testing.T) {
+	t.Parallel()
 	keys := writeKeys(t, newMint(1).set())
 	for ttl, want := range map[string]time.Duration{"10m": 10 * time.Minute, "90": 90 * time.Second, "1.5": time.Second, "720h": 720 * time.Hour} {
 		before := time.Now()
@@ -69,6 +73,7 @@ func TestATokenOfSealExpiresAfterItsTTL(t *testing.T) {
 }
 
 func TestOpenPrintsTheAddressInAToken(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys := writeKeys(t, m.set())
 	with := []string{"-token-keys=" + keys}
@@ -102,6 +107,7 @@ func TestOpenPrintsTheAddressInAToken(t *testing.T) {
 // -seal makes sealed lines as before where there is no -ttl, and -open takes
 // both.
 func TestTokenKeysLeaveSealedLinesAsTheyAre(t *testing.T) {
+	t.Parallel()
 	with := []string{"-token-keys=" + writeKeys(t, newMint(1).set()), "-secret=" + harness.Secret}
 	for _, args := range [][]string{with, append(with, "-ttl=0")} {
 		line, stderr, code := harness.Run(t, nil, append(args, "-seal=127.0.0.1:4000")...)
@@ -115,6 +121,7 @@ func TestTokenKeysLeaveSealedLinesAsTheyAre(t *testing.T) {
 }
 
 func TestAPublicKeyIsEnoughToServeAndNotToSeal(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	public := fmt.Sprintf(`{"keys":[{"kty":"OKP","kid":"ed","crv":"Ed25519","use":"sig","alg":"EdDSA","x":"%s"}]}`, base64url(m.edPublic()))
 	keys := writeKeys(t, public)
@@ -129,6 +136,7 @@ func TestAPublicKeyIsEnoughToServeAndNotToSeal(t *testing.T) {
 }
 
 func TestWithoutSealedLinesNoSecretIsNeeded(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	keys, backend := writeKeys(t, m.set()), harness.StartEcho(t)
 	for _, tt := range []struct {
@@ -173,6 +181,7 @@ func TestWithoutSealedLinesNoSecretIsNeeded(t *testing.T) {
 }
 
 func TestWrongUseOfTokensIsToldInOneLine(t *testing.T) {
+	t.Parallel()
 	m := newMint(1)
 	dir := t.TempDir()
 	file := func(name, text string) string {
@@ -261,6 +270,7 @@ func TestWrongUseOfTokensIsToldInOneLine(t *testing.T) {
 }
 
 func TestAForwardNeedsNoTokensEither(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{
 		{"-legacy=0", "-forward=127.0.0.1:9"},
 		{"-legacy=0", "-listen=127.0.0.1:0=forward:127.0.0.1:9"},

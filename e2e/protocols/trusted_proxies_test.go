@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/pires/go-proxyproto"
+
+	"gateway/internal/harness"
 )
 
 // Clients behind a proxy that tells of them: -trusted-proxies.
@@ -91,6 +92,7 @@ var introductions = map[string]func(t testing.TB, addr, header string) net.Conn{
 }
 
 func TestATrustedProxyIsBelievedInEachForm(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	p := harness.Start(t, append(flags, "-trusted-proxies=127.0.0.0/8")...)
 	b := startBackends(t)
@@ -151,6 +153,7 @@ func TestATrustedProxyIsBelievedInEachForm(t *testing.T) {
 }
 
 func TestAProxyThatDoesNotKnowItsClientIsTakenForIt(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t, "-trusted-proxies=127.0.0.1")
 	backend := harness.StartEcho(t)
 	var clients []string
@@ -171,6 +174,7 @@ func TestAProxyThatDoesNotKnowItsClientIsTakenForIt(t *testing.T) {
 }
 
 func TestATrustedProxyHasToSendAHeader(t *testing.T) {
+	t.Parallel()
 	flags, _ := harness.TLSFlags(t)
 	p := harness.Start(t, append(flags, "-trusted-proxies=127.0.0.0/8")...)
 	refused := make(map[string]string) // client → its request
@@ -207,7 +211,8 @@ func TestATrustedProxyHasToSendAHeader(t *testing.T) {
 }
 
 func TestAHeaderHasToComeWithinTheHandshakesTime(t *testing.T) {
-	p := harness.Start(t, "-trusted-proxies=127.0.0.0/8", "-handshake-timeout=300ms", "-log-level=debug")
+	t.Parallel()
+	p := harness.Start(t, "-trusted-proxies=127.0.0.0/8", "-handshake-timeout=2s", "-log-level=debug")
 	header := proxyHeader(t, 1, believed, public)
 	for _, tt := range []struct{ request, client, msg, reason string }{
 		{"", "", "no request", "empty"},
@@ -237,6 +242,7 @@ func TestAHeaderHasToComeWithinTheHandshakesTime(t *testing.T) {
 }
 
 func TestTheHeaderIsNoPartOfTheLine(t *testing.T) {
+	t.Parallel()
 	line := harness.Line(harness.StartEcho(t))
 	p := harness.Start(t, "-trusted-proxies=127.0.0.0/8", fmt.Sprintf("-handshake-max=%d", len(line)-1))
 	long := proxyproto.HeaderProxyFromAddrs(2, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 9), Port: 1}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 8), Port: 2})
@@ -286,6 +292,7 @@ func startHearing(t testing.TB, told chan<- string) string {
 }
 
 func TestABelievedClientIsToldToItsBackend(t *testing.T) {
+	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	told := make(chan string, 1)
 	backend := startHearing(t, told)
@@ -316,6 +323,7 @@ func TestABelievedClientIsToldToItsBackend(t *testing.T) {
 }
 
 func TestAForwardedClientIsBelievedToo(t *testing.T) {
+	t.Parallel()
 	told := make(chan string, 1)
 	backend := startHearing(t, told)
 	p := harness.Start(t, "-trusted-proxies=127.0.0.0/8", "-send-proxy=v1", "-forward="+backend)
@@ -341,6 +349,7 @@ func TestAForwardedClientIsBelievedToo(t *testing.T) {
 }
 
 func TestNobodyElsesHeaderIsBelieved(t *testing.T) {
+	t.Parallel()
 	told := make(chan http.Header, 1)
 	asked := harness.StartHTTP(t, func(_ http.ResponseWriter, r *http.Request) { told <- r.Header })
 	p := harness.Start(t, "-trusted-proxies=127.0.0.2,2001:db8::/32")
@@ -383,6 +392,7 @@ func TestNobodyElsesHeaderIsBelieved(t *testing.T) {
 }
 
 func TestAProxysHealthCheckIsNoRequest(t *testing.T) {
+	t.Parallel()
 	p := harness.Start(t, "-trusted-proxies=127.0.0.0/8", "-log-level=debug")
 	checks := map[string]func(*net.TCPConn){
 		"close":  func(c *net.TCPConn) { c.Close() },

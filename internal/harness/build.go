@@ -87,8 +87,9 @@ func Binary(t testing.TB) string {
 	return file
 }
 
-func removeBuilt() {
-	if built != "" {
-		os.RemoveAll(built)
+func removeBuilt() error {
+	if built == "" {
+		return nil
 	}
+	return os.RemoveAll(built)
 }

@@ -24,9 +24,9 @@ import (
 const Patience = 20 * time.Second
 
 // Main is a TestMain. It runs the tests without the settings of the gateway that
-// stand in the caller's environment, then what is to be cleaned up, and fails if
-// goroutines or descriptors are left behind.
-func Main(m *testing.M, cleanUp ...func()) {
+// stand in the caller's environment, then what is to be cleaned up, and fails if that
+// does or if goroutines or descriptors are left behind.
+func Main(m *testing.M, cleanUp ...func() error) {
 	if role := os.Getenv(backendRole); role != "" {
 		runBackend(role)
 	}
@@ -40,7 +40,10 @@ func Main(m *testing.M, cleanUp ...func()) {
 	goroutines, descriptors := runtime.NumGoroutine(), Descriptors(os.Getpid())
 	code := m.Run()
 	for _, f := range append(cleanUp, removeBuilt) {
-		f()
+		if err := f(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
 	}
 	if code == 0 && !fuzzing() {
 		code = checkLeaks(goroutines, descriptors)

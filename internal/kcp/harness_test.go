@@ -3,19 +3,18 @@ package kcp
 import (
 	"context"
 	"crypto/sha256"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/harness"
 )
 
 // options are usable ones, quick to end.
@@ -125,14 +124,7 @@ func expect(t testing.TB, c net.Conn, want string) {
 	}
 }
 
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("in 20 s, never: %s", what)
-		}
-	}
-}
+var eventually = harness.Eventually
 
 // random returns n bytes that the seed alone determines, and their hash.
 func random(seed byte, n int) ([]byte, [32]byte) {
@@ -219,40 +211,4 @@ func lossy(t testing.TB, to string, part float64) string {
 
 // The package must leave nothing behind but kcp-go's own scheduler, which was
 // there before.
-func TestMain(m *testing.M) {
-	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
-	code := m.Run()
-	if code == 0 && !fuzzing() {
-		code = checkLeaks(goroutines, descriptors)
-	}
-	os.Exit(code)
-}
-
-func fuzzing() bool {
-	for _, arg := range os.Args {
-		if strings.HasPrefix(arg, "-test.fuzz=") || arg == "-test.fuzzworker" {
-			return true
-		}
-	}
-	return false
-}
-
-func checkLeaks(goroutines, descriptors int) int {
-	var g, d int
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		g, d = runtime.NumGoroutine(), openDescriptors()
-		if g <= goroutines && d <= descriptors+3 {
-			return 0
-		}
-	}
-	buf := make([]byte, 1<<20)
-	fmt.Fprintf(os.Stderr, "leaked: %d goroutines (%d at first), %d descriptors (%d at first)\n%s\n",
-		g, goroutines, d, descriptors, buf[:runtime.Stack(buf, true)])
-	return 1
-}
-
-// openDescriptors counts them where the system tells, and is 0 elsewhere.
-func openDescriptors() int {
-	names, _ := os.ReadDir("/proc/self/fd")
-	return len(names)
-}
+func TestMain(m *testing.M) { harness.Main(m) }

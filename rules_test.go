@@ -2,25 +2,27 @@ package main
 
 import (
 	"bytes"
-	"log/slog"
+	"crypto/tls"
 	"net"
 	"net/netip"
 	"testing"
 
 	"gateway/internal/address"
+	"gateway/internal/handshake"
+	"gateway/internal/layer"
 )
 
-// asked is what frontend.request makes of a client's bytes.
+// asked is what rules.request makes of a client's bytes.
 type asked struct {
 	addr   string
 	early  string
 	err    error
-	form   form
+	form   handshake.Form
 	client netip.AddrPort
 	header int
 }
 
-func askFrontend(t testing.TB, f *frontend, s *session, received []byte) asked {
+func askRules(t testing.TB, f *rules, s *session, received []byte) asked {
 	req, err := f.request(t.Context(), s, received)
 	return asked{req.route.String(), string(req.early), err, s.form, s.client, s.header}
 }
@@ -29,7 +31,7 @@ var thePeer = netip.MustParseAddrPort("127.0.0.1:1")
 
 // checkRequest sees that the pieces in which a request comes make no
 // difference, and that there is always room for more of an incomplete one.
-func checkRequest(t testing.TB, f *frontend, in []byte, forward, secure bool) asked {
+func checkRequest(t testing.TB, f *rules, in []byte, forward, secure bool) asked {
 	t.Helper()
 	var to *address.Route
 	if forward {
@@ -43,11 +45,11 @@ func checkRequest(t testing.TB, f *frontend, in []byte, forward, secure bool) as
 		}
 		return &s
 	}
-	whole := askFrontend(t, f, begin(), bytes.Clone(in))
+	whole := askRules(t, f, begin(), bytes.Clone(in))
 	s := begin()
 	for n := range len(in) + 1 {
-		got := askFrontend(t, f, s, bytes.Clone(in[:n]))
-		if got.err == errIncomplete {
+		got := askRules(t, f, s, bytes.Clone(in[:n]))
+		if got.err == handshake.ErrIncomplete {
 			if n >= f.requestMax() {
 				t.Fatalf("%q is incomplete, but there is no room for more", in[:n])
 			}
@@ -61,18 +63,19 @@ func checkRequest(t testing.TB, f *frontend, in []byte, forward, secure bool) as
 		}
 		return whole
 	}
-	if whole.err != errIncomplete {
+	if whole.err != handshake.ErrIncomplete {
 		t.Fatalf("%q is incomplete byte by byte, but at once %+v", in, whole)
 	}
 	return whole
 }
 
-func testFrontend(handshakeMax int, tls, proxied bool) *frontend {
-	f := &frontend{
+func testRules(handshakeMax int, withTLS, proxied bool) *rules {
+	f := &rules{
 		keys:         newKeyring([][]byte{[]byte(testSecret)}, []kdf{kdfMD5, kdfSHA256}),
-		log:          slog.New(slog.DiscardHandler),
 		handshakeMax: handshakeMax,
-		tls:          tls,
+	}
+	if withTLS {
+		f.tls = new(tls.Config)
 	}
 	if proxied {
 		f.trusted = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
@@ -101,7 +104,7 @@ func TestARequestIsTheSameInEachPiece(t *testing.T) {
 					{}, {tls: true}, {proxied: true}, {tls: true, proxied: true},
 					{tls: true, secure: true}, {forward: true}, {proxied: true, forward: true},
 				} {
-					f := testFrontend(max, flags.tls, flags.proxied)
+					f := testRules(max, flags.tls, flags.proxied)
 					in := request
 					if flags.proxied {
 						in = header + in
@@ -111,8 +114,8 @@ func TestARequestIsTheSameInEachPiece(t *testing.T) {
 			}
 		}
 	}
-	got := checkRequest(t, testFrontend(1024, true, true), []byte(headers[3]+line+"\nhello"), false, false)
-	if got.err != nil || got.addr != backend || got.early != "hello" || got.form != formLine || got.client.String() != believed {
+	got := checkRequest(t, testRules(1024, true, true), []byte(headers[3]+line+"\nhello"), false, false)
+	if got.err != nil || got.addr != backend || got.early != "hello" || got.form != handshake.Line || got.client.String() != believed {
 		t.Errorf("%+v", got)
 	}
 }
@@ -131,15 +134,15 @@ func FuzzRequest(f *testing.F) {
 		if limit == 0 || len(in) > 1<<10 {
 			t.Skip()
 		}
-		fe := testFrontend(int(limit), flags&1 != 0, flags&6 != 0)
+		fe := testRules(int(limit), flags&1 != 0, flags&6 != 0)
 		checkRequest(t, fe, in, flags&8 != 0, flags&16 != 0)
 	})
 }
 
 func TestALinkLocalProxyIsTrustedWithoutItsZone(t *testing.T) {
-	f := &frontend{trusted: []netip.Prefix{netip.MustParsePrefix("fe80::/10")}}
+	f := &rules{trusted: []netip.Prefix{netip.MustParsePrefix("fe80::/10")}}
 	peer := &net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 1, Zone: "eth0"}
-	if s := f.arrival(addrPort(peer), nil); !s.proxied {
+	if s := f.arrival(layer.AddrPort(peer), nil); !s.proxied {
 		t.Errorf("%v is not trusted", peer)
 	}
 }

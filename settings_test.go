@@ -3,6 +3,9 @@ package main
 import (
 	"errors"
 	"flag"
+	"fmt"
+	"gateway/internal/flagvalue"
+	"gateway/internal/policy"
 	"log/slog"
 	"slices"
 	"strings"
@@ -28,7 +31,7 @@ var settingTests = []struct {
 		[]taken{{"x", "x"}, {"a=b", "a=b"}, {" # ", " # "}, {"密码", "密码"}}, nil},
 	{"secret-file", func(c *Config) any { return c.secretFile }, "",
 		nil, nil}, // see config_test.go
-	{"kdf", func(c *Config) any { return (*kdfsValue)(&c.KDFs).String() }, "md5,sha256",
+	{"kdf", func(c *Config) any { return joinKDFs(c.KDFs) }, "md5,sha256",
 		[]taken{{"md5", "md5"}, {"sha256", "sha256"}, {"pbkdf2", "pbkdf2"}, {"sha256,md5", "sha256,md5"},
 			{"pbkdf2,sha256,md5", "pbkdf2,sha256,md5"}},
 		[]string{"", ",", "md4", "MD5", "md5,", ",md5", "md5,,sha256", "md5,md5", "sha256,md5,sha256", "md5 sha256"}},
@@ -40,7 +43,7 @@ var settingTests = []struct {
 			{"localhost:8000", "localhost:8000"}},
 		[]string{"", "8000", ":", "127.0.0.1", "127.0.0.1:", "::1", "::1:8000", ":65536", ":-1", ":+1", ":http", ":1x",
 			"http://127.0.0.1:80", "a:b:1"}},
-	{"forward", func(c *Config) any { return (&targetValue{&c.forward}).String() }, "",
+	{"forward", func(c *Config) any { return targetText(c.forward) }, "",
 		[]taken{{"127.0.0.1:80", "127.0.0.1:80"}, {"[::1]:80", "[::1]:80"}, {"db.internal:5432", "db.internal:5432"}, {"", ""}},
 		[]string{"127.0.0.1", ":80", "127.1:80", "http", "a b:1", "127.0.0.1:0", "127.0.0.1:http"}},
 	{"listen", func(c *Config) any { return listenText(c) }, "",
@@ -55,7 +58,7 @@ var settingTests = []struct {
 	{"reuse", func(c *Config) any { return c.Reuse }, false,
 		[]taken{{"1", true}, {"0", false}, {"true", true}, {"false", false}},
 		[]string{"", "2", "-1", "yes", "01"}},
-	{"trusted-proxies", func(c *Config) any { return (*prefixesValue)(&c.TrustedProxies).String() }, "",
+	{"trusted-proxies", func(c *Config) any { return fmt.Sprint(flagvalue.Sum(&c.TrustedProxies, parsePrefix, "")) }, "",
 		[]taken{{"", ""}, {"10.0.0.0/8", "10.0.0.0/8"}, {"10.0.0.7,::1", "10.0.0.7/32,::1/128"}, {"10.0.0.7, fd00::/8", "10.0.0.7/32,fd00::/8"}},
 		[]string{"10.0.0.0/33", "10.0.0.1/8", "ten", "fe80::1%eth0", "fe80::%eth0/64", "10.0.0.0/8:80", "::ffff:10.0.0.0/104", "any"}},
 	{"tls-cert", func(c *Config) any { return c.TLSCert }, "", nil, nil}, // see tls_test.go
@@ -63,7 +66,7 @@ var settingTests = []struct {
 	{"http-header-max", func(c *Config) any { return c.HTTPHeaderMax }, 8192,
 		[]taken{{"4097", 4097}, {"65536", 65536}},
 		[]string{"", "0", "4096", "-1", "8k", "1048577"}},
-	{"ws-origins", func(c *Config) any { return (*originsValue)(&c.WSOrigins).String() }, "*",
+	{"ws-origins", func(c *Config) any { return fmt.Sprint(flagvalue.List(&c.WSOrigins, parseOrigin, "")) }, "*",
 		[]taken{{"*", "*"}, {"game.example,*.game.example", "game.example,*.game.example"}},
 		[]string{"", ",", "[", "game.example,[a"}},
 	{"handshake-timeout", func(c *Config) any { return c.HandshakeTimeout }, 10 * time.Second,
@@ -87,10 +90,10 @@ var settingTests = []struct {
 	{"resolver-timeout", func(c *Config) any { return c.ResolverTimeout }, 2 * time.Second,
 		[]taken{{"1", time.Second}, {"300ms", 300 * time.Millisecond}},
 		[]string{"", "0", "-1s"}},
-	{"allow", func(c *Config) any { return (*rulesValue)(&c.Allow).String() }, "",
+	{"allow", func(c *Config) any { return flagvalue.Sum(&c.Allow, policy.ParseRule, "").String() }, "",
 		[]taken{{"", ""}, {"10.0.0.0/8", "10.0.0.0/8"}, {"10.0.0.0/8:4000-4999,fd00::/8", "10.0.0.0/8:4000-4999,fd00::/8"}},
 		[]string{"10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/8:0", "10.0.0.0/8:2-1", "ten", ",", "host:80", "10.0.0.0/8:http"}},
-	{"deny", func(c *Config) any { return (*rulesValue)(&c.Deny).String() }, "",
+	{"deny", func(c *Config) any { return flagvalue.Sum(&c.Deny, policy.ParseRule, "").String() }, "",
 		[]taken{{"", ""}, {"10.0.0.7/32:22", "10.0.0.7:22"}, {"::/0", "::/0"}},
 		[]string{"10.0.0.0/33", "fe80::%1/64", "10.0.0.0/-1"}},
 	{"send-proxy", func(c *Config) any { return c.SendProxy }, "off",
@@ -175,17 +178,26 @@ func listenText(c *Config) string {
 // configOf parses a command line that has to be right, with testSecret.
 func configOf(t testing.TB, args ...string) *Config {
 	t.Helper()
-	cfg, err := parseConfig(append([]string{"-secret=" + testSecret}, args...))
+	cfg, err := loadConfig(append([]string{"-secret=" + testSecret}, args...))
 	if err != nil {
 		t.Fatalf("%q: %v", args, err)
 	}
 	return cfg
 }
 
-// refusal parses what has to be refused and returns the error's text.
-func refusal(t testing.TB, args ...string) string {
-	t.Helper()
+// loadConfig parses a configuration and loads what it names.
+func loadConfig(args []string) (*Config, error) {
 	cfg, err := parseConfig(args)
+	if err != nil || cfg.Action == actionVersion || cfg.Action == actionKeygen {
+		return cfg, err
+	}
+	return cfg, cfg.load(slog.New(slog.DiscardHandler))
+}
+
+// refusedConfig parses what has to be refused and returns the error's text.
+func refusedConfig(t testing.TB, args ...string) string {
+	t.Helper()
+	cfg, err := loadConfig(args)
 	if err == nil {
 		t.Errorf("%q was taken: %+v", args, cfg)
 		return ""
@@ -194,7 +206,7 @@ func refusal(t testing.TB, args ...string) string {
 }
 
 func TestEverySettingHasItsRowAndItsDefault(t *testing.T) {
-	cfg, err := parseConfig([]string{"-version"}) // the one that needs no secret
+	cfg, err := loadConfig([]string{"-version"}) // the one that needs no secret
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,75 +249,12 @@ func TestEachFlagTakesWhatIsRight(t *testing.T) {
 func TestEachFlagRefusesWhatIsWrongAndIsNamed(t *testing.T) {
 	for _, tt := range settingTests {
 		for _, text := range tt.refuses {
-			msg := refusal(t, "-secret="+testSecret, "-"+tt.name+"="+text)
+			msg := refusedConfig(t, "-secret="+testSecret, "-"+tt.name+"="+text)
 			for _, want := range []string{"-" + tt.name + ":", `"` + text + `"`, ": want "} {
 				if !strings.Contains(msg, want) {
 					t.Errorf("-%s=%s: %q does not say %q", tt.name, text, msg, want)
 				}
 			}
-		}
-	}
-}
-
-func TestDurationsAreSecondsOrGoDurations(t *testing.T) {
-	const none = -1
-	for _, tt := range []struct {
-		text string
-		want time.Duration
-	}{
-		{"3", 3 * time.Second},
-		{"1.5", 1500 * time.Millisecond},
-		{".5", 500 * time.Millisecond},
-		{"007", 7 * time.Second},
-		{"1500ms", 1500 * time.Millisecond},
-		{"1h", time.Hour},
-		{"1m30s", 90 * time.Second},
-		{"1ns", 1},
-		{"876000h", 876000 * time.Hour},
-		{"", none},
-		{".", none},
-		{"s", none},
-		{"-1", none},
-		{"-1s", none},
-		{"-1ns", none},
-		{"1.5.5", none},
-		{"1,5", none},
-		{"1e9", none},
-		{"0x10", none},
-		{"1_0", none},
-		{"3 ", none},
-		{" 3", none},
-		{"3 s", none},
-		{"3S", none},
-		{"3d", none},
-		{"٣", none},
-		{"NaN", none},
-		{"Inf", none},
-		{"876000h1ns", none},
-		{"9223372036", none},
-		{"9223372036854775807ns", none},
-		{"9223372037", none},
-		{"9223372036854775808ns", none},
-		{"99999999999999999999", none},
-	} {
-		for _, zeroOK := range []bool{false, true} {
-			d := 42 * time.Second
-			err := (&durationValue{p: &d, zeroOK: zeroOK}).Set(tt.text)
-			switch {
-			case tt.want == none && (err == nil || d != 42*time.Second):
-				t.Errorf("%q was taken as %v", tt.text, d)
-			case tt.want != none && (err != nil || d != tt.want):
-				t.Errorf("%q: %v, %v; want %v", tt.text, d, err, tt.want)
-			}
-		}
-	}
-	for _, zero := range []string{"0", "0s", "0.0", "0h0m", "0.0000000001"} {
-		d := 42 * time.Second
-		if err := (&durationValue{p: &d, zeroOK: true}).Set(zero); err != nil || d != 0 {
-			t.Errorf("%q: %v, %v; want 0", zero, d, err)
-		}
-		if err := (&durationValue{p: &d, zeroOK: false}).Set(zero); err == nil {
-			t.Errorf("%q was taken where it may not be 0", zero)
 		}
 	}
 }
@@ -341,7 +290,7 @@ func TestOneActionAtATime(t *testing.T) {
 			if a == b {
 				continue
 			}
-			msg := refusal(t, "-secret="+testSecret, a, b)
+			msg := refusedConfig(t, "-secret="+testSecret, a, b)
 			for _, want := range []string{"one action at a time", strings.Split(a, "=")[0][1:], strings.Split(b, "=")[0][1:]} {
 				if !strings.Contains(msg, want) {
 					t.Errorf("%s %s: %q does not say %q", a, b, msg, want)
@@ -350,7 +299,7 @@ func TestOneActionAtATime(t *testing.T) {
 		}
 	}
 	for _, a := range []string{"-check=maybe", "-version=2"} {
-		if msg := refusal(t, "-secret="+testSecret, a); !strings.Contains(msg, "want no value") {
+		if msg := refusedConfig(t, "-secret="+testSecret, a); !strings.Contains(msg, "want no value") {
 			t.Errorf("%s: %q", a, msg)
 		}
 	}
@@ -358,16 +307,8 @@ func TestOneActionAtATime(t *testing.T) {
 
 func TestHelpIsNoError(t *testing.T) {
 	for _, args := range [][]string{{"-help"}, {"--help"}, {"-h"}, {"-retry=2", "-help"}} {
-		if _, err := parseConfig(args); !errors.Is(err, flag.ErrHelp) {
+		if _, err := loadConfig(args); !errors.Is(err, flag.ErrHelp) {
 			t.Errorf("%q: %v", args, err)
 		}
-	}
-}
-
-// Package flag asks zero values for their text.
-func TestZeroFlagValuesHaveAText(t *testing.T) {
-	for _, v := range []flag.Value{new(stringValue), new(intValue), new(switchValue), new(durationValue), new(addrValue),
-		new(choiceValue), new(levelValue), new(kdfsValue), new(actionValue)} {
-		_ = v.String() // does not panic
 	}
 }

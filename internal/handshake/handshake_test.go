@@ -1,4 +1,4 @@
-package main
+package handshake
 
 import (
 	"bytes"
@@ -7,10 +7,12 @@ import (
 	"testing"
 )
 
+const goldenLine = "U2FsdGVkX19KIJ9OQJKT/yHGMrS+5SsBAAjetomptQ0="
+
 // parsed is parseLine with "more has to be read" told apart from failures.
 func parsed(b []byte, limit int) (line, rest []byte, ok bool, err error) {
 	line, rest, err = parseLine(b, limit)
-	if err == errIncomplete {
+	if err == ErrIncomplete {
 		return line, rest, false, nil
 	}
 	return line, rest, err == nil, err
@@ -62,8 +64,8 @@ func TestALineMayNotBeTooLong(t *testing.T) {
 		strings.Repeat("x", 1<<16),
 	} {
 		line, rest, ok, err := parsed([]byte(in), limit)
-		if line != nil || rest != nil || ok || !errors.Is(err, errTooLong) {
-			t.Errorf("%.20q: line %q, rest %q, %v, %v; want %v", in, line, rest, ok, err, errTooLong)
+		if line != nil || rest != nil || ok || !errors.Is(err, ErrTooLong) {
+			t.Errorf("%.20q: line %q, rest %q, %v, %v; want %v", in, line, rest, ok, err, ErrTooLong)
 		}
 	}
 }
@@ -86,7 +88,7 @@ func TestTheLimitOfALineIsExact(t *testing.T) {
 				t.Errorf("%d of %d bytes and %q: %d bytes, %v, %v", limit, limit, end, len(line), ok, err)
 			}
 			in = append(in[:limit], 'x')
-			if _, _, ok, err := parsed(append(in, end...), limit); ok || err != errTooLong {
+			if _, _, ok, err := parsed(append(in, end...), limit); ok || err != ErrTooLong {
 				t.Errorf("%d of %d bytes and %q: %v, %v", limit+1, limit, end, ok, err)
 			}
 		}
@@ -108,7 +110,7 @@ func checkParseLine(t *testing.T, in []byte, limit int) {
 		if string(end) == "\n" && bytes.HasSuffix(line, []byte("\r")) {
 			t.Fatalf("limit %d, %q: '\\r' left in line %q", limit, in, line)
 		}
-	case line != nil || rest != nil || err != nil && err != errTooLong:
+	case line != nil || rest != nil || err != nil && err != ErrTooLong:
 		t.Fatalf("limit %d, %q: line %q, rest %q, %v, %v", limit, in, line, rest, ok, err)
 	}
 
@@ -164,60 +166,60 @@ func FuzzParseLine(f *testing.F) {
 func TestFormsAreToldApartByTheirFirstBytes(t *testing.T) {
 	for _, tt := range []struct {
 		name, bytes string
-		form        form
+		form        Form
 		decided     int // how many bytes it takes
 	}{
-		{"a line", "U2FsdGVkX19K", formLine, 3},
-		{"an empty line", "\n", formLine, 1},
-		{"a short line", "a\n", formLine, 2},
-		{"a newline before two zeros", "a\n\x00\x00", formLine, 2},
-		{"a newline first", "\n\x05\x00\x00", formLine, 1},
-		{"a newline in the third place", "ab\n\x00", formLine, 3},
-		{"a line that starts with a method", "GETmore\n", formLine, 4},
-		{"a method alone", "GET\n", formLine, 4},
-		{"an unknown method", "BREW / HTTP/1.1", formLine, 3},
-		{"a method in lower case", "get / HTTP/1.1", formLine, 3},
-		{"a line with HTTP inside", "U2FsHTTP/1.1", formLine, 3},
-		{"the methods of others", "PRI * HTTP/2.0", formLine, 3},
-		{"high bytes", "\xff\xff\xff\xff", formLine, 3},
+		{"a line", "U2FsdGVkX19K", Line, 3},
+		{"an empty line", "\n", Line, 1},
+		{"a short line", "a\n", Line, 2},
+		{"a newline before two zeros", "a\n\x00\x00", Line, 2},
+		{"a newline first", "\n\x05\x00\x00", Line, 1},
+		{"a newline in the third place", "ab\n\x00", Line, 3},
+		{"a line that starts with a method", "GETmore\n", Line, 4},
+		{"a method alone", "GET\n", Line, 4},
+		{"an unknown method", "BREW / HTTP/1.1", Line, 3},
+		{"a method in lower case", "get / HTTP/1.1", Line, 3},
+		{"a line with HTTP inside", "U2FsHTTP/1.1", Line, 3},
+		{"the methods of others", "PRI * HTTP/2.0", Line, 3},
+		{"high bytes", "\xff\xff\xff\xff", Line, 3},
 
-		{"GET", "GET / HTTP/1.1", formHTTP, 4},
-		{"HEAD", "HEAD / ", formHTTP, 5},
-		{"POST", "POST / ", formHTTP, 5},
-		{"PUT", "PUT / ", formHTTP, 4},
-		{"PATCH", "PATCH / ", formHTTP, 6},
-		{"DELETE", "DELETE / ", formHTTP, 7},
-		{"OPTIONS", "OPTIONS * ", formHTTP, 8},
-		{"TRACE", "TRACE / ", formHTTP, 6},
-		{"CONNECT", "CONNECT a:1 ", formHTTP, 8},
+		{"GET", "GET / HTTP/1.1", HTTP, 4},
+		{"HEAD", "HEAD / ", HTTP, 5},
+		{"POST", "POST / ", HTTP, 5},
+		{"PUT", "PUT / ", HTTP, 4},
+		{"PATCH", "PATCH / ", HTTP, 6},
+		{"DELETE", "DELETE / ", HTTP, 7},
+		{"OPTIONS", "OPTIONS * ", HTTP, 8},
+		{"TRACE", "TRACE / ", HTTP, 6},
+		{"CONNECT", "CONNECT a:1 ", HTTP, 8},
 
-		{"a length", "\x2c\x00\x00\x00U2Fs", formPrefixed, 4},
-		{"a length of two bytes", "\x00\x01\x00\x00", formPrefixed, 4},
-		{"no length", "\x00\x00\x00\x00", formPrefixed, 4},
-		{"a length like a method", "GE\x00\x00", formPrefixed, 4},
-		{"a length like TLS", "\x16\x03\x00\x00", formPrefixed, 4},
-		{"a length of 24 bits is none", "\x01\x00\x01\x00", formLine, 3},
+		{"a length", "\x2c\x00\x00\x00U2Fs", Prefixed, 4},
+		{"a length of two bytes", "\x00\x01\x00\x00", Prefixed, 4},
+		{"no length", "\x00\x00\x00\x00", Prefixed, 4},
+		{"a length like a method", "GE\x00\x00", Prefixed, 4},
+		{"a length like TLS", "\x16\x03\x00\x00", Prefixed, 4},
+		{"a length of 24 bits is none", "\x01\x00\x01\x00", Line, 3},
 
-		{"binary", "\x00\x20Salted__", formBinary, 3},
-		{"binary of length 10", "\x00\nSa", formBinary, 2},
-		{"binary without a length", "\x00\x00Sa", formBinary, 3},
+		{"binary", "\x00\x20Salted__", Binary, 3},
+		{"binary of length 10", "\x00\nSa", Binary, 2},
+		{"binary without a length", "\x00\x00Sa", Binary, 3},
 
-		{"TLS", "\x16\x03\x01\x02\x00\x01", formTLS, 3},
-		{"TLS of a newer record", "\x16\x03\x03\x00\x2f", formTLS, 3},
-		{"SSL 3.0's record", "\x16\x03\x00\x02", formTLS, 4},
-		{"another record type", "\x17\x03\x03\x00", formLine, 3},
-		{"another major version", "\x16\x02\x01\x00", formLine, 3},
+		{"TLS", "\x16\x03\x01\x02\x00\x01", TLS, 3},
+		{"TLS of a newer record", "\x16\x03\x03\x00\x2f", TLS, 3},
+		{"SSL 3.0's record", "\x16\x03\x00\x02", TLS, 4},
+		{"another record type", "\x17\x03\x03\x00", Line, 3},
+		{"another major version", "\x16\x02\x01\x00", Line, 3},
 	} {
 		for n := 1; n <= len(tt.bytes); n++ {
-			want := formUnknown
+			want := Unknown
 			if n >= tt.decided {
 				want = tt.form
 			}
-			if got := sniff([]byte(tt.bytes[:n]), true); got != want {
+			if got := Sniff([]byte(tt.bytes[:n]), true); got != want {
 				t.Errorf("%s: %q is %v, want %v", tt.name, tt.bytes[:n], got, want)
 			}
 		}
-		if got := sniff([]byte(tt.bytes), false); tt.form == formTLS && got != formLine {
+		if got := Sniff([]byte(tt.bytes), false); tt.form == TLS && got != Line {
 			t.Errorf("%s, where nobody speaks TLS, is %v", tt.name, got)
 		}
 	}
@@ -235,18 +237,18 @@ func TestPrefixedAndBinaryRequestsAreCutAtTheirLength(t *testing.T) {
 		{"prefixed", parsePrefixed, "\x03\x00\x00\x00abc", "abc", "", nil},
 		{"prefixed, with more", parsePrefixed, "\x03\x00\x00\x00abcdef", "abc", "def", nil},
 		{"prefixed, with a newline", parsePrefixed, "\x04\x00\x00\x00abc\n", "abc\n", "", nil},
-		{"prefixed, incomplete", parsePrefixed, "\x03\x00\x00\x00ab", "", "", errIncomplete},
-		{"prefixed, half a length", parsePrefixed, "\x03\x00\x00", "", "", errIncomplete},
+		{"prefixed, incomplete", parsePrefixed, "\x03\x00\x00\x00ab", "", "", ErrIncomplete},
+		{"prefixed, half a length", parsePrefixed, "\x03\x00\x00", "", "", ErrIncomplete},
 		{"prefixed, of the limit", parsePrefixed, "\x3c\x00\x00\x00" + strings.Repeat("x", limit), strings.Repeat("x", limit), "", nil},
-		{"prefixed, beyond the limit", parsePrefixed, "\x3d\x00\x00\x00", "", "", errTooLong},
-		{"prefixed, far beyond", parsePrefixed, "\xff\xff\x00\x00", "", "", errTooLong},
-		{"prefixed, empty", parsePrefixed, "\x00\x00\x00\x00", "", "", errBadLength},
-		{"binary", parseBinary, "\x00\x03abc", "YWJj", "", nil},
-		{"binary, with more", parseBinary, "\x00\x03abcdef", "YWJj", "def", nil},
-		{"binary, incomplete", parseBinary, "\x00\x03ab", "", "", errIncomplete},
-		{"binary, without its length", parseBinary, "\x00", "", "", errIncomplete},
-		{"binary, empty", parseBinary, "\x00\x00", "", "", errBadLength},
-		{"binary, beyond the limit", parseBinary, "\x00\x3d", "", "", errTooLong},
+		{"prefixed, beyond the limit", parsePrefixed, "\x3d\x00\x00\x00", "", "", ErrTooLong},
+		{"prefixed, far beyond", parsePrefixed, "\xff\xff\x00\x00", "", "", ErrTooLong},
+		{"prefixed, empty", parsePrefixed, "\x00\x00\x00\x00", "", "", ErrBadLength},
+		{"binary", parseBinary, "\x00\x03abc", "abc", "", nil},
+		{"binary, with more", parseBinary, "\x00\x03abcdef", "abc", "def", nil},
+		{"binary, incomplete", parseBinary, "\x00\x03ab", "", "", ErrIncomplete},
+		{"binary, without its length", parseBinary, "\x00", "", "", ErrIncomplete},
+		{"binary, empty", parseBinary, "\x00\x00", "", "", ErrBadLength},
+		{"binary, beyond the limit", parseBinary, "\x00\x3d", "", "", ErrTooLong},
 	} {
 		line, rest, err := tt.parse([]byte(tt.bytes), limit)
 		if string(line) != tt.line || string(rest) != tt.rest || err != tt.err {
@@ -261,13 +263,13 @@ func FuzzSniff(f *testing.F) {
 	f.Add([]byte("\x2c\x00\x00\x00U2Fs"), true)
 	f.Add([]byte("CONNECT x"), true)
 	f.Fuzz(func(t *testing.T, b []byte, tls bool) {
-		decided := formUnknown
+		decided := Unknown
 		for n := 1; n <= len(b); n++ {
-			form := sniff(b[:n], tls)
-			if decided != formUnknown && form != decided {
+			form := Sniff(b[:n], tls)
+			if decided != Unknown && form != decided {
 				t.Fatalf("%q is %v, and with more %v", b[:n-1], decided, form)
 			}
-			if decided = form; n >= 8 && form == formUnknown {
+			if decided = form; n >= 8 && form == Unknown {
 				t.Fatalf("%q is not told by 8 bytes", b[:n])
 			}
 		}
