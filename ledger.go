@@ -191,7 +191,8 @@ func (l *ledger) announce(version int, s *session, u *upstream, local netip.Addr
 	if version == 2 {
 		u.id = l.newID()
 	}
-	b, err := proxyheader.Append(make([]byte, 0, 128+len(early)), version, s.client, local, u.id)
+	b, err := proxyheader.Append(make([]byte, 0, 128+len(early)), version,
+		proxyheader.Header{Source: s.client, Destination: local, UniqueID: u.id})
 	if err != nil { // only for a bug: both addresses are a socket's
 		l.log.Error("cannot make a PROXY header", "client", s.client.String(), "err", err)
 		return early

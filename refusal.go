@@ -77,7 +77,7 @@ func dialFailure(err error) *refusal {
 		return r
 	}
 	if layer.IsTimeout(err) {
-		return &refusal{handshake.GatewayTimeout, "timeout", err, true}
+		return &refusal{status: handshake.GatewayTimeout, reason: "timeout", cause: err, blamesBackend: true}
 	}
 	reason, blamesBackend := "connect_failed", true
 	var dnsErr *net.DNSError

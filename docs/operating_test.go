@@ -100,8 +100,9 @@ func literals(exprs ...ast.Expr) (words []string) {
 	return words
 }
 
-// reasonsInSource returns the words that the log may have as a reason, sorted: the
-// literal reasons of a refusal, and what the functions that make one are given.
+// reasonsInSource returns the words that the log may have as a reason, sorted:
+// those of the literal refusals, and what badRequest and unauthorized are called
+// with.
 func reasonsInSource(t *testing.T) []string {
 	found := make(map[string]bool)
 	add := func(exprs ...ast.Expr) {
@@ -120,14 +121,9 @@ func reasonsInSource(t *testing.T) []string {
 				add(n.Args...)
 			}
 		case *ast.CompositeLit:
-			if !isIdent(n.Type, "refusal") {
-				break
-			}
-			for i, elt := range n.Elts {
-				if kv, ok := elt.(*ast.KeyValueExpr); ok && isIdent(kv.Key, "reason") {
-					add(kv.Value)
-				} else if !ok && i == 1 { // the second field
-					add(elt)
+			for _, field := range n.Elts {
+				if f, ok := field.(*ast.KeyValueExpr); ok && isIdent(n.Type, "refusal") && isIdent(f.Key, "reason") {
+					add(f.Value)
 				}
 			}
 		case *ast.AssignStmt:

@@ -4,14 +4,12 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -80,43 +78,6 @@ func StartHTTP(t testing.TB, handle http.HandlerFunc) string {
 	})
 	return ln.Addr().String()
 }
-
-// ClosedPort returns an address of 127.0.0.1 where nobody listens, by TCP or UDP,
-// and nobody will but who has got the address.
-func ClosedPort(t testing.TB) string {
-	t.Helper()
-	for range portsEach {
-		// The kernel gives nobody a port below 32768, and these are for this
-		// process, unless it is one of very many.
-		port := firstPort + os.Getpid()%portBlocks*portsEach + int(nextPort().Add(1))%portsEach
-		addr := fmt.Sprint("127.0.0.1:", port)
-		ln, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		ln.Close()
-		if c, err := net.ListenPacket("udp", addr); err == nil {
-			c.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
-
-// The ports of ClosedPort.
-const (
-	firstPort  = 10000
-	portBlocks = 20
-	portsEach  = 1000
-)
-
-// nextPort returns the count of ports that were given out, which begins anywhere.
-var nextPort = sync.OnceValue(func() *atomic.Int64 {
-	var n atomic.Int64
-	n.Store(rand.Int64N(portsEach))
-	return &n
-})
 
 // backendRole in the environment makes a test binary with Main a backend.
 const backendRole = "TEST_BACKEND"

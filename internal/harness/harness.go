@@ -39,7 +39,7 @@ func Main(m *testing.M, cleanUp ...func() error) {
 	waitTogether()
 	goroutines, descriptors := runtime.NumGoroutine(), Descriptors(os.Getpid())
 	code := m.Run()
-	for _, f := range append(cleanUp, removeBuilt) {
+	for _, f := range append(cleanUp, removeBuilt, giveBackPorts) {
 		if err := f(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1

@@ -63,7 +63,7 @@ func (t *tunnel) pump(dst, src net.Conn, d *direction, early []byte) (readErr, w
 			return nil, err
 		}
 	}
-	err := t.relay.Pump(struct{ io.Writer }{to}, struct{ io.Reader }{src})
+	err := t.relay.Pump(to, struct{ io.Reader }{src})
 	switch {
 	case to.err != nil:
 		return nil, to.err
