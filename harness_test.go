@@ -1,15 +1,10 @@
 package main
 
 import (
-	"encoding/binary"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
-	"strings"
 	"testing"
 
 	"github.com/pires/go-proxyproto"
@@ -38,7 +33,6 @@ var (
 	expectAll           = harness.ExpectAll
 	expectCut           = harness.ExpectCut
 	finish              = harness.Finish
-	echo                = harness.Echo
 	waitRefused         = harness.WaitRefused
 	descriptorsOf       = harness.Descriptors
 	gatewayCommand      = harness.Command
@@ -53,20 +47,7 @@ var (
 
 const binaryFrame = harness.BinaryFrame
 
-// beGateway in the environment makes the test binary the real gateway.
-const (
-	beGateway = "BE_GATEWAY"
-	quickExit = "GORACE=atexit_sleep_ms=0"
-)
-
-func TestMain(m *testing.M) {
-	if os.Getenv(beGateway) != "" {
-		main()
-	}
-	harness.Main(m)
-}
-
-func openDescriptors() int { return harness.Descriptors(os.Getpid()) }
+func TestMain(m *testing.M) { harness.Main(m) }
 
 // logBuffer is harness.Log.
 type logBuffer harness.Log
@@ -211,50 +192,4 @@ func proxyHeader(t testing.TB, version int, client, to string) string {
 		t.Fatal(err)
 	}
 	return string(b)
-}
-
-// segment is a datagram of KCP with data, the sn-th of its conversation.
-func segment(conv, sn uint32, text string) []byte {
-	d := make([]byte, 24, 24+len(text))
-	binary.LittleEndian.PutUint32(d, conv)
-	d[4], d[6] = 81, 128 // IKCP_CMD_PUSH, a window of 128
-	binary.LittleEndian.PutUint32(d[12:], sn)
-	binary.LittleEndian.PutUint32(d[20:], uint32(len(text)))
-	return append(d, text...)
-}
-
-// sealToken returns what -seal prints, which must be a token.
-func sealToken(t testing.TB, addr string, args ...string) string {
-	t.Helper()
-	out, stderr, code := runGateway(t, nil, append(args, "-seal="+addr)...)
-	if code != 0 || stderr != "" || !regexp.MustCompile(`^eyJ[\w.-]+\n$`).MatchString(out) {
-		t.Fatalf("-seal: code %d, %q, %s", code, out, stderr)
-	}
-	return strings.TrimSuffix(out, "\n")
-}
-
-func writeKeys(t testing.TB, set string) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "keys.json")
-	if err := os.WriteFile(name, []byte(set), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
-// bring brings a token as a line, and returns the status.
-func bring(t testing.TB, gateway, token string) string {
-	t.Helper()
-	c := connect(t, gateway)
-	defer c.Close()
-	send(t, c, token+"\n")
-	status := make([]byte, 3)
-	if _, err := io.ReadFull(c, status); err != nil {
-		t.Fatalf("no status: %v", err)
-	}
-	if string(status) == "200" {
-		echo(t, c, "hello")
-		finish(t, c)
-	}
-	return string(status)
 }

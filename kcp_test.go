@@ -1,15 +1,15 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
-	"gateway/internal/layer"
-	"io"
 	"net"
-	"sync"
 	"testing"
 	"time"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/layer"
 )
 
 // KCP clients of a gateway inside the test process.
@@ -53,83 +53,23 @@ func (g *kcpGateway) forgotten(t testing.TB) {
 	eventually(t, "the gateway forgets every session", func() bool { return g.Stats().Sessions == 0 })
 }
 
-// kcpCode is what both ends must agree on.
-type kcpCode struct {
-	key          []byte // of AES, nil: none
-	data, parity int
-}
-
-func (c kcpCode) block(t testing.TB) kcpgo.BlockCrypt {
-	if c.key == nil {
-		return nil
-	}
-	block, err := kcpgo.NewAESBlockCrypt(c.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return block
-}
-
-// tune is what kcp-go's users write behind a dial or an accept.
-func tune(s *kcpgo.UDPSession) *kcpgo.UDPSession {
-	s.SetStreamMode(true) //lint:ignore SA1019 kcp-go's own clients call it
-	s.SetNoDelay(1, 10, 2, 1)
-	s.SetWindowSize(1024, 1024)
-	s.SetDeadline(time.Now().Add(2 * patience))
-	return s
-}
-
-// dialKCP begins a session, which is closed at the end of the test.
-func dialKCP(t testing.TB, addr string, code kcpCode) *kcpgo.UDPSession {
+// openKCP connects to a backend through a gateway, as kcp-go's users do, and reads
+// the 200. The session is closed at the end of the test.
+func openKCP(t testing.TB, gateway, backend string) *kcpgo.UDPSession {
 	t.Helper()
-	s, err := kcpgo.DialWithOptions(addr, code.block(t), code.data, code.parity)
+	s, err := kcpgo.DialWithOptions(gateway, nil, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return tune(s)
-}
-
-// openKCP connects to a backend through a gateway and reads the 200.
-func openKCP(t testing.TB, gateway, backend string) *kcpgo.UDPSession {
-	t.Helper()
-	s := dialKCP(t, gateway, kcpCode{})
+	s.SetStreamMode(true) //lint:ignore SA1019 kcp-go's own clients call it
+	s.SetNoDelay(1, 10, 2, 1)
+	s.SetWindowSize(1024, 1024)
+	s.SetDeadline(time.Now().Add(2 * patience))
 	send(t, s, sealed(t, backend))
 	expect(t, s, "200")
 	return s
 }
-
-// startKCPBackend runs kcp-go's server on a free port, and serve for each of
-// its sessions. It returns the address to be sealed. Like every backend of KCP
-// clients it is to be started before the gateway: it hears of their end when
-// that closes.
-func startKCPBackend(t testing.TB, code kcpCode, serve func(*kcpgo.UDPSession)) string {
-	t.Helper()
-	ln, err := kcpgo.ListenWithOptions("127.0.0.1:0", code.block(t), code.data, code.parity)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			s, err := ln.AcceptKCP()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer s.Close()
-				serve(tune(s))
-			})
-		}
-	})
-	t.Cleanup(func() {
-		ln.Close() // which ends the reads of its sessions
-		serving.Wait()
-	})
-	return "kcp://" + ln.Addr().String()
-}
-
-func kcpEcho(s *kcpgo.UDPSession) { io.Copy(s, s) }
 
 // There is nobody to wait for when all is cut.
 func TestAKCPSessionThatBeginsWhenTunnelsAreCutDoesNotLinger(t *testing.T) {
@@ -146,4 +86,14 @@ func TestAKCPSessionThatBeginsWhenTunnelsAreCutDoesNotLinger(t *testing.T) {
 	if line["how"] != "shutdown" || line["duration_ms"].(float64) > 1500 {
 		t.Errorf("logged as %v", line)
 	}
+}
+
+// segment is a datagram of KCP with data, the sn-th of its conversation.
+func segment(conv, sn uint32, text string) []byte {
+	d := make([]byte, 24, 24+len(text))
+	binary.LittleEndian.PutUint32(d, conv)
+	d[4], d[6] = 81, 128 // IKCP_CMD_PUSH, a window of 128
+	binary.LittleEndian.PutUint32(d[12:], sn)
+	binary.LittleEndian.PutUint32(d[20:], uint32(len(text)))
+	return append(d, text...)
 }

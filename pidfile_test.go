@@ -27,7 +27,7 @@ func startHelper(t testing.TB, name, args string) (out *logBuffer, wait func() s
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, "-test.run=^"+name+"$")
-	cmd.Env = append(os.Environ(), helper+"="+args, quickExit)
+	cmd.Env = append(os.Environ(), helper+"="+args, "GORACE=atexit_sleep_ms=0")
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -234,14 +234,23 @@ func TestAWebSocketIsBalancedToo(t *testing.T) {
 			for i := range 2 {
 				ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 				defer cancel()
-				c, _, err := websocket.Dial(ctx, "ws://"+w.Addr+"/?x-cipher-origin="+url.QueryEscape(harness.Sealed(of)), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
+				var c *websocket.Conn
+				harness.Eventually(t, "a WebSocket meets b", func() bool { // who has just left may still count
+					var err error
+					c, _, err = websocket.Dial(ctx, "ws://"+w.Addr+"/?x-cipher-origin="+url.QueryEscape(harness.Sealed(of)), nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					_, got, err := c.Read(ctx)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if string(got) != "b" {
+						c.CloseNow()
+					}
+					return string(got) == "b"
+				})
 				defer c.CloseNow()
-				if _, got, err := c.Read(ctx); string(got) != "b" || err != nil {
-					t.Errorf("the target says %q, %v", got, err)
-				}
 				if i == 0 {
 					c.Close(websocket.StatusNormalClosure, "")
 				} else {
@@ -392,10 +401,21 @@ func TestLeastConnCountsWhatHTTPClientsDo(t *testing.T) {
 		if name := <-met; name != "b" {
 			t.Errorf("met %s", name)
 		}
+		// asked returns the name of who is asked.
+		asked := func() string {
+			select {
+			case <-a.requests:
+				return "a"
+			case <-b.requests:
+				return "b"
+			}
+		}
 		// pick is where a request goes that is soon over.
 		pick := func() string {
 			_, name := w.ask(t, client, "GET", "/", route, "")
-			<-map[string]*webPage{"a": a, "b": b}[name].requests
+			if met := asked(); met != name {
+				t.Errorf("%s was asked, and %s answered", met, name)
+			}
 			return name
 		}
 		wantIdle := func() { // b, since a is busy
@@ -404,14 +424,21 @@ func TestLeastConnCountsWhatHTTPClientsDo(t *testing.T) {
 		}
 		wantIdle()
 
-		c, err := w.dialWS(t, "/ws", route)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := say(t, c, "hello"); got != "bhello" {
-			t.Errorf("the WebSocket says %q", got)
-		}
-		<-b.requests
+		var c *websocket.Conn
+		harness.Eventually(t, "a WebSocket meets b", func() bool { // who has just left may still count
+			var err error
+			if c, err = w.dialWS(t, "/ws", route); err != nil {
+				t.Fatal(err)
+			}
+			met := asked()
+			if got := say(t, c, "hello"); got != met+"hello" {
+				t.Errorf("the WebSocket of %s says %q", met, got)
+			}
+			if met != "b" {
+				c.CloseNow()
+			}
+			return met == "b"
+		})
 		if first, second := pick(), pick(); first == second {
 			t.Errorf("with a connection each, %s is picked twice", first)
 		}
@@ -424,11 +451,14 @@ func TestLeastConnCountsWhatHTTPClientsDo(t *testing.T) {
 		} else {
 			to, header = w.Addr, "X-Cipher-Origin: "+harness.Line(w.spell(route))
 		}
-		leaves := harness.Connect(t, to)
-		harness.Send(t, leaves, "GET /wait HTTP/1.1\r\nHost: a\r\n"+header+"\r\n")
-		<-b.requests
-		leaves.SetLinger(0)
-		leaves.Close()
+		harness.Eventually(t, "a request meets b", func() bool {
+			leaves := harness.Connect(t, to)
+			harness.Send(t, leaves, "GET /wait HTTP/1.1\r\nHost: a\r\n"+header+"\r\n")
+			met := asked()
+			leaves.SetLinger(0)
+			leaves.Close()
+			return met == "b"
+		})
 		wantIdle()
 		answerA()
 		<-met

@@ -204,7 +204,7 @@ func TestBothEndsMustAgreeOnTheKeyAndTheShards(t *testing.T) {
 			harness.Expect(t, s, "200")
 			harness.Echo(t, s, "hello")
 			rest := g.Rest(t)
-			var strangers []*kcpgo.UDPSession
+			var strangers []*session
 			for _, code := range test.bad {
 				s := dialKCP(t, g.kcp, code)
 				harness.Send(t, s, harness.Line(backend))

@@ -77,19 +77,37 @@ func tune(s *kcpgo.UDPSession) *kcpgo.UDPSession {
 	return s
 }
 
+// session is a client's. Once it is closed it does not react any more, and keeps its
+// port until the test ends: the gateway does not hear of its end and goes on sending,
+// and kcp-go takes the sender of the first datagram at a port for its server.
+type session struct {
+	*kcpgo.UDPSession
+	socket *net.UDPConn
+}
+
+func (s *session) Close() error {
+	s.socket.SetReadDeadline(time.Unix(1, 0))
+	return s.UDPSession.Close()
+}
+
 // dialKCP begins a session, which is closed at the end of the test.
-func dialKCP(t testing.TB, addr string, code kcpCode) *kcpgo.UDPSession {
+func dialKCP(t testing.TB, addr string, code kcpCode) *session {
 	t.Helper()
-	s, err := kcpgo.DialWithOptions(addr, code.block(t), code.data, code.parity)
+	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { socket.Close() })
+	s, err := kcpgo.NewConn(addr, code.block(t), code.data, code.parity, socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return tune(s)
+	return &session{tune(s), socket}
 }
 
 // openKCP connects to a backend through a gateway and reads the 200.
-func openKCP(t testing.TB, gateway, backend string) *kcpgo.UDPSession {
+func openKCP(t testing.TB, gateway, backend string) *session {
 	t.Helper()
 	s := dialKCP(t, gateway, kcpCode{})
 	harness.Send(t, s, harness.Line(backend))
@@ -171,6 +189,6 @@ func echoByHash(t testing.TB, c net.Conn, n int) {
 }
 
 // clientOf is a session's client as the gateway's log has it.
-func clientOf(s *kcpgo.UDPSession) string {
+func clientOf(s *session) string {
 	return fmt.Sprint("127.0.0.1:", harness.AddrPort(s.LocalAddr()).Port())
 }

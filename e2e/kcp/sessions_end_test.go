@@ -272,7 +272,7 @@ func TestAHundredKCPSessionsAtOnce(t *testing.T) {
 	allThere := make(chan struct{})
 	var there atomic.Int64
 	var all sync.WaitGroup
-	var clients []*kcpgo.UDPSession
+	var clients []*session
 	for i := range sessions {
 		s := dialKCP(t, g.kcp, kcpCode{})
 		clients = append(clients, s)

@@ -3,8 +3,6 @@ package kcp
 import (
 	"testing"
 
-	kcpgo "github.com/xtaci/kcp-go/v5"
-
 	"gateway/internal/harness"
 )
 
@@ -18,7 +16,7 @@ func TestGatewaysThatShareAKCPPortAllGetSessions(t *testing.T) {
 	if got := kcpAddr(t, b); got != addr {
 		t.Fatalf("listens on %s, want %s", got, addr)
 	}
-	var all []*kcpgo.UDPSession
+	var all []*session
 	for range 30 {
 		all = append(all, openKCP(t, addr, backend))
 	}
