@@ -266,8 +266,9 @@ func TestAClientThatAcknowledgesNothingIsSentLittle(t *testing.T) {
 
 // What no session takes costs nothing at all.
 func TestDatagramsThatBeginNothingCostNoGoroutine(t *testing.T) {
+	backend := harness.StartEcho(t)
 	g := startKCP(t)
-	s := openKCP(t, g.kcp, harness.StartEcho(t))
+	s := openKCP(t, g.kcp, backend)
 	harness.Echo(t, s, "hello")
 	before := g.Rest(t)
 	line := harness.Line("127.0.0.1:1")
