@@ -16,6 +16,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+
+	"gateway/internal/layer"
 )
 
 const (
@@ -213,15 +215,10 @@ func worth(err error) int {
 		return nothing
 	case errors.As(err, new(Skip)):
 		return skipped
-	case isTimeout(err):
+	case layer.IsTimeout(err):
 		return timedOut
 	}
 	return broken
-}
-
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
 }
 
 // ended returns the error of a race that ctx's end has ended.

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"gateway/internal/layer"
 )
 
 const forever = time.Duration(math.MaxInt64)
@@ -245,7 +247,7 @@ func (m *model) timedOut() error {
 func telling(errs []error) error {
 	var skip Skip
 	for _, err := range errs {
-		if isTimeout(err) && !errors.As(err, &skip) {
+		if layer.IsTimeout(err) && !errors.As(err, &skip) {
 			return err
 		}
 	}
