@@ -25,7 +25,7 @@ const (
 	// first of them neither connects nor fails before (RFC 8305 section 8).
 	attemptDelay = 250 * time.Millisecond
 	// minDelay is the least, however many addresses must share the time until
-	// ctx's deadline (RFC 8305 section 5: it "MUST NOT be lower").
+	// ctx's deadline (RFC 8305 section 5 forbids less).
 	minDelay = 10 * time.Millisecond
 )
 
