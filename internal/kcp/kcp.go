@@ -30,10 +30,23 @@
 // (a client that was restarted on a fixed port; sooner, and a forged datagram
 // could cut off a player).
 //
-// A client's address is proven once it acknowledges something. Until then it
+// A client's address is proven once it echoes what only its owner can have
+// seen (cookie.go); any other acknowledgement counts for nothing. Until then it
 // is sent no more than three times the bytes that came from it (the rule of
 // RFC 9000 section 8.1), bare acknowledgements included, and no more than 8
 // bytes of the stream.
+//
+// What an unproven client may take, and for how long:
+//
+//   - An opening for which there is no place: nothing. It waits in a queue of
+//     1,024 for its challenge, of fewer bytes than it has sent itself.
+//   - A challenge that was answered: an entry of 8,192, for 10 s.
+//   - A session: one of 512, about 30 KB and 16 packets. The oldest has to go
+//     for the newest once it has had a second. Its user's deadlines bound it,
+//     and the idle timeout.
+//   - A session that was sent data: the same, for 10 s.
+//   - A session that closes: the same, for 2 s.
+//   - One that has ended, proven or not: an entry of 8,192, for 30 s.
 //
 // # Costs
 //

@@ -89,20 +89,21 @@ func aes(t *Transport) kcpgo.BlockCrypt {
 	return block
 }
 
-// The goroutines and descriptors that are left over are TestMain's to find.
-func TestAThousandSessionsWorkAtOnce(t *testing.T) {
-	const n = 1000
+// More than may be unproven at once: the others come in by the challenge. The
+// goroutines and descriptors that are left over are TestMain's to find.
+func TestACrowdOfHonestClientsAllGetIn(t *testing.T) {
 	o := options()
-	o.IdleTimeout = 3 * time.Second
+	o.Mode = "normal" // the clocks of 600 sessions in this process are enough
+	o.IdleTimeout = time.Minute
 	l := listen(t, o, echo)
 	var done sync.WaitGroup
-	for i := range n {
+	for i := range maxUnproven + 88 {
 		s := dialPlain(t, l.Addr().String(), nil, 0, 0)
 		done.Go(func() {
 			text := fmt.Sprint("line ", i)
 			got := make([]byte, len(text))
 			io.WriteString(s, text)
-			s.SetReadDeadline(time.Now().Add(20 * time.Second))
+			s.SetReadDeadline(time.Now().Add(time.Minute))
 			if _, err := io.ReadFull(s, got); err != nil || string(got) != text {
 				t.Errorf("session %d: got %q, %v", i, got, err)
 			}
@@ -110,7 +111,6 @@ func TestAThousandSessionsWorkAtOnce(t *testing.T) {
 	}
 	done.Wait()
 	eventually(t, "all are proven", func() bool { return l.Stats().Unproven == 0 })
-	eventually(t, "the idle timeout ends them all", func() bool { return l.Stats().Sessions == 0 })
 }
 
 func TestASessionEndsWhenNoByteMoves(t *testing.T) {
