@@ -103,7 +103,7 @@ func TestDocumentedKCPFiguresAreThoseOfTheSource(t *testing.T) {
 		{"guard.go", "maxUnproven = 512\n", "512"},
 		{"guard.go", "pressedFrom = maxUnproven / 4\n", "128"},
 		{"guard.go", "maxRate = 2048\n", "2,048"},
-		{"guard.go", "crowdedAfter = time.Second\n", ""},
+		{"guard.go", "crowdedAfter = 3 * time.Second\n", "3"},
 		{"guard.go", "yieldAfter = 5 * time.Second\n", "5"},
 		{"conn.go", "unprovenWindow = 16\n", "16"},
 		{"conn.go", "unprovenTime = 10 * time.Second\n", "10"},

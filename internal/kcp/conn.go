@@ -155,7 +155,9 @@ func (c *Conn) moved() { c.progress.Store(sinceStart()) }
 // proof: kcp-go would believe any other acknowledgement, and not send again
 // what has not arrived.
 func (c *Conn) takes(n int, s *summary) bool {
-	c.heard.Store(sinceStart())
+	if !c.restarted(s) {
+		c.heard.Store(sinceStart())
+	}
 	c.received.Add(int64(n))
 	if !c.proven.Load() && (s.acks || s.parity) {
 		ok, wrong := c.cookie.echoed(s, c.next.Load())
@@ -174,6 +176,17 @@ func (c *Conn) takes(n int, s *summary) bool {
 	}
 	return true
 }
+
+// restarted tells whether a datagram is the first of a client that has lost the
+// session: it has acknowledged something before, and now knows of nothing. It
+// may also be a late copy.
+func (c *Conn) restarted(s *summary) bool {
+	return !s.parity && s.opens() && c.una.Load() != 0
+}
+
+// silent tells whether nothing has come for so long that another session may
+// take the address.
+func (c *Conn) silent(now int64) bool { return now-c.heard.Load() >= int64(yieldAfter) }
 
 // gives notes that a packet is about to be sent in n bytes, and until the peer
 // is proven puts the cookie into it; or it returns false, if the packet may not

@@ -227,6 +227,48 @@ func TestEveryConversationIsServed(t *testing.T) {
 	}
 }
 
+func TestEveryModeServesEveryKindOfClient(t *testing.T) {
+	for mode := range modes {
+		for _, client := range [][4]int{{0, 40, 0, 0}, {0, 40, 2, 1}, {1, 20, 2, 1}, {1, 10, 2, 1}} {
+			o := options()
+			o.Mode = mode
+			l := listen(t, o, echo)
+			s := dialKind(t, l, 0, nil)
+			s.SetNoDelay(client[0], client[1], client[2], client[3])
+			roundTrip(t, s, "hello")
+			eventually(t, "it is proven", func() bool { return l.Stats().Unproven == 0 })
+		}
+	}
+}
+
+// Its port and its conversation may both be chosen by hand.
+func TestAClientThatIsRestartedIsServedAgain(t *testing.T) {
+	conns := make(chan *Conn, 2)
+	l := listen(t, options(), func(c *Conn) { c.Write([]byte("200")); conns <- c; <-c.ended })
+	client := rawClient(t, l)
+	client.Write(opening(0, "x"))
+	client.Write(answer(t, client, l))
+	old := <-conns
+	eventually(t, "it is proven", func() bool { return l.Stats().Unproven == 0 })
+	heard := old.heard.Load()
+	client.Write(opening(0, "y"))
+	client.Write(nil)
+	eventually(t, "both have come", func() bool { return l.Stats().Dropped == 1 })
+	if old.isEnded() {
+		t.Fatal("a forged datagram ended a session")
+	}
+	if old.heard.Load() != heard {
+		t.Fatal("a client that has lost the session keeps it alive")
+	}
+	old.heard.Add(-int64(yieldAfter))
+	client.Write(opening(0, "y"))
+	c := <-conns
+	<-old.ended
+	if old.cause != errReplaced || c.isEnded() {
+		t.Errorf("the old session ended with %v, the new one: %v", old.cause, c.isEnded())
+	}
+}
+
 // exhaust leaves no place for an unproven client.
 func exhaust(l *Listener) {
 	l.guard.mu.Lock()

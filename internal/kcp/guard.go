@@ -16,7 +16,7 @@ const (
 	maxUnproven = 512
 	// crowdedAfter is how long such a session has its place for certain. After
 	// that the oldest makes room for a newcomer.
-	crowdedAfter = time.Second
+	crowdedAfter = 3 * time.Second
 	// maxRate bounds the new unproven sessions per second, and how many may come
 	// at once.
 	maxRate = 2048
@@ -32,14 +32,15 @@ const (
 	warnEvery = 10 * time.Second
 
 	// yieldAfter is how long nothing must have come for a session before
-	// another conversation may take its address.
+	// another may take its address.
 	yieldAfter = 5 * time.Second
 	// maxHanded bounds the openings on their way through kcp-go: its backlog is
 	// 128, and what does not fit is lost.
 	maxHanded = 100
 	// graveTime is for how long an ended session is remembered, lest a late
-	// copy of its first datagram begin it anew.
-	graveTime = 30 * time.Second
+	// copy of its first datagram begin it anew. A client whose conversation is
+	// chosen by hand may come again with the same.
+	graveTime = 10 * time.Second
 	// maxGraves bounds how many are.
 	maxGraves = 8192
 )
@@ -153,7 +154,7 @@ func (g *guard) admit(who conversation, f *frame, s *summary) *Conn {
 	ended := c == nil && g.graves.has(who, now)
 	g.mu.Unlock() // none begins meanwhile: this is kcp-go's one reader
 	switch {
-	case c != nil && (s.parity || s.conv == c.who.conv):
+	case c != nil && (s.parity || s.conv == c.who.conv) && !(c.restarted(s) && c.silent(now)):
 		return c
 	case s.opens() && !ended:
 		return g.begin(who, f, c, now)
@@ -174,7 +175,7 @@ func (g *guard) admit(who conversation, f *frame, s *summary) *Conn {
 // begin returns a new session, perhaps instead of one that had its address, or
 // nil if there is no place for it.
 func (g *guard) begin(who conversation, f *frame, old *Conn, now int64) *Conn {
-	if old != nil && now-old.heard.Load() < int64(yieldAfter) {
+	if old != nil && !old.silent(now) {
 		g.refused.Add(1)
 		return nil
 	}
