@@ -67,7 +67,7 @@ func TestGuessedAcknowledgementsBuyNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := options()
-			o.IdleTimeout = 2 * time.Second
+			o.IdleTimeout = 4 * time.Second
 			l := listen(t, o, func(c *Conn) {
 				c.Read(make([]byte, 1000))
 				c.Write(make([]byte, 4<<20))

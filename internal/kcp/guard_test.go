@@ -207,7 +207,7 @@ func TestAnUnprovenClientIsSentLittle(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			o := options()
-			o.IdleTimeout = time.Second
+			o.IdleTimeout = 3 * time.Second
 			l := listen(t, o, func(c *Conn) {
 				c.Read(make([]byte, 1000))
 				if test.answer == nil {
