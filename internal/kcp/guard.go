@@ -162,7 +162,7 @@ func (g *guard) admit(who conversation, f *frame, s *summary) *Conn {
 		// In as many bytes as it asked and without a session, so a dialer
 		// learns that somebody is here.
 		g.send(who.source, f, control(who.conv, cmdTell, unprovenWindow))
-	case c == nil && g.baker.answered(who, s, now):
+	case (c == nil || c.silent(now)) && g.baker.answered(who, s, now):
 		g.mu.Lock()
 		g.answered.add(who, now)
 		g.mu.Unlock()
