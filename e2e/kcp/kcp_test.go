@@ -141,6 +141,13 @@ func startKCPBackend(t testing.TB, code kcpCode, serve func(*kcpgo.UDPSession)) 
 	t.Cleanup(func() {
 		ln.Close() // which ends the reads of its sessions
 		serving.Wait()
+		// A session that nobody has accepted stays for ever, and a closed listener
+		// returns it or its error as chance wants.
+		for range 100 {
+			if s, err := ln.AcceptKCP(); err == nil {
+				s.Close()
+			}
+		}
 	})
 	return "kcp://" + ln.Addr().String()
 }
