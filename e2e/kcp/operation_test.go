@@ -277,7 +277,7 @@ func TestDatagramsThatBeginNothingCostNoGoroutine(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Write([][]byte{segment(0, 0, line), segment(1, 1, line), segment(1, 0, line)[:23], []byte("GET / HTTP/1.1\r\n\r\n"), nil}[i%5])
+		c.Write([][]byte{segment(0, 2, line), segment(1, 1, line), segment(1, 0, line)[:23], []byte("GET / HTTP/1.1\r\n\r\n"), nil}[i%5])
 		c.Close()
 		if i%100 == 99 {
 			harness.Echo(t, s, "what came before this has been read")
