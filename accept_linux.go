@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,11 @@ type crew struct {
 	all      []*acceptor
 	away     atomic.Int32 // connections that goroutines serve
 	maxConns int32        // that the descriptors suffice for
+
+	// EPOLLEXCLUSIVE wakes one loop for a connection, not all. Kernels before
+	// 4.5, and some that only look like Linux, refuse it.
+	exclusive uint32
+	inclusive sync.Once // to tell of that
 }
 
 // idlest returns the loop with the fewest connections.
@@ -68,8 +74,7 @@ type sharedListener struct {
 // listener in Pad.
 const listenerEvent = -2
 
-// listen has the loop accept from fd. EPOLLEXCLUSIVE wakes one loop for a
-// connection, not all. The registration is level-triggered: one accept for
+// listen has the loop accept from fd. The registration is level-triggered: one accept for
 // each event shares a storm among the loops.
 func (l *acceptor) listen(fd int, forward *address.Route, rules func() *rules) {
 	sl := &sharedListener{fd: fd, forward: forward, rules: rules}
@@ -78,8 +83,16 @@ func (l *acceptor) listen(fd int, forward *address.Route, rules func() *rules) {
 }
 
 func (l *acceptor) registerListener(i int) {
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: listenerEvent, Pad: int32(i)}
-	if err := unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev); err != nil {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | l.crew.exclusive, Fd: listenerEvent, Pad: int32(i)}
+	err := unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev)
+	if err == unix.EINVAL && l.crew.exclusive != 0 {
+		l.crew.inclusive.Do(func() {
+			l.log.Warn("no EPOLLEXCLUSIVE here: every loop wakes for every connection", "err", err)
+		})
+		ev.Events = unix.EPOLLIN
+		err = unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev)
+	}
+	if err != nil {
 		l.pause(l.listeners[i], err)
 	}
 }

@@ -28,10 +28,16 @@ type upstream struct {
 type choice struct {
 	group   *balance.Group
 	attempt balance.Attempt
+	spares  int  // backends that have not had their turn
+	passed  bool // one has had it that was not dialed, by errSlowLookup
 }
 
 // errNoTarget is a service without targets.
 var errNoTarget = &refusal{status: handshake.BadGateway, reason: "no_target", cause: errors.New("the service has no targets")}
+
+// errSlowLookup says that a backend was passed over for others, since its name is
+// being looked up for long. It comes wrapped, with a time-out.
+var errSlowLookup = errors.New("the lookup takes long")
 
 var processStart = time.Now()
 
@@ -57,7 +63,7 @@ func (u *upstream) choose(ctx context.Context, r *rules, s *session, route addre
 		}
 		group.Update(targets)
 	}
-	u.choice = &choice{group, group.Start(s.client.Addr())}
+	u.choice = &choice{group: group, attempt: group.Start(s.client.Addr()), spares: group.Len() - 1}
 	u.left = max(u.left, group.Len())
 	if !u.next() {
 		return errNoTarget
@@ -97,14 +103,29 @@ func (u *upstream) connected() {
 // retry says why the backend that was dialed has not answered, and reports
 // whether to dial once more: then u.backend says whom. Each backend has one
 // turn. After that only a time-out is worth another round: who refuses now will
-// refuse at once again.
+// refuse at once again. There is one more round if a backend was passed over.
 func (u *upstream) retry(s *session, why *refusal) bool {
-	if u.choice != nil && why.blamesBackend {
-		u.choice.attempt.Failed(balanceClock())
+	c := u.choice
+	if c != nil {
+		if why.blamesBackend {
+			c.attempt.Failed(balanceClock())
+		}
+		c.spares--
+		c.passed = c.passed || errors.Is(why, errSlowLookup)
 	}
 	u.left--
-	return u.left > 0 && (u.next() || why.status == handshake.GatewayTimeout && u.again(s))
+	switch {
+	case u.left > 0 && u.next():
+		return true
+	case c != nil && c.passed:
+		c.passed, c.spares, u.left = false, 0, max(u.left, c.group.Len())
+		return u.again(s)
+	}
+	return u.left > 0 && why.status == handshake.GatewayTimeout && u.again(s)
 }
+
+// hasSpare tells whether there is a backend that has not had its turn.
+func (u *upstream) hasSpare() bool { return u.choice != nil && u.choice.spares > 0 }
 
 // release gives up the backend that was chosen.
 func (u *upstream) release() {

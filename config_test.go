@@ -105,7 +105,7 @@ func TestASecretFileHasASecretALine(t *testing.T) {
 		{"a remark inside is none", "one # really\n", []string{"one # really"}},
 		{"spaces are kept", " one \n", []string{" one "}},
 		{"duplicates", "one\ntwo\none\none\n", []string{"one", "two"}},
-		{"bytes", "\xff\xfe\x00\n密码\n", []string{"\xff\xfe\x00", "密码"}},
+		{"bytes", "\xff\xfe\n密码\n", []string{"\xff\xfe", "密码"}},
 		{"a long line", strings.Repeat("x", 1<<17) + "\ntwo", []string{strings.Repeat("x", 1<<17), "two"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -198,6 +198,9 @@ func TestAFileOfSecretsThatIsOfNoUseIsAnError(t *testing.T) {
 		{"empty", tempFile(t, "empty", "")},
 		{"only remarks and blank lines", file},
 		{"below a file", filepath.Join(file, "secret")},
+		{"UTF-16", tempFile(t, "utf16", "\xff\xfes\x00e\x00c\x00\n\x00")},
+		{"far too large", tempFile(t, "large", strings.Repeat("x", 1<<20+1))},
+		{"far too many", tempFile(t, "many", strings.Repeat("secret\n", 150000))},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			msg := refusedConfig(t, "-secret="+testSecret, "-secret-file="+tt.path)
@@ -221,6 +224,36 @@ func TestAFileOfSecretsThatIsOfNoUseIsAnError(t *testing.T) {
 				t.Errorf("%q does not name $CREDENTIALS_DIRECTORY and its file", msg)
 			}
 		})
+	}
+}
+
+func TestAnArgumentWithoutAFlagIsNamedByItsPlaceOrAsAPlainWord(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"start"}, `"start"`},
+		{[]string{"-check", "now"}, `"now"`},
+		{[]string{"-secret=x", "Y"}, "argument 2 of 2"},
+		{[]string{"-reuse", "1", "p0S8rX680*48", "-check"}, "argument 3 of 4"},
+	} {
+		if msg := refusedConfig(t, tt.args...); !strings.Contains(msg, tt.want) {
+			t.Errorf("%q: %q does not say %q", tt.args, msg, tt.want)
+		}
+	}
+}
+
+func TestAMistypedFlagIsToldFromTheOneThatWasMeant(t *testing.T) {
+	for arg, want := range map[string]string{
+		"-adr=:1":   "there is no flag -adr: did you mean -addr?",
+		"--secert":  "there is no flag -secert: did you mean -secret?",
+		"-port=1":   "there is no flag -port",
+		"-verson":   "there is no flag -verson: did you mean -version?",
+		"-x=secret": "there is no flag -x",
+	} {
+		if msg := refusedConfig(t, arg); msg != want {
+			t.Errorf("%s: %q, want %q", arg, msg, want)
+		}
 	}
 }
 

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/happyeyeballs"
 	"gateway/internal/kcp"
 	"gateway/internal/layer"
+	"gateway/internal/resolve"
 )
 
 // dialer turns an opened address into a connected backend, for who can wait. Its
@@ -19,7 +21,8 @@ import (
 type dialer struct {
 	// kcp dials backends whose scheme is kcp.
 	kcp *kcp.Transport
-	// resolver looks up names; *net.Resolver is one.
+	// resolver looks up names; *net.Resolver is one. If it has the method
+	// AddressesAndLate, as *resolve.Resolver, that is used.
 	resolver interface {
 		LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 	}
@@ -40,11 +43,16 @@ func newDialer(cfg *Config) *dialer {
 // for which. The caller closes the connection. Every error is a *refusal, but
 // for the cause of a ctx that ends.
 func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream, route address.Route) (net.Conn, error) {
+	ctx = resolve.WithPatience(ctx)
 	if err := u.choose(ctx, r, s, route); err != nil {
 		return nil, err
 	}
 	for {
-		backend, err := d.dial(ctx, r, u.backend)
+		dial := d.dial
+		if u.hasSpare() {
+			dial = d.dialOrPass
+		}
+		backend, err := dial(ctx, r, u.backend)
 		if err == nil {
 			u.connected()
 			if !u.backend.IP.IsValid() {
@@ -63,10 +71,24 @@ func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream,
 	}
 }
 
-// dial connects to addr, once: it tries each IP address of a name in turn, all
-// within one timeout. Cancelling ctx ends it at once, with ctx's cause.
+// lookupPatience is how long a backend's name is looked up before another one is
+// tried, if there is one. The lookup goes on meanwhile.
+const lookupPatience = 500 * time.Millisecond
+
+// dial connects to addr, once: it races the IP addresses of a name, all within
+// one timeout. Cancelling ctx ends it at once, with ctx's cause.
 func (d *dialer) dial(ctx context.Context, r *rules, addr address.Address) (net.Conn, error) {
-	conn, err := d.dialEach(ctx, r, addr)
+	return d.dialPatiently(ctx, r, addr, r.timeout)
+}
+
+// dialOrPass is dial where there is another backend to try: if the lookup takes
+// long, the error is errSlowLookup.
+func (d *dialer) dialOrPass(ctx context.Context, r *rules, addr address.Address) (net.Conn, error) {
+	return d.dialPatiently(ctx, r, addr, lookupPatience)
+}
+
+func (d *dialer) dialPatiently(ctx context.Context, r *rules, addr address.Address, patience time.Duration) (net.Conn, error) {
+	conn, err := d.race(ctx, r, addr, patience)
 	switch {
 	case err == nil:
 		return conn, nil
@@ -76,80 +98,74 @@ func (d *dialer) dial(ctx context.Context, r *rules, addr address.Address) (net.
 	return nil, dialFailure(err)
 }
 
-func (d *dialer) dialEach(ctx context.Context, r *rules, addr address.Address) (net.Conn, error) {
-	deadline := time.Now().Add(r.timeout)
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+func (d *dialer) race(ctx context.Context, r *rules, addr address.Address, patience time.Duration) (conn net.Conn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-
-	ips := []netip.Addr{addr.IP}
-	if !addr.IP.IsValid() {
-		var err error
-		if ips, err = d.resolver.LookupNetIP(ctx, "ip", addr.Host); err != nil {
-			return nil, err
-		}
+	dial := func(ctx context.Context, ip netip.Addr) (net.Conn, error) {
+		return d.dialOne(ctx, r, addr.Scheme, netip.AddrPortFrom(ip.Unmap(), addr.Port))
 	}
-	left := 0 // that are to be dialed
-	for _, ip := range ips {
-		if r.permit(netip.AddrPortFrom(ip.Unmap(), addr.Port)) == nil {
-			left++
+	if addr.IP.IsValid() {
+		conn, err = dial(ctx, addr.IP)
+	} else {
+		ips, late, lookup := d.lookup(ctx, addr.Host, patience)
+		if lookup != nil {
+			return nil, lookup
 		}
+		conn, err = happyeyeballs.Dial(ctx, ips, late, dial)
 	}
-	var firstErr, denied error
-	for _, ip := range ips {
-		to := netip.AddrPortFrom(ip.Unmap(), addr.Port)
-		// Asked for each address right before it is dialed, so that no name leads
-		// where a literal may not.
-		err := r.permit(to)
-		if err == nil && addr.Scheme == "kcp" {
-			err = r.permitBroadcast(to)
-		}
-		if err != nil {
-			denied = err
-			continue
-		}
-		// An equal share of what is left for each address, so that one that
-		// swallows packets leaves time for the next.
-		now := time.Now()
-		share := deadline.Sub(now) / time.Duration(max(left, 1))
-		left--
-		conn, err := d.dialOne(ctx, addr.Scheme, to, now.Add(share))
-		if err == nil {
-			return conn, nil
-		}
-		if mayBeBroadcast(err) {
-			if derr := r.permitBroadcast(to); derr != nil {
-				denied = derr
-				continue
-			}
-		}
-		// A time-out tells more than a refusal: trying again may help.
-		if firstErr == nil || layer.IsTimeout(err) && !layer.IsTimeout(firstErr) {
-			firstErr = err
-		}
+	var denied happyeyeballs.Skip
+	switch {
+	case errors.As(err, &denied):
+		return nil, denied.Err
+	case err == happyeyeballs.ErrNoAddress:
+		return nil, fmt.Errorf("%s has no address", addr.Host)
 	}
-	if firstErr == nil && denied != nil {
-		return nil, denied
-	}
-	if firstErr == nil {
-		firstErr = fmt.Errorf("%s has no address", addr.Host)
-	}
-	return nil, firstErr
+	return conn, err
 }
 
-// dialOne dials one IP address until a deadline.
-func (d *dialer) dialOne(ctx context.Context, scheme string, to netip.AddrPort, deadline time.Time) (net.Conn, error) {
-	if scheme != "kcp" {
-		nd := d.base
-		nd.Deadline = deadline
-		return nd.DialContext(ctx, "tcp", to.String())
-	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+// lookup finds the addresses of a name. Those that come later are sent to late,
+// if it is not nil.
+func (d *dialer) lookup(ctx context.Context, host string, patience time.Duration) (ips []netip.Addr, late <-chan []netip.Addr, err error) {
+	brief, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	conn, err := d.kcp.Dial(ctx, to.String())
-	if err != nil {
-		return nil, err
+	if r, ok := d.resolver.(interface {
+		AddressesAndLate(ctx context.Context, name string) ([]netip.Addr, <-chan []netip.Addr, error)
+	}); ok {
+		ips, late, err = r.AddressesAndLate(brief, host)
+	} else {
+		ips, err = d.resolver.LookupNetIP(brief, "ip", host)
 	}
-	return conn, nil
+	if err != nil && brief.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", errSlowLookup, err)
+	}
+	return ips, late, err
+}
+
+// dialOne dials one IP address, if the policy permits it. It is asked right
+// before, so that no name leads where a literal may not; its denial comes as a
+// happyeyeballs.Skip.
+func (d *dialer) dialOne(ctx context.Context, r *rules, scheme string, to netip.AddrPort) (net.Conn, error) {
+	denied := r.permit(to)
+	if denied == nil && scheme == "kcp" {
+		denied = r.permitBroadcast(to)
+	}
+	if denied != nil {
+		return nil, happyeyeballs.Skip{Err: denied}
+	}
+	if scheme == "kcp" {
+		conn, err := d.kcp.Dial(ctx, to.String())
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
+	}
+	conn, err := d.base.DialContext(ctx, "tcp", to.String())
+	if err != nil && mayBeBroadcast(err) {
+		if denied := r.permitBroadcast(to); denied != nil {
+			return nil, happyeyeballs.Skip{Err: denied}
+		}
+	}
+	return conn, err
 }
 
 // mayBeBroadcast tells whether this is how a kernel refuses to connect TCP to a

@@ -5,6 +5,7 @@ import (
 	"gateway/internal/handshake"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -65,6 +66,34 @@ func TestAClientsResetCancelsTheConnect(t *testing.T) {
 		c.Close()
 		eventually(t, "its descriptors are closed", func() bool { return descriptorsOf(p.cmd.Process.Pid) <= before })
 	}
+}
+
+// RFC 8305: it costs the fourth part of a second, and not a time-out. The attempt
+// that lost is given up.
+func TestAnAddressThatSwallowsPacketsHoldsUpNobody(t *testing.T) {
+	hole := blackhole(t, "127.0.0.2", 0)
+	ln, err := net.Listen("tcp4", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.3"), hole.Port()).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	d := &dialer{resolver: fixedNames{hole.Addr(), netip.MustParseAddr("127.0.0.3")}}
+	addr := parseAddr(t, "game.test:1")
+	addr.Port = hole.Port()
+	before := descriptorsOf(os.Getpid())
+	start := time.Now()
+	conn, err := d.dial(t.Context(), anywhere(time.Hour), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took < 250*time.Millisecond || took > patience {
+		t.Errorf("took %v", took)
+	}
+	if got := conn.RemoteAddr().String(); got != ln.Addr().String() {
+		t.Errorf("connected to %s", got)
+	}
+	conn.Close()
+	eventually(t, "all descriptors are closed", func() bool { return descriptorsOf(os.Getpid()) <= before })
 }
 
 func TestTheAddressesOfANameShareOneAttemptsTime(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -115,7 +116,7 @@ func TestDialErrorsHaveTheirStatusAndReason(t *testing.T) {
 	}
 }
 
-func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
+func TestANameIsDialedAtEachOfItsAddresses(t *testing.T) {
 	ln, err := net.Listen("tcp4", "127.0.0.3:0")
 	if err != nil {
 		t.Skip("no 127.0.0.3 here: ", err)
@@ -192,15 +193,15 @@ type fixedNames []netip.Addr
 
 func (n fixedNames) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) { return n, nil }
 
-func TestTheLastAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
+func TestEachAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
 	d := &dialer{}
 	// Nobody listens on the first three, and they refuse at once.
 	d.resolver = fixedNames{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3"),
 		netip.MustParseAddr("127.0.0.4"), netip.MustParseAddr("127.0.0.1")}
-	var shares []time.Duration
+	dialed := make(chan time.Duration, 4) // by attempts that run side by side
 	d.base.ControlContext = func(ctx context.Context, _, _ string, _ syscall.RawConn) error {
 		deadline, _ := ctx.Deadline()
-		shares = append(shares, time.Until(deadline).Round(5*time.Minute))
+		dialed <- time.Until(deadline).Round(5 * time.Minute)
 		return nil
 	}
 	addr, _ := address.Parse("several.test:" + portOf(startEcho(t)))
@@ -209,8 +210,73 @@ func TestTheLastAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	if want := []time.Duration{15 * time.Minute, 20 * time.Minute, 30 * time.Minute, time.Hour}; !slices.Equal(shares, want) {
-		t.Errorf("of an hour the addresses got %v, want %v", shares, want)
+	for range 4 {
+		if left := <-dialed; left != time.Hour {
+			t.Errorf("an address got %v of an hour", left)
+		}
+	}
+}
+
+// slowNames knows some addresses of a name at once, and others once late is
+// closed.
+type slowNames struct {
+	fixedNames
+	rest []netip.Addr
+	late chan struct{}
+}
+
+func (n slowNames) AddressesAndLate(context.Context, string) ([]netip.Addr, <-chan []netip.Addr, error) {
+	rest := make(chan []netip.Addr, 1)
+	go func() {
+		<-n.late
+		rest <- n.rest
+		close(rest)
+	}()
+	return n.fixedNames, rest, nil
+}
+
+func TestAddressesThatComeLateJoinTheDial(t *testing.T) {
+	names := slowNames{fixedNames{netip.MustParseAddr("127.0.0.2")}, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, make(chan struct{})}
+	d := &dialer{resolver: names}
+	var first sync.Once
+	d.base.Control = func(string, string, syscall.RawConn) error {
+		first.Do(func() { close(names.late) }) // nobody listens there
+		return nil
+	}
+	addr, _ := address.Parse("late.test:" + portOf(startEcho(t)))
+	c, err := d.dial(t.Context(), anywhere(time.Hour), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func TestWhatIsDeniedTellsLessThanAnyAttempt(t *testing.T) {
+	r := anywhere(patience)
+	var deny []policy.Rule
+	for _, ip := range []string{"127.0.0.3", "127.0.0.4"} {
+		rule, err := policy.ParseRule(ip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		deny = append(deny, rule)
+	}
+	r.policy = policy.New(nil, deny)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := portOf(ln.Addr().String())
+	ln.Close() // nobody listens there
+	for host, want := range map[string]string{"127.0.0.3": "denied", "127.0.0.2": "refused", "several.test": "refused", "denied.test": "denied"} {
+		d := &dialer{resolver: fixedNames{netip.MustParseAddr("127.0.0.3"), netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.4")}}
+		if host == "denied.test" {
+			d.resolver = fixedNames{netip.MustParseAddr("127.0.0.3"), netip.MustParseAddr("127.0.0.4")}
+		}
+		_, err := d.dial(t.Context(), r, parseAddr(t, host+":"+port))
+		if got := refusalOf(err); got.reason != want {
+			t.Errorf("%s: %v, want %s", host, err, want)
+		}
 	}
 }
 

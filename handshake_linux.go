@@ -45,10 +45,10 @@ type handshakes struct {
 	tunnels
 	// slowWay serves an accepted client that has sent received, waiting where
 	// need be. It owns the descriptor.
-	slowWay        func(fd int, r *rules, s session, received []byte)
-	away           *atomic.Int32       // connections that goroutines serve, of all loops
-	firstLocalPort uint16              // the least that the kernel picks by itself
-	sockaddr       unix.RawSockaddrAny // scratch
+	slowWay    func(fd int, r *rules, s session, received []byte)
+	away       *atomic.Int32 // connections that goroutines serve, of all loops
+	localPorts localPorts
+	sockaddr   unix.RawSockaddrAny // scratch
 
 	requests deadlines // of clients that have not said all
 	dials    deadlines // of backends that are connecting
@@ -298,7 +298,7 @@ func (l *handshakes) dialing(t *tunnel, s *socket, events uint32) {
 // local one (TCP's simultaneous open, RFC 9293 section 3.5).
 func (l *handshakes) isSelfConnect(t *tunnel) bool {
 	addr := t.upstream.backend
-	if addr.Port < l.firstLocalPort {
+	if addr.Port < l.localPorts.first(l.reactor.now) {
 		return false
 	}
 	fd := t.sockets[backendSide].fd
@@ -312,18 +312,31 @@ func (l *handshakes) isSelfConnect(t *tunnel) bool {
 	return sys.Getpeername(fd, &l.sockaddr) == nil && sys.AddrPort(&l.sockaddr) == own
 }
 
-// firstLocalPort returns the start of the range from which the kernel picks
-// local ports (ip(7), ip_local_port_range).
-func firstLocalPort() uint16 {
-	var first, last uint16
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-	if err == nil {
-		_, err = fmt.Sscan(string(text), &first, &last)
+// localPorts tells which local ports the kernel may pick by itself. An
+// administrator may change that at any time, so it is read again now and then;
+// it only spares a system call for each connection.
+type localPorts struct {
+	least  uint16
+	readAt int64 // of the reactor's clock; 0: never
+}
+
+// localPortsAge is how old what is known of local ports may be, in nanoseconds.
+const localPortsAge = 10e6
+
+// first returns the start of the range (ip(7), ip_local_port_range).
+func (p *localPorts) first(now int64) uint16 {
+	if p.readAt == 0 || now-p.readAt >= localPortsAge {
+		var last uint16
+		text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+		if err == nil {
+			_, err = fmt.Sscan(string(text), &p.least, &last)
+		}
+		if err != nil {
+			p.least = 1 // any may be one
+		}
+		p.readAt = max(now, 1)
 	}
-	if err != nil {
-		return 1 // any may be one
-	}
-	return first
+	return p.least
 }
 
 // answer says 200 and opens the tunnel.

@@ -192,7 +192,7 @@ func (l *ledger) announce(version int, s *session, u *upstream, local netip.Addr
 		u.id = l.newID()
 	}
 	b, err := proxyheader.Append(make([]byte, 0, 128+len(early)), version,
-		proxyheader.Header{Source: s.client, Destination: local, UniqueID: u.id})
+		proxyheader.Header{Source: s.client, Destination: local, UniqueID: u.id, Hops: s.hops + 1})
 	if err != nil { // only for a bug: both addresses are a socket's
 		l.log.Error("cannot make a PROXY header", "client", s.client.String(), "err", err)
 		return early

@@ -20,14 +20,30 @@ func listenAll(cfg *Config) ([]net.Listener, error) {
 		ln, err := listen(cfg, l)
 		if err != nil {
 			closeAll(list)
-			if errors.Is(err, syscall.EADDRINUSE) && !cfg.Reuse {
-				err = fmt.Errorf("%w (stop who uses it, or start all with -reuse=1)", err)
-			}
-			return nil, fmt.Errorf("-%s: %w", l.setting, err)
+			return nil, fmt.Errorf("-%s: %w", l.setting, withRemedy(err, cfg.Reuse))
 		}
 		list = append(list, ln)
 	}
 	return list, nil
+}
+
+// withRemedy adds to an error of listening what to do about it.
+func withRemedy(err error, reuse bool) error {
+	var dnsErr *net.DNSError
+	remedy := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE) && !reuse:
+		remedy = "stop who uses it, or start all with -reuse=1"
+	case errors.Is(err, syscall.EACCES):
+		remedy = "a port below 1024 takes root, CAP_NET_BIND_SERVICE (setcap, or AmbientCapabilities= in a unit), or a lower net.ipv4.ip_unprivileged_port_start"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		remedy = "no interface of this machine has the address; :port is all of them"
+	case errors.As(err, &dnsErr):
+		remedy = "want an address of this machine, or a name for one; :port is all of them"
+	default:
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, remedy)
 }
 
 func closeAll(listeners []net.Listener) {
@@ -70,11 +86,11 @@ func networkOf(network, addr string) string {
 // listenPprof opens the socket of -pprof.
 func listenPprof(addr string) (net.Listener, error) {
 	ln, err := net.Listen(networkOf("tcp", addr), addr)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		err = fmt.Errorf("%w (stop who uses it, or give each process a -pprof of its own: -reuse=1 does not share it)", err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("-pprof: %w", err)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("-pprof: %w (stop who uses it, or give each process a -pprof of its own: -reuse=1 does not share it)", err)
+	case err != nil:
+		return nil, fmt.Errorf("-pprof: %w", withRemedy(err, true))
 	}
 	return ln, nil
 }

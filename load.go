@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
@@ -11,12 +12,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gateway/internal/address"
 	"gateway/internal/certificate"
+	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
 	"gateway/internal/policy"
+	"gateway/internal/smallfile"
 	"gateway/internal/token"
 )
 
@@ -33,13 +37,10 @@ func parseConfig(args []string) (*Config, error) {
 		fs.Var(s.value, s.name, s.usage)
 	}
 	if err := fs.Parse(args); err != nil {
-		if strings.HasPrefix(err.Error(), "bad flag syntax") { // repeats the value too
-			return nil, errors.New("flags are written -name=value; one has a wrong beginning")
-		}
-		return nil, err
+		return nil, explainFlagError(err, all)
 	}
 	if fs.NArg() > 0 {
-		return nil, errors.New("flags are written -name=value; there is an argument without a flag")
+		return nil, fmt.Errorf("flags are written -name=value; %s stands without a flag", strayArgument(args, fs.Args()))
 	}
 	if cfg.Action == actionVersion || cfg.Action == actionKeygen {
 		return cfg, nil // whatever else is wrong
@@ -54,6 +55,39 @@ func parseConfig(args []string) (*Config, error) {
 		return nil, err
 	}
 	return cfg, cfg.checkTokens()
+}
+
+// explainFlagError says of package flag's errors what to do, and nothing that may
+// be a secret.
+func explainFlagError(err error, all []setting) error {
+	text := err.Error()
+	if strings.HasPrefix(text, "bad flag syntax") { // repeats the value too
+		return errors.New("flags are written -name=value; one has a wrong beginning")
+	}
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		names := make([]string, len(all))
+		for i, s := range all {
+			names[i] = s.name
+		}
+		if near := flagvalue.Nearest(name, names); near != "" {
+			return fmt.Errorf("there is no flag -%s: did you mean -%s?", name, near)
+		}
+		return fmt.Errorf("there is no flag -%s", name)
+	}
+	if rest, ok := strings.CutPrefix(text, "invalid boolean flag "); ok {
+		return errors.New("-" + rest)
+	}
+	return err
+}
+
+// strayArgument names the first argument that is no flag's: by its place, unless
+// it is a plain word. Anything else may be a secret that lost its flag.
+func strayArgument(args, rest []string) string {
+	word := rest[0]
+	if len(word) <= 10 && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz") == "" {
+		return strconv.Quote(word)
+	}
+	return fmt.Sprintf("argument %d of %d", len(args)-len(rest)+1, len(args))
 }
 
 // readEnvironment sets what the command line has not.
@@ -151,11 +185,19 @@ func (cfg *Config) addSecrets(source string, secrets ...[]byte) {
 	}
 }
 
+const (
+	maxSecretFile = 1 << 20 // bytes
+	maxSecrets    = 100     // in a file
+)
+
 // readSecrets reads a file of secrets, at least one.
 func readSecrets(name string) ([][]byte, error) {
-	text, err := os.ReadFile(name)
+	text, err := smallfile.Read(name, maxSecretFile)
 	if err != nil {
 		return nil, err
+	}
+	if bytes.IndexByte(text, 0) >= 0 { // UTF-16 is full of them
+		return nil, fmt.Errorf("%s holds a zero byte: save it as UTF-8", name)
 	}
 	var secrets [][]byte
 	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
@@ -165,8 +207,11 @@ func readSecrets(name string) ([][]byte, error) {
 		}
 		secrets = append(secrets, []byte(line))
 	}
-	if len(secrets) == 0 {
+	switch {
+	case len(secrets) == 0:
 		return nil, fmt.Errorf("%s holds no secret: want one a line", name)
+	case len(secrets) > maxSecrets:
+		return nil, fmt.Errorf("%s holds %d secrets, want at most %d: a line that does not open costs an attempt for each", name, len(secrets), maxSecrets)
 	}
 	return secrets, nil
 }

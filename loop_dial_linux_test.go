@@ -196,7 +196,7 @@ func TestASocketThatMetItselfIsRecognized(t *testing.T) {
 	l := g.loops.all[0]
 	var fd, port int
 	for range 100 { // until a port is free
-		port = int(l.firstLocalPort) + rand.IntN(1000)
+		port = int(new(localPorts).first(0)) + rand.IntN(1000)
 		var err error
 		if fd, _, err = connectOnce(port, port); err == nil {
 			defer unix.Close(fd)
@@ -241,7 +241,8 @@ func TestASelfConnectIsSeenInEverySpelling(t *testing.T) {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Fatal(err) // with nobody else there, it connects to itself
 	}
-	l := &handshakes{firstLocalPort: 1}
+	l := &handshakes{localPorts: localPorts{least: 1, readAt: 1}}
+	l.reactor = &reactor{}
 	for _, host := range []string{"127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1"} {
 		tn := &tunnel{}
 		tn.sockets[backendSide].fd = int32(fd)
@@ -249,5 +250,16 @@ func TestASelfConnectIsSeenInEverySpelling(t *testing.T) {
 		if !l.isSelfConnect(tn) {
 			t.Errorf("not seen when dialed as %s", host)
 		}
+	}
+}
+
+// Whoever lowers the range would have clients connected to themselves.
+func TestTheRangeOfLocalPortsIsReadAgain(t *testing.T) {
+	p := localPorts{least: 65535, readAt: 1} // as it once was
+	if got := p.first(2); got != 65535 {
+		t.Errorf("what has just been read is read again: %d", got)
+	}
+	if got := p.first(1 + localPortsAge); got == 65535 || got == 0 {
+		t.Errorf("the least is still %d", got)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
+	"gateway/internal/sys"
 )
 
 // loops relay on Linux: one epoll loop per CPU, each on a thread of its own, and
@@ -35,7 +36,11 @@ type loops struct {
 // accepted client that a loop cannot serve without waiting; it owns the
 // descriptor.
 func newLoops(cfg *Config, l *ledger, slowWay func(fd int, r *rules, s session, received []byte)) (*loops, error) {
+	if err := probeKernel(); err != nil {
+		return nil, err
+	}
 	ls := &loops{liveness: cfg.liveness()}
+	ls.crew.exclusive = unix.EPOLLEXCLUSIVE
 	ls.crew.maxConns, ls.pipes.Max = budget(descriptorLimit())
 	for range cfg.loopCount() {
 		l, err := newLoop(ls, cfg, l, slowWay)
@@ -86,6 +91,29 @@ func (ls *loops) onAll(f func(*loop)) {
 	for range ls.all {
 		<-done
 	}
+}
+
+// probeKernel makes the system calls that the loops cannot do without, for the
+// error of the first that this kernel, or a sandbox, refuses. What can be done
+// without (splice, EPOLLEXCLUSIVE) is found missing when it is first used.
+func probeKernel() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	if _, err := sys.Send(int32(pair[0]), []byte{1}); err != nil {
+		return os.NewSyscallError("sendto", err)
+	}
+	if _, err := sys.Recv(int32(pair[1]), make([]byte, 1)); err != nil {
+		return os.NewSyscallError("recvfrom", err)
+	}
+	// Not on a socket that does not listen; but the call is there.
+	if _, err := sys.Accept(pair[0], &unix.RawSockaddrAny{}); err != unix.EINVAL && err != unix.EOPNOTSUPP {
+		return os.NewSyscallError("accept4", err)
+	}
+	return nil
 }
 
 // take hands a tunnel that was connected elsewhere to the loop with the fewest,
@@ -226,7 +254,6 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.spliceable = cfg.Splice
 	l.slowWay = slowWay
 	l.away = &ls.crew.away
-	l.firstLocalPort = firstLocalPort()
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
 	l.dials.after = cfg.Timeout.Nanoseconds()
 	l.watches.after = watchAfter.Nanoseconds()

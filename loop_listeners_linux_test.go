@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -228,4 +230,41 @@ func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 		c.Close()
 	}
 	eventually(t, "both are gone", func() bool { return ls.crew.away.Load() == 0 && !ls.crew.full() })
+}
+
+func TestWithoutEPOLLEXCLUSIVEEveryLoopAccepts(t *testing.T) {
+	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 3 }, func(g *Gateway) {
+		g.loops.crew.exclusive |= unix.EPOLLRDHUP // together the kernel refuses them (epoll_ctl(2))
+	})
+	g.log.waitLine(t, "no EPOLLEXCLUSIVE here: every loop wakes for every connection", 1)
+	backend := startEcho(t)
+	for range 20 {
+		finish(t, openTunnel(t, g.addr, backend))
+	}
+	if n := len(g.log.lines("cannot accept, trying again")); n > 0 {
+		t.Errorf("%d failures to accept", n)
+	}
+}
+
+func TestAKernelThatRefusesWhatTheLoopsNeedIsFoundOutAtStart(t *testing.T) {
+	if err := probeKernel(); err != nil {
+		t.Fatal(err)
+	}
+	for call, name := range map[uint32]string{unix.SYS_ACCEPT4: "accept4", unix.SYS_RECVFROM: "recvfrom", unix.SYS_SENDTO: "sendto"} {
+		refused := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never unlock: the thread ends with its filter
+			if err := refuse(call, unix.EPERM); err != nil {
+				refused <- errors.ErrUnsupported
+				return
+			}
+			refused <- probeKernel()
+		}()
+		switch err := <-refused; {
+		case err == errors.ErrUnsupported:
+			t.Skip("no seccomp here")
+		case err == nil || !strings.HasPrefix(err.Error(), name+": "):
+			t.Errorf("without %s: %v", name, err)
+		}
+	}
 }

@@ -71,7 +71,7 @@ func TestWhereSpliceIsRefusedTunnelsCopy(t *testing.T) {
 	for _, errno := range []unix.Errno{unix.EPERM, unix.ENOSYS, unix.EINVAL} {
 		g := startLoops(t, 1, nil)
 		var err error
-		inLoop(t, g.loops.all[0], func() { err = refuseSplice(errno) }) // for this thread, which ends with its loop
+		inLoop(t, g.loops.all[0], func() { err = refuse(unix.SYS_SPLICE, errno) }) // for this thread, which ends with its loop
 		if err != nil {
 			t.Skip("no seccomp here: ", err)
 		}
@@ -82,12 +82,12 @@ func TestWhereSpliceIsRefusedTunnelsCopy(t *testing.T) {
 	}
 }
 
-// refuseSplice has splice(2) fail in the calling thread from now on, as a
-// sandbox does.
-func refuseSplice(errno unix.Errno) error {
+// refuse has a system call fail in the calling thread from now on, as a sandbox
+// does.
+func refuse(call uint32, errno unix.Errno) error {
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the number of the system call
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: unix.SYS_SPLICE},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: call},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
 	}

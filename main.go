@@ -77,6 +77,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
 			return fail(stderr, exitUsage, err)
 		}
+		listeners, err := listenAll(cfg)
+		if err != nil {
+			return fail(stderr, exitUsage, err)
+		}
+		closeAll(listeners)
+		if cfg.Pprof != "" {
+			ln, err := listenPprof(cfg.Pprof)
+			if err != nil {
+				return fail(stderr, exitUsage, err)
+			}
+			ln.Close()
+		}
 		warn(cfg, newLogger(cfg, stderr))
 		fmt.Fprintln(stdout, "the configuration is valid")
 		return exitOK
@@ -86,6 +98,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // serveLogged serves until a signal ends it, and logs to stderr.
 func serveLogged(cfg *Config, stderr io.Writer) int {
+	// Who reads the log may die, now or later; the gateway need not follow.
+	signal.Ignore(syscall.SIGPIPE)
 	lines := logwriter.New(stderr, func(n int) []byte {
 		var line bytes.Buffer
 		newLogger(cfg, &line).Warn("log lines were dropped: their reader is too slow", "lines", n)
@@ -164,8 +178,6 @@ func serve(cfg *Config, log *slog.Logger) error {
 	// The standard library has something to tell now and then.
 	slog.SetDefault(log)
 	stdlog.SetOutput(libraryLog{log})
-	// Who reads the log may die; the gateway need not follow.
-	signal.Ignore(syscall.SIGPIPE)
 
 	listeners, err := listenAll(cfg)
 	if err != nil {
@@ -208,6 +220,9 @@ func serve(cfg *Config, log *slog.Logger) error {
 
 	if cfg.PIDFile != "" {
 		p, err := createPIDFile(cfg.PIDFile)
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w (name a file in a folder that this user may write to, or none with -pidfile=)", err)
+		}
 		if err != nil {
 			return fmt.Errorf("-pidfile: %w", err)
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"syscall"
 	"time"
@@ -94,6 +95,7 @@ func dialFailure(err error) *refusal {
 		reason, blamesBackend = "no_descriptors", false
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		reason, blamesBackend = "no_local_port", false
+		err = fmt.Errorf("%w (all local ports towards it are in use: widen net.ipv4.ip_local_port_range, or spread the backend over several addresses)", err)
 	}
 	return &refusal{handshake.BadGateway, reason, err, blamesBackend}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -162,6 +163,13 @@ func (r *rules) openToken(text []byte) (address.Route, error) {
 // slowKDF tells whether to open a sealed line may take milliseconds.
 func (r *rules) slowKDF() bool { return r.keys != nil && r.keys.slowKDF() }
 
+// maxHops is how many gateways may pass a connection on to each other. Two that
+// forward to each other by mistake would else do so until they are full.
+const maxHops = 8
+
+var errForwardLoop = &refusal{status: handshake.BadGateway, reason: "forward_loop",
+	cause: fmt.Errorf("%d gateways have passed this connection on: do they forward to each other?", maxHops)}
+
 // believe reads the PROXY header that a trusted proxy has to send, and returns
 // what stands behind it. Nobody else's is looked for.
 func (r *rules) believe(s *session, received []byte) ([]byte, error) {
@@ -178,7 +186,10 @@ func (r *rules) believe(s *session, received []byte) ([]byte, error) {
 	case err != nil:
 		return nil, errNoHeader
 	}
-	s.header = n
+	s.header, s.hops = n, h.Hops
+	if h.Hops >= maxHops {
+		return nil, errForwardLoop
+	}
 	if h.Source.IsValid() {
 		s.client, s.local = h.Source, h.Destination
 	}

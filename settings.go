@@ -21,6 +21,9 @@ import (
 	"gateway/internal/sockopt"
 )
 
+// minBuffer is the least -buffer, in bytes: less is more system calls than work.
+const minBuffer = 64
+
 // setting is one flag.
 type setting struct {
 	group string
@@ -108,7 +111,7 @@ func settings(cfg *Config) []setting {
 			"which of several backends a client gets, by HAProxy's names: the first in order\n" +
 				"that answers, each in turn by weight, any, the one with the fewest tunnels,\n" +
 				"or by the client's address"},
-		{groupBackend, "resolver", "ADDRESS", flagvalue.Address(&cfg.Resolver, true),
+		{groupBackend, "resolver", "ADDRESS", flagvalue.Server(&cfg.Resolver),
 			"host:port of the name server to ask, for srv: and all names (Consul: port\n" +
 				"8600); empty: the system's"},
 		{groupBackend, "resolver-timeout", "TIME", flagvalue.Duration(&cfg.ResolverTimeout),
@@ -124,7 +127,7 @@ func settings(cfg *Config) []setting {
 			"tell backends the client's address, by a PROXY protocol header before anything\n" +
 				"else; v2 carries a unique id too, which the log has"},
 
-		{groupTunnel, "buffer", "BYTES", flagvalue.Int(&cfg.Buffer, 1, 16<<20),
+		{groupTunnel, "buffer", "BYTES", flagvalue.Int(&cfg.Buffer, minBuffer, 16<<20),
 			"of the copy buffer. It has no effect on long runs of data on Linux, which\n" +
 				"are spliced inside the kernel; a read that fills it is what starts one"},
 		{groupTunnel, "splice", "0|1", flagvalue.Switch(&cfg.Splice),
@@ -368,8 +371,15 @@ func parsePrefix(word string) (netip.Prefix, error) {
 
 // parseOrigin reads a pattern as path.Match has them.
 func parseOrigin(word string) (string, error) {
-	if _, err := path.Match(word, ""); err != nil {
-		return "", fmt.Errorf("%q: want hosts, in which * stands for anything", word)
+	host := word
+	if scheme, rest, ok := strings.Cut(word, "://"); ok {
+		if host = rest; scheme != "http" && scheme != "https" {
+			host = ""
+		}
+	}
+	_, err := path.Match(word, "")
+	if err != nil || host == "" || strings.ContainsAny(host, "/ ") {
+		return "", fmt.Errorf("%q: want hosts, with http:// or https:// before them or without, and no path; * stands for anything", word)
 	}
 	return word, nil
 }

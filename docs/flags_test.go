@@ -13,7 +13,7 @@ import (
 )
 
 // docs/flags.md is what -help says. A new flag needs its row in the settings table
-// of config.go, its meaning in docs/flags.zh-CN.md, and
+// of settings.go, its meaning in docs/flags.zh-CN.md, and
 //
 //	go test ./docs -run Flags -update
 

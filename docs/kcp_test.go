@@ -99,11 +99,15 @@ func TestDocumentedKCPSettingsAreThose(t *testing.T) {
 
 func TestDocumentedKCPFiguresAreThoseOfTheSource(t *testing.T) {
 	for _, test := range []struct{ file, source, text string }{
-		{"guard.go", "maxUnproven = 2048\n", "2,048"},
+		{"guard.go", "maxUnproven = 512\n", "512"},
+		{"guard.go", "pressedFrom = maxUnproven / 4\n", "128"},
 		{"guard.go", "maxRate = 2048\n", "2,048"},
-		{"guard.go", "crowdedAfter = time.Second\n", ""},
+		{"guard.go", "crowdedAfter = 3 * time.Second\n", "3"},
 		{"guard.go", "yieldAfter = 5 * time.Second\n", "5"},
 		{"conn.go", "unprovenWindow = 16\n", "16"},
+		{"conn.go", "unprovenTime = 10 * time.Second\n", "10"},
+		{"conn.go", "maxGuesses = 16\n", "16"},
+		{"cookie.go", "cookieBits = 30\n", "30"},
 		{"conn.go", "amplification = 3\n", "RFC 9000"},
 		{"conn.go", "unprovenLinger = 2 * time.Second\n", "2"},
 		{"conn.go", "writePortion = 16 << 10\n", "16 KB"},

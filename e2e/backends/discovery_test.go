@@ -220,6 +220,83 @@ func TestWhatCannotBeLookedUpIsABadGatewayOrATimeout(t *testing.T) {
 	})
 }
 
+// A question that is never answered holds up neither the server that it is about,
+// where another answer is enough, nor the spare.
+func TestADroppedQuestionHoldsUpNobody(t *testing.T) {
+	bothAtOnce(t, func(t *testing.T, way string) {
+		all := startTargets(t, "ab")
+		a, b := all[0], all[1]
+		toA, toB := harness.PortOf(a.addr), harness.PortOf(b.addr)
+		z := &zone{drops: []string{"AAAA a.test", "A slow.test", "AAAA slow.test"}}
+		z.say(t, append(slices.Concat(srv(1, 1, a), srv(2, 1, b)), "slow.test. 1 IN A 127.0.0.1",
+			"passed.test. 1 IN SRV 1 1 "+toA+" slow.test.", "passed.test. 1 IN SRV 2 1 "+toB+" b.test.")...)
+		p := harness.Start(t, way, "-resolver="+z.start(t), "-resolver-timeout=1h", "-timeout=1h")
+		for route, want := range map[string]string{
+			"a.test:" + toA:                       "a",
+			"srv:" + game:                         "a",
+			"slow.test:" + toA + ",b.test:" + toB: "b",
+			"slow.test:80," + b.addr:              "b",
+			"srv:passed.test":                     "b",
+		} {
+			if name, err := meet("", p.Addr, harness.Line(route)); name != want || err != nil {
+				t.Errorf("%s: met %q, %v; want %s", route, name, err, want)
+			}
+		}
+	})
+}
+
+// Whose lookup takes long is dialed when all others have failed.
+func TestASlowLookupIsNotForgotten(t *testing.T) {
+	bothAtOnce(t, func(t *testing.T, way string) {
+		all := startTargets(t, "ab")
+		a, dead := all[0], all[1]
+		dead.kill()
+		z := &zone{drops: []string{"A a.test", "AAAA a.test"}}
+		z.say(t, srv(1, 1, a)...)
+		p := harness.Start(t, way, "-resolver="+z.start(t), "-resolver-timeout=4s", "-timeout=1h")
+		route := harness.Line("a.test:" + harness.PortOf(a.addr) + "," + dead.addr)
+		met := make(chan string)
+		go func() {
+			name, err := meet("", p.Addr, route)
+			met <- fmt.Sprint(name, err)
+		}()
+		harness.Eventually(t, "the server is asked", func() bool { return z.times("A a.test") > 0 })
+		z.change(func() { z.drops = nil }) // it will be asked again
+		if got := <-met; got != "a<nil>" {
+			t.Errorf("met %s", got)
+		}
+	})
+}
+
+// In an outage a client looks up a service and then its target, and has one
+// patience for both.
+func TestInAnOutageAClientWaitsOnce(t *testing.T) {
+	const patience = 500 * time.Millisecond
+	a := startTarget(t, "a")
+	for tries := 1; ; tries++ {
+		z := &zone{}
+		z.say(t, srv(1, 1, a)...)
+		p := harness.Start(t, "-resolver="+z.start(t))
+		if name := player(t, p.Addr); name != "a" {
+			t.Fatalf("met %s", name)
+		}
+		z.change(func() { z.silent = true })
+		time.Sleep(1100 * time.Millisecond) // the records' time to live is a second
+		start := time.Now()
+		if name := player(t, p.Addr); name != "a" {
+			t.Fatalf("met %s", name)
+		}
+		switch took := time.Since(start); {
+		case took < patience:
+			t.Errorf("waited %v, want half a second", took)
+		case took < 2*patience:
+			return
+		case tries == 5: // none of them by a machine that is busy
+			t.Fatalf("waited %v, want half a second", took)
+		}
+	}
+}
+
 func TestAClientThatResetsDuringTheLookupIsGone(t *testing.T) {
 	t.Parallel()
 	bothAtOnce(t, func(t *testing.T, way string) {

@@ -2,6 +2,7 @@ package backends
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ type zone struct {
 	fails   bool           // whatever it is asked
 	silent  bool           // it says nothing
 	gate    chan struct{}  // not nil: it answers once this is closed
+	drops   []string       // the questions that get no answer, as in asked
 	asked   map[string]int // by type and name: "SRV game.test"
 }
 
@@ -66,7 +68,8 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	if z.asked == nil {
 		z.asked = make(map[string]int)
 	}
-	z.asked[dns.TypeToString[q.Qtype]+" "+strings.TrimSuffix(strings.ToLower(q.Name), ".")]++
+	question := dns.TypeToString[q.Qtype] + " " + strings.TrimSuffix(strings.ToLower(q.Name), ".")
+	z.asked[question]++
 	for _, rr := range z.records {
 		if strings.EqualFold(rr.Header().Name, q.Name) {
 			reply.Rcode = dns.RcodeSuccess
@@ -78,7 +81,7 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	if z.fails {
 		reply.Rcode, reply.Answer = dns.RcodeServerFailure, nil
 	}
-	silent, gate := z.silent, z.gate
+	silent, gate := z.silent || slices.Contains(z.drops, question), z.gate
 	z.mu.Unlock()
 	if gate != nil {
 		<-gate

@@ -24,7 +24,8 @@ type kcpGateway struct {
 }
 
 // startKCP starts a gateway with a free port of 127.0.0.1 for KCP, unless flags say
-// otherwise.
+// otherwise. Backends are to be started before: it does not hear of the end of its
+// clients, and their backends do when it ends.
 func startKCP(t testing.TB, flags ...string) *kcpGateway {
 	t.Helper()
 	p := harness.Start(t, append([]string{"-kcp=127.0.0.1:0", harness.WithPprof}, flags...)...)
@@ -141,6 +142,13 @@ func startKCPBackend(t testing.TB, code kcpCode, serve func(*kcpgo.UDPSession)) 
 	t.Cleanup(func() {
 		ln.Close() // which ends the reads of its sessions
 		serving.Wait()
+		// A session that nobody has accepted stays for ever, and a closed listener
+		// returns it or its error as chance wants.
+		for range 100 {
+			if s, err := ln.AcceptKCP(); err == nil {
+				s.Close()
+			}
+		}
 	})
 	return "kcp://" + ln.Addr().String()
 }

@@ -266,8 +266,9 @@ func TestAClientThatAcknowledgesNothingIsSentLittle(t *testing.T) {
 
 // What no session takes costs nothing at all.
 func TestDatagramsThatBeginNothingCostNoGoroutine(t *testing.T) {
+	backend := harness.StartEcho(t)
 	g := startKCP(t)
-	s := openKCP(t, g.kcp, harness.StartEcho(t))
+	s := openKCP(t, g.kcp, backend)
 	harness.Echo(t, s, "hello")
 	before := g.Rest(t)
 	line := harness.Line("127.0.0.1:1")
@@ -276,7 +277,7 @@ func TestDatagramsThatBeginNothingCostNoGoroutine(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Write([][]byte{segment(0, 0, line), segment(1, 1, line), segment(1, 0, line)[:23], []byte("GET / HTTP/1.1\r\n\r\n"), nil}[i%5])
+		c.Write([][]byte{segment(0, 2, line), segment(1, 1, line), segment(1, 0, line)[:23], []byte("GET / HTTP/1.1\r\n\r\n"), nil}[i%5])
 		c.Close()
 		if i%100 == 99 {
 			harness.Echo(t, s, "what came before this has been read")

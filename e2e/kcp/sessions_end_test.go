@@ -26,8 +26,9 @@ func TestAllThatABackendSentArrivesBeforeTheSessionEnds(t *testing.T) {
 			t.Parallel()
 			text := harness.Noise(1, 256<<10)
 			backend := harness.StartBackend(t, func(c *net.TCPConn) { c.Write(text) }) // and closes
+			echo := harness.StartEcho(t)
 			g := startKCP(t)
-			other := openKCP(t, g.kcp, harness.StartEcho(t))
+			other := openKCP(t, g.kcp, echo)
 			harness.Echo(t, other, "hello")
 			rest := g.Rest(t)
 			s := openKCP(t, badPath(t, g.kcp, part), backend)

@@ -103,8 +103,7 @@ func TestATakenPprofPortEndsTheGateway(t *testing.T) {
 func TestAPublicPprofIsWarnedAbout(t *testing.T) {
 	t.Parallel()
 	for addr, public := range map[string]bool{
-		"127.0.0.1:0": false, "[::1]:0": false, "localhost:0": false, "10.0.0.1:6060": false,
-		":0": true, "0.0.0.0:0": true, "[::]:0": true, "192.0.2.1:6060": true,
+		"127.0.0.1:0": false, "[::1]:0": false, "localhost:0": false, ":0": true, "0.0.0.0:0": true, "[::]:0": true,
 	} {
 		stdout, stderr, code := harness.Run(t, nil, "-secret="+harness.Secret, "-check", "-pprof="+addr)
 		if code != 0 || stdout == "" || strings.Contains(stderr, "level=WARN") != public || strings.Contains(stderr, "-pprof") != public {

@@ -140,6 +140,24 @@ func Address(p *string, emptyOK bool) flag.Value {
 	}
 }
 
+// Server is the address of a server to ask, or nothing.
+func Server(p *string) flag.Value {
+	return &value{
+		func() string { return *p },
+		func(s string) error {
+			if s != "" {
+				host, port, err := net.SplitHostPort(s)
+				n, nerr := strconv.ParseUint(port, 10, 16)
+				if err != nil || nerr != nil || n == 0 || host == "" {
+					return errors.New("want host:port, with a port from 1 to 65535")
+				}
+			}
+			*p = s
+			return nil
+		},
+	}
+}
+
 // OneOf is one of a few words.
 func OneOf(p *string, words ...string) flag.Value {
 	return &value{

@@ -16,6 +16,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+
+	"gateway/internal/layer"
 )
 
 const (
@@ -23,7 +25,7 @@ const (
 	// first of them neither connects nor fails before (RFC 8305 section 8).
 	attemptDelay = 250 * time.Millisecond
 	// minDelay is the least, however many addresses must share the time until
-	// ctx's deadline (RFC 8305 section 5: it "MUST NOT be lower").
+	// ctx's deadline (RFC 8305 section 5 forbids less).
 	minDelay = 10 * time.Millisecond
 )
 
@@ -213,15 +215,10 @@ func worth(err error) int {
 		return nothing
 	case errors.As(err, new(Skip)):
 		return skipped
-	case isTimeout(err):
+	case layer.IsTimeout(err):
 		return timedOut
 	}
 	return broken
-}
-
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
 }
 
 // ended returns the error of a race that ctx's end has ended.

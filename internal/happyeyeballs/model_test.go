@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"gateway/internal/layer"
 )
 
 const forever = time.Duration(math.MaxInt64)
@@ -99,122 +101,153 @@ type result struct {
 
 var errCancelled = errors.New("cancelled")
 
-// expect plays a schedule event by event.
+// model is a race as it should go. It jumps from one event to the next.
+type model struct {
+	schedule
+	now     time.Duration
+	turn    time.Duration // when the next attempt is due
+	lateEnd time.Duration // until when late is waited for
+	open    bool          // late may bring more
+
+	waiting []netip.Addr
+	known   map[netip.Addr]bool
+	running []attempt
+	last    netip.Addr // began last
+	errs    []error
+	begun   []string
+}
+
+type attempt struct {
+	addr netip.Addr
+	ends time.Duration
+}
+
+// expect plays a schedule.
 func (s schedule) expect() result {
-	type attempt struct {
-		addr netip.Addr
-		ends time.Duration
-	}
-	var (
-		now, turn  time.Duration // turn: when the next attempt is due
-		waiting    []netip.Addr
-		known      = make(map[netip.Addr]bool)
-		lastFamily = -1
-		running    []attempt
-		begun      []string
-		last       netip.Addr
-		errs       []error
-		late       = s.late
-		open       = s.late != nil
-		patience   = forever // until when late is waited for
-		limit      = min(s.timeout, s.cancel)
-		learn      = func(list []netip.Addr) {
-			for _, a := range list {
-				if !known[a] {
-					known[a] = true
-					waiting = append(waiting, a)
-				}
-			}
-		}
-		end = func(err error) result {
-			return result{strings.Join(begun, ", "), netip.Addr{}, err.Error(), now}
-		}
-	)
-	learn(s.first)
+	m := &model{schedule: s, lateEnd: forever, open: s.late != nil, known: make(map[netip.Addr]bool)}
+	m.learn(s.first)
 	for {
-		if len(waiting) > 0 && now >= turn {
-			i := slices.IndexFunc(waiting, func(a netip.Addr) bool { return family(a) != lastFamily })
-			i = max(i, 0)
-			last, lastFamily = waiting[i], family(waiting[i])
-			waiting = slices.Delete(waiting, i, i+1)
-			h := s.hosts[last]
-			ends := forever
-			if h.after >= 0 {
-				ends = now + h.after
-			}
-			running = append(running, attempt{last, ends})
-			begun = append(begun, fmt.Sprintf("+%d %v", now.Milliseconds(), last))
-			pause := 250 * ms
-			if s.timeout < forever {
-				turns := len(waiting) + 1
-				if open {
-					turns++
-				}
-				pause = min(pause, max(10*ms, (s.timeout-now)/time.Duration(turns)))
-			}
-			turn = now + pause
+		if len(m.waiting) > 0 && m.now >= m.turn {
+			m.begin()
 		}
-		if len(running) == 0 && len(waiting) == 0 && (!open || now >= patience) {
-			return end(telling(errs))
+		if len(m.running) == 0 && len(m.waiting) == 0 && (!m.open || m.now >= m.lateEnd) {
+			return m.result(netip.Addr{}, telling(m.errs))
 		}
-		// What is next?
-		next := min(limit, patience)
-		if len(waiting) > 0 {
-			next = min(next, turn)
-		}
-		for _, a := range running {
-			next = min(next, a.ends)
-		}
-		if open && len(late) > 0 {
-			next = min(next, late[0].at)
-		} else if open {
-			next = min(next, s.closes)
-		}
-		now = next
-		if now == limit {
-			if s.cancel == limit {
-				return end(errCancelled)
-			}
-			if len(running) > 0 {
-				errs = append(errs, timeout{fmt.Errorf("dial %v: i/o timeout", running[0].addr)})
-			} else if len(errs) == 0 {
-				errs = append(errs, context.DeadlineExceeded)
-			}
-			return end(telling(errs))
-		}
-		if open && len(late) > 0 && late[0].at == now {
-			learn(late[0].addrs)
-			late = late[1:]
-			if len(waiting) > 0 {
-				patience = forever
-			}
-			continue
-		}
-		if now == s.closes {
-			open = false
-		}
-		if i := slices.IndexFunc(running, func(a attempt) bool { return a.ends == now }); i >= 0 {
-			a := running[i].addr
-			running = slices.Delete(running, i, i+1)
-			if s.hosts[a].err == nil {
-				return result{strings.Join(begun, ", "), a, "", now}
-			}
-			errs = append(errs, s.hosts[a].err)
-			if a == last || len(running) == 0 {
-				turn = now
-			}
-			if len(running) == 0 && len(waiting) == 0 {
-				patience = now + 250*ms
+		m.now = m.next()
+		switch {
+		case m.now == m.cancel:
+			return m.result(netip.Addr{}, errCancelled)
+		case m.now == m.timeout:
+			return m.result(netip.Addr{}, m.timedOut())
+		case m.now == m.closes:
+			m.open = false
+		case m.open && len(m.late) > 0 && m.late[0].at == m.now:
+			m.learn(m.late[0].addrs)
+			m.late = m.late[1:]
+		default:
+			if won := m.end(); won.IsValid() {
+				return m.result(won, nil)
 			}
 		}
 	}
+}
+
+func (m *model) result(won netip.Addr, err error) result {
+	r := result{dials: strings.Join(m.begun, ", "), won: won, took: m.now}
+	if err != nil {
+		r.err = err.Error()
+	}
+	return r
+}
+
+// next returns when the next event is.
+func (m *model) next() time.Duration {
+	next := min(m.timeout, m.cancel, m.lateEnd)
+	if len(m.waiting) > 0 {
+		next = min(next, m.turn)
+	}
+	for _, a := range m.running {
+		next = min(next, a.ends)
+	}
+	if m.open && len(m.late) > 0 {
+		return min(next, m.late[0].at)
+	} else if m.open {
+		return min(next, m.closes)
+	}
+	return next
+}
+
+func (m *model) learn(list []netip.Addr) {
+	for _, a := range list {
+		if !m.known[a] {
+			m.known[a] = true
+			m.waiting = append(m.waiting, a)
+			m.lateEnd = forever
+		}
+	}
+}
+
+// begin begins an attempt, of the other family than the last if there is one.
+func (m *model) begin() {
+	other := slices.IndexFunc(m.waiting, func(a netip.Addr) bool { return !m.last.IsValid() || a.Is4() != m.last.Is4() })
+	i := max(other, 0)
+	m.last = m.waiting[i]
+	m.waiting = slices.Delete(m.waiting, i, i+1)
+	ends := forever
+	if h := m.hosts[m.last]; h.after >= 0 {
+		ends = m.now + h.after
+	}
+	m.running = append(m.running, attempt{m.last, ends})
+	m.begun = append(m.begun, fmt.Sprintf("+%d %v", m.now.Milliseconds(), m.last))
+	pause := 250 * ms
+	if m.timeout < forever {
+		turns := len(m.waiting) + 1
+		if m.open {
+			turns++
+		}
+		pause = min(pause, max(10*ms, (m.timeout-m.now)/time.Duration(turns)))
+	}
+	m.turn = m.now + pause
+}
+
+// end ends the attempt whose time has come, if there is one, and returns the
+// address if it has connected.
+func (m *model) end() (won netip.Addr) {
+	i := slices.IndexFunc(m.running, func(a attempt) bool { return a.ends == m.now })
+	if i < 0 {
+		return won
+	}
+	addr := m.running[i].addr
+	m.running = slices.Delete(m.running, i, i+1)
+	if m.hosts[addr].err == nil {
+		return addr
+	}
+	m.errs = append(m.errs, m.hosts[addr].err)
+	if addr == m.last || len(m.running) == 0 {
+		m.turn = m.now
+	}
+	if len(m.running) == 0 && len(m.waiting) == 0 {
+		m.lateEnd = m.now + 250*ms
+	}
+	return won
+}
+
+// timedOut returns the error of a race that runs into its deadline.
+func (m *model) timedOut() error {
+	if len(m.running) > 0 {
+		m.errs = append(m.errs, timeout{fmt.Errorf("dial %v: i/o timeout", m.running[0].addr)})
+	}
+	if len(m.errs) == 0 {
+		return context.DeadlineExceeded
+	}
+	return telling(m.errs)
 }
 
 // telling returns the error that a race should have.
 func telling(errs []error) error {
 	var skip Skip
 	for _, err := range errs {
-		if isTimeout(err) && !errors.As(err, &skip) {
+		if layer.IsTimeout(err) && !errors.As(err, &skip) {
 			return err
 		}
 	}

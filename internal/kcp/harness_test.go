@@ -17,11 +17,11 @@ import (
 	"gateway/internal/harness"
 )
 
-// options are usable ones, quick to end.
+// options are usable ones, that hold on a busy machine.
 func options() Options {
 	return Options{
 		Mode: "fast3", SendWindow: 1024, ReceiveWindow: 1024, MTU: 1350,
-		Crypt: "none", IdleTimeout: 20 * time.Second,
+		Crypt: "none", IdleTimeout: time.Minute,
 	}
 }
 
@@ -96,7 +96,7 @@ func dialPlain(t testing.TB, addr string, block kcpgo.BlockCrypt, dataShards, pa
 
 func dial(t testing.TB, o Options, addr string) *Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := transport(t, o).Dial(ctx, addr)
 	if err != nil {
@@ -117,7 +117,7 @@ func roundTrip(t testing.TB, c net.Conn, text string) {
 
 func expect(t testing.TB, c net.Conn, want string) {
 	t.Helper()
-	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 		t.Fatalf("got %q, %v; want %q", got, err, want)

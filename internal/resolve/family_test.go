@@ -195,12 +195,14 @@ func TestAFamilyThatIsAlwaysDroppedCostsNobodyAnything(t *testing.T) {
 // In an outage a client looks up a service, and then its targets.
 func TestAClientHasOnePatience(t *testing.T) {
 	for _, tt := range []struct {
-		name string
-		ctx  func(context.Context) context.Context
-		want time.Duration
+		name    string
+		patient bool
+		timeout time.Duration
+		want    time.Duration
 	}{
-		{"one client", WithPatience, patience},
-		{"others", func(ctx context.Context) context.Context { return ctx }, 3 * patience},
+		{"one client", true, time.Hour, patience},
+		{"others", false, time.Hour, 3 * patience},
+		{"one in a hurry", true, 400 * time.Millisecond, (200 + 100 + 50) * time.Millisecond},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -222,7 +224,11 @@ func TestAClientHasOnePatience(t *testing.T) {
 				}
 				time.Sleep(time.Hour)
 				down = true
-				ctx := tt.ctx(t.Context())
+				ctx, cancel := context.WithTimeout(t.Context(), tt.timeout)
+				defer cancel()
+				if tt.patient {
+					ctx = WithPatience(ctx)
+				}
 				began := time.Now()
 				for _, name := range names {
 					if v, _, err := c.get(ctx, name); err != nil || v[0] != len(name) {

@@ -119,8 +119,12 @@ func WithPatience(ctx context.Context) context.Context {
 }
 
 // patienceOf returns how long a call with ctx waits for a lookup that began then.
+// If ctx has a deadline, half of the time is left for whatever the answer is for.
 func patienceOf(ctx context.Context, began time.Time) time.Duration {
 	left := patience - time.Since(began)
+	if deadline, ok := ctx.Deadline(); ok {
+		left = min(left, time.Until(deadline)/2)
+	}
 	if until, ok := ctx.Value(patienceKey{}).(time.Time); ok {
 		left = min(left, time.Until(until))
 	}

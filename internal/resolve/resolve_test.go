@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/layer"
 )
 
 func TestAddressesComeIPv4FirstThenAsAnswered(t *testing.T) {
@@ -235,7 +237,7 @@ func TestGarbageByTCPIsAFailure(t *testing.T) {
 		w.Write([]byte("garbage"))
 	})
 	r, _ := start(t, Options{Server: s.addr})
-	if list, err := r.Services(t.Context(), "_g._tcp.test"); err == nil || isTimeout(err) || isNotFound(err) {
+	if list, err := r.Services(t.Context(), "_g._tcp.test"); err == nil || layer.IsTimeout(err) || isNotFound(err) {
 		t.Errorf("%v, %v", list, err)
 	}
 }
