@@ -71,12 +71,18 @@ func (f *httpFront) serve(ctx context.Context, c *connection, early []byte) {
 
 // Open is for web.Gate.
 func (f *httpFront) Open(ctx context.Context, sealed []byte) (address.Route, error) {
-	return connectionOf(ctx).rules.open(ctx, handshake.HTTP, sealed)
+	c := connectionOf(ctx)
+	route, err := c.rules.open(ctx, handshake.HTTP, sealed)
+	if err == nil {
+		c.proven()
+	}
+	return route, err
 }
 
 // Dial connects a backend and tells it of the client.
 func (f *httpFront) Dial(ctx context.Context, route address.Route) (net.Conn, error) {
 	c := connectionOf(ctx)
+	c.proven() // where the route is fixed, nobody has to open it
 	backend, err := f.dialer.connect(ctx, c.rules, &c.session, &c.upstream, route)
 	if err != nil {
 		return nil, err
