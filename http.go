@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/sockopt"
 	"gateway/internal/web"
 )
 
@@ -31,9 +32,16 @@ func (g *Gateway) newWeb(cfg *Config) *web.Server {
 		PingInterval:     cfg.Keepalive,
 		Origins:          cfg.WSOrigins,
 		ShareBackends:    cfg.proxyVersion() == 0,
+		Readable:         readable,
 		Broken:           broken,
 		Log:              g.log,
 	})
+}
+
+// readable tells whether a read from a connection would not block.
+func readable(c net.Conn) bool {
+	raw := rawConn(c)
+	return raw != nil && sockopt.Readable(raw)
 }
 
 type sessionKey struct{}
