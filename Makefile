@@ -1,6 +1,9 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
-# make test    runs everything that CI runs, but for the next four and make lint
+# make test    runs everything that CI runs, but for the next five and make lint
+# make quick   is for the edit loop: tests with -short, and only of what has changed
+# make test-bench
+#              tests the benchmark, a module of its own
 # make test-peers
 #              has nginx and HAProxy read what the gateway tells backends
 # make test-browser
@@ -20,9 +23,15 @@ FUZZTIME    ?= 30s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Has the schemas of Kubernetes inside.
 KUBECTL_VALIDATE := sigs.k8s.io/kubectl-validate@v0.0.4
+# go test with a word on what passes, when it passes.
+PROGRESS    := $(CURDIR)/bin/progress $(GO) test -json
+# Of all tests of a package. On a busy machine the 10 minutes of go test are few.
+TIMEOUT     ?= 30m
+# Folders with a go.mod.
+MODULES     := . bench
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo test unit cross fuzz lint bench bench-peers install clean test-deps test-peers test-browser test-issuing test-manifests
+.PHONY: all gateway demo test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests
 
 all: gateway
 
@@ -34,22 +43,35 @@ demo: gateway
 
 test: unit cross demo
 
-# -count=1: what the tests ask the kernel and openssl is not in Go's cache key.
-unit:
-	$(GO) test -race -count=1 ./...
+# -count=1: what the tests ask the kernel and openssl is not in Go's cache key. The
+# gateway that many of them drive is built once for all.
+unit: progress
+	$(GO) build -race -o bin/gateway-race .
+	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
+
+# What go test knows to have passed before is not run again.
+quick: progress
+	$(PROGRESS) -short ./...
+
+test-bench: progress
+	cd bench && $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
+
+progress:
+	@$(GO) build -o bin/progress ./internal/progress
 
 # Vet type-checks the tests too.
 cross:
-	@set -e; for p in $(PLATFORMS); do \
-		echo "vet and build $$p"; \
-		GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) vet ./...; \
-		GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) build -o /dev/null .; \
-	done
+	@set -e; for p in $(PLATFORMS); do for m in $(MODULES); do \
+		echo "vet and build $$p $$m"; \
+		(cd $$m && export GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 && \
+			$(GO) vet ./... && $(GO) build -o /dev/null .); \
+	done; done
 
 # Each fuzz target in turn, FUZZTIME each.
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \
-		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+		tests=$$($(GO) test -list '^Fuzz' $$pkg); \
+		for f in $$(echo "$$tests" | grep '^Fuzz'); do \
 			echo "$$pkg $$f"; \
 			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
 		done; \
@@ -57,12 +79,14 @@ fuzz:
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
-	$(GO) vet ./...
-	$(GO) run $(STATICCHECK) ./...
+	@set -e; for m in $(MODULES); do \
+		echo "lint $$m"; \
+		(cd $$m && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...); \
+	done
 
 # BENCHFLAGS are described in bench/README.md and by bin/bench -help.
 bench: gateway
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./bench
+	cd bench && CGO_ENABLED=0 $(GO) build -trimpath -o ../bin/bench .
 	bin/bench -gateway=./gateway $(BENCHFLAGS)
 
 # The peers of make bench, from the packages of Debian and its relatives. Their
@@ -96,7 +120,7 @@ test-deps:
 # Real peers behind the gateway, installed where they are missing.
 test-peers:
 	@command -v haproxy >/dev/null && command -v nginx >/dev/null || $(MAKE) bench-peers
-	NEED_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader .
+	NEED_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader ./e2e/protocols
 
 # The page in clients/web, in a browser from the packages of Debian and its
 # relatives.
@@ -123,7 +147,7 @@ test-issuing:
 		done; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
-	NEED_RUNTIMES=1 $(GO) test -race -count=1 -timeout 300s -run Issuing .
+	NEED_RUNTIMES=1 $(GO) test -race -count=1 -timeout 300s -run Issuing ./docs
 
 # The manifests by the schemas of the Kubernetes that they need. The tool takes
 # minutes to build, once. Consul comes from nowhere but its vendor; where it is

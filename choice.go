@@ -3,98 +3,186 @@ package main
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"sync"
 	"time"
 
 	"gateway/internal/address"
 	"gateway/internal/balance"
+	"gateway/internal/handshake"
+	"gateway/internal/resolve"
 )
 
-// choice is a session's way through the several backends of its route. It is
-// given up at the session's end (frontend.finish).
+// upstream is the backend's end of what a client asks for: of a tunnel, or of
+// one exchange of an HTTP client. It is given up by release.
+type upstream struct {
+	backend address.Address // the one to dial; zero until one is known
+	choice  *choice         // among several; nil: there is one
+	left    int             // dials that may still be tried
+	dialed  *netip.AddrPort // where the backend's name led to; nil for a literal
+	id      string          // told to the backend; empty without a PROXY header of version 2
+	preface int32           // bytes of ours that lead what the client sends
+}
+
+// choice is the way through several backends.
 type choice struct {
 	group   *balance.Group
 	attempt balance.Attempt
+	spares  int  // backends that have not had their turn
+	passed  bool // one has had it that was not dialed, by errSlowLookup
 }
 
-// release gives up the backend that was chosen.
-func (c *choice) release() {
-	if c != nil {
-		c.attempt.Release()
-	}
-}
+// errNoTarget is a service without targets.
+var errNoTarget = &refusal{status: handshake.BadGateway, reason: "no_target", cause: errors.New("the service has no targets")}
 
-// len returns the number of backends to choose from.
-func (c *choice) len() int {
-	if c == nil {
-		return 1
-	}
-	return c.group.Len()
-}
+// errSlowLookup says that a backend was passed over for others, since its name is
+// being looked up for long. It comes wrapped, with a time-out.
+var errSlowLookup = errors.New("the lookup takes long")
 
 var processStart = time.Now()
 
 // balanceClock is the time that internal/balance is told, in nanoseconds.
 func balanceClock() int64 { return int64(time.Since(processStart)) }
 
-// choose finds a session's first backend. Where the route is a service, ctx
-// bounds the lookup; its cause is the error then. Others are a *dialError.
-func (f *frontend) choose(ctx context.Context, s *session, route address.Route) error {
+// choose finds the first backend of a route. Where the route is a service, ctx
+// bounds the lookup; its cause is the error then. Others are a *refusal.
+func (u *upstream) choose(ctx context.Context, r *rules, s *session, route address.Route) error {
+	u.left = r.attempts
 	if addr, ok := route.Single(); ok {
-		s.backend = addr
+		u.backend = addr
 		return nil
 	}
-	now := balanceClock()
-	group := f.routes.Group(route, now)
+	group := r.routes.Group(route, balanceClock())
 	if name := route.Service(); name != "" {
-		targets, err := f.services.find(ctx, name)
+		targets, err := r.services.find(ctx, name)
 		switch {
-		case ctx.Err() != nil:
+		case err != nil && ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil:
-			return classify(err)
+			return dialFailure(err)
 		}
 		group.Update(targets)
 	}
-	s.choice = &choice{group, group.Start(s.client.Addr())}
-	if !f.chooseNext(s) {
+	u.choice = &choice{group: group, attempt: group.Start(s.client.Addr()), spares: group.Len() - 1}
+	u.left = max(u.left, group.Len())
+	if !u.next() {
 		return errNoTarget
 	}
 	return nil
 }
 
-// chooseNext goes on to another backend. It reports false if each has had its
-// turn.
-func (f *frontend) chooseNext(s *session) bool {
-	if s.choice == nil {
+// next goes on to another backend. It reports false if each has had its turn.
+func (u *upstream) next() bool {
+	if u.choice == nil {
 		return false
 	}
-	addr, ok := s.choice.attempt.Next(balanceClock())
+	addr, ok := u.choice.attempt.Next(balanceClock())
 	if ok {
-		s.backend = addr
+		u.backend = addr
 	}
 	return ok
 }
 
-// chosen says what came of dialing the backend that was chosen.
-func (s *session) chosen(err error) {
-	if s.choice == nil {
-		return
+// again begins another round through the backends, each of which has failed the
+// client.
+func (u *upstream) again(s *session) bool {
+	if u.choice == nil {
+		return true // the only one
 	}
-	var de *dialError
-	switch {
-	case err == nil:
-		s.choice.attempt.Succeeded(balanceClock())
-	case errors.As(err, &de) && de.blamesBackend():
-		s.choice.attempt.Failed(balanceClock())
+	u.choice.attempt = u.choice.group.Start(s.client.Addr())
+	return u.next()
+}
+
+// connected says that the backend that was dialed has answered.
+func (u *upstream) connected() {
+	if u.choice != nil {
+		u.choice.attempt.Succeeded(balanceClock())
 	}
 }
 
-// chooseAgain begins another round through the backends, each of which has
-// failed the client.
-func (f *frontend) chooseAgain(s *session) bool {
-	if s.choice == nil {
-		return true // the only one
+// retry says why the backend that was dialed has not answered, and reports
+// whether to dial once more: then u.backend says whom. Each backend has one
+// turn. After that only a time-out is worth another round: who refuses now will
+// refuse at once again. There is one more round if a backend was passed over.
+func (u *upstream) retry(s *session, why *refusal) bool {
+	c := u.choice
+	if c != nil {
+		if why.blamesBackend {
+			c.attempt.Failed(balanceClock())
+		}
+		c.spares--
+		c.passed = c.passed || errors.Is(why, errSlowLookup)
 	}
-	s.choice.attempt = s.choice.group.Start(s.client.Addr())
-	return f.chooseNext(s)
+	u.left--
+	switch {
+	case u.left > 0 && u.next():
+		return true
+	case c != nil && c.passed:
+		c.passed, c.spares, u.left = false, 0, max(u.left, c.group.Len())
+		return u.again(s)
+	}
+	return u.left > 0 && why.status == handshake.GatewayTimeout && u.again(s)
+}
+
+// hasSpare tells whether there is a backend that has not had its turn.
+func (u *upstream) hasSpare() bool { return u.choice != nil && u.choice.spares > 0 }
+
+// release gives up the backend that was chosen.
+func (u *upstream) release() {
+	if u.choice != nil {
+		u.choice.attempt.Release()
+	}
+}
+
+// hostLookup looks up backends' names, in net's words.
+type hostLookup struct{ *resolve.Resolver }
+
+func (l hostLookup) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, error) {
+	return l.Addresses(ctx, host)
+}
+
+// services finds the targets of services. internal/resolve knows of DNS, and
+// internal/balance of whose turn it is; this tells the one what the other found.
+type services struct {
+	resolver *resolve.Resolver
+
+	mu    sync.Mutex
+	known map[string]knownService
+}
+
+// knownService is what DNS lists, and the same in balance's words. Both are
+// replaced when the list changes, and never change themselves.
+type knownService struct {
+	found   []resolve.Service
+	targets []balance.Target
+}
+
+// maxServices bounds those that are known. Each is cheap to make anew.
+const maxServices = 4096
+
+func newServices(r *resolve.Resolver) *services {
+	return &services{resolver: r, known: make(map[string]knownService)}
+}
+
+// find returns what DNS lists under a name, at least one target: the same slice
+// as long as the list is the same, which saves internal/balance work.
+func (s *services) find(ctx context.Context, name string) ([]balance.Target, error) {
+	found, err := s.resolver.Services(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.known[name]
+	if len(k.found) != len(found) || &k.found[0] != &found[0] {
+		k = knownService{found: found}
+		for _, f := range found {
+			k.targets = append(k.targets, balance.Target{Addr: f.Addr, Weight: f.Weight, Priority: f.Priority})
+		}
+		if len(s.known) >= maxServices {
+			clear(s.known)
+		}
+		s.known[name] = k
+	}
+	return k.targets, nil
 }

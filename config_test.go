@@ -17,13 +17,13 @@ func TestEverySettingHasAnEnvironmentTwin(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, v := range tt.takes {
 				t.Setenv(name, v.text)
-				if cfg, err := parseConfig(nil); err != nil || tt.get(cfg) != v.want {
+				if cfg, err := loadConfig(nil); err != nil || tt.get(cfg) != v.want {
 					t.Errorf("%q: %v", v.text, err)
 				}
 			}
 			for _, text := range tt.refuses {
 				t.Setenv(name, text)
-				msg := refusal(t)
+				msg := refusedConfig(t)
 				for _, want := range []string{name + ":", `"` + text + `"`, ": want "} {
 					if !strings.Contains(msg, want) {
 						t.Errorf("%q: %q does not say %q", text, msg, want)
@@ -105,11 +105,11 @@ func TestASecretFileHasASecretALine(t *testing.T) {
 		{"a remark inside is none", "one # really\n", []string{"one # really"}},
 		{"spaces are kept", " one \n", []string{" one "}},
 		{"duplicates", "one\ntwo\none\none\n", []string{"one", "two"}},
-		{"bytes", "\xff\xfe\x00\n密码\n", []string{"\xff\xfe\x00", "密码"}},
+		{"bytes", "\xff\xfe\n密码\n", []string{"\xff\xfe", "密码"}},
 		{"a long line", strings.Repeat("x", 1<<17) + "\ntwo", []string{strings.Repeat("x", 1<<17), "two"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cfg, err := parseConfig([]string{"-secret-file=" + tempFile(t, "secret", tt.text)})
+			cfg, err := loadConfig([]string{"-secret-file=" + tempFile(t, "secret", tt.text)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -156,7 +156,7 @@ func TestEverySourceOfSecretsCountsInItsOrder(t *testing.T) {
 			if tt.cred {
 				t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(credential))
 			}
-			cfg, err := parseConfig(args)
+			cfg, err := loadConfig(args)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,19 +170,19 @@ func TestEverySourceOfSecretsCountsInItsOrder(t *testing.T) {
 
 func TestASecretIsRequiredButForTheVersion(t *testing.T) {
 	for _, args := range [][]string{nil, {"-check"}, {"-seal=h:1"}, {"-open=x"}, {"-secret="}, {"-secret-file="}} {
-		msg := refusal(t, args...)
+		msg := refusedConfig(t, args...)
 		for _, source := range []string{"-secret-file", "GATEWAY_SECRET", "systemd"} {
 			if !strings.Contains(msg, source) {
 				t.Errorf("%q: %q does not name %s", args, msg, source)
 			}
 		}
 	}
-	if cfg, err := parseConfig([]string{"-version"}); err != nil || cfg.Action != actionVersion {
+	if cfg, err := loadConfig([]string{"-version"}); err != nil || cfg.Action != actionVersion {
 		t.Errorf("-version: %v", err)
 	}
 	// Units have credentials of other names too.
 	t.Setenv("CREDENTIALS_DIRECTORY", t.TempDir())
-	refusal(t)
+	refusedConfig(t)
 	configOf(t)
 }
 
@@ -198,14 +198,17 @@ func TestAFileOfSecretsThatIsOfNoUseIsAnError(t *testing.T) {
 		{"empty", tempFile(t, "empty", "")},
 		{"only remarks and blank lines", file},
 		{"below a file", filepath.Join(file, "secret")},
+		{"UTF-16", tempFile(t, "utf16", "\xff\xfes\x00e\x00c\x00\n\x00")},
+		{"far too large", tempFile(t, "large", strings.Repeat("x", 1<<20+1))},
+		{"far too many", tempFile(t, "many", strings.Repeat("secret\n", 150000))},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			msg := refusal(t, "-secret="+testSecret, "-secret-file="+tt.path)
+			msg := refusedConfig(t, "-secret="+testSecret, "-secret-file="+tt.path)
 			if !strings.Contains(msg, "-secret-file") || !strings.Contains(msg, tt.path) {
 				t.Errorf("%q does not name -secret-file and %s", msg, tt.path)
 			}
 			t.Setenv("GATEWAY_SECRET_FILE", tt.path)
-			if msg := refusal(t, "-secret="+testSecret); !strings.Contains(msg, tt.path) {
+			if msg := refusedConfig(t, "-secret="+testSecret); !strings.Contains(msg, tt.path) {
 				t.Errorf("%q does not name %s", msg, tt.path)
 			}
 		})
@@ -216,11 +219,41 @@ func TestAFileOfSecretsThatIsOfNoUseIsAnError(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Setenv("CREDENTIALS_DIRECTORY", tt.dir)
-			msg := refusal(t, "-secret="+testSecret)
+			msg := refusedConfig(t, "-secret="+testSecret)
 			if !strings.Contains(msg, "$CREDENTIALS_DIRECTORY") || !strings.Contains(msg, filepath.Join(tt.dir, "secret")) {
 				t.Errorf("%q does not name $CREDENTIALS_DIRECTORY and its file", msg)
 			}
 		})
+	}
+}
+
+func TestAnArgumentWithoutAFlagIsNamedByItsPlaceOrAsAPlainWord(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"start"}, `"start"`},
+		{[]string{"-check", "now"}, `"now"`},
+		{[]string{"-secret=x", "Y"}, "argument 2 of 2"},
+		{[]string{"-reuse", "1", "p0S8rX680*48", "-check"}, "argument 3 of 4"},
+	} {
+		if msg := refusedConfig(t, tt.args...); !strings.Contains(msg, tt.want) {
+			t.Errorf("%q: %q does not say %q", tt.args, msg, tt.want)
+		}
+	}
+}
+
+func TestAMistypedFlagIsToldFromTheOneThatWasMeant(t *testing.T) {
+	for arg, want := range map[string]string{
+		"-adr=:1":   "there is no flag -adr: did you mean -addr?",
+		"--secert":  "there is no flag -secert: did you mean -secret?",
+		"-port=1":   "there is no flag -port",
+		"-verson":   "there is no flag -verson: did you mean -version?",
+		"-x=secret": "there is no flag -x",
+	} {
+		if msg := refusedConfig(t, arg); msg != want {
+			t.Errorf("%s: %q, want %q", arg, msg, want)
+		}
 	}
 }
 
@@ -236,7 +269,7 @@ func TestAnArgumentWithoutAFlagIsRefusedAndNotRepeated(t *testing.T) {
 		{"-", testSecret},
 		{testSecret, "-check"},
 	} {
-		if msg := refusal(t, args...); !strings.Contains(msg, "-name=value") || strings.Contains(msg, testSecret) {
+		if msg := refusedConfig(t, args...); !strings.Contains(msg, "-name=value") || strings.Contains(msg, testSecret) {
 			t.Errorf("%q: %q", args, msg)
 		}
 	}
@@ -264,14 +297,14 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 		{"-secret =" + secret},
 		{"-secret:" + "=" + secret},
 	} {
-		if msg := refusal(t, args...); strings.Contains(msg, secret) {
+		if msg := refusedConfig(t, args...); strings.Contains(msg, secret) {
 			t.Errorf("%q: %q holds the secret", args, msg)
 		}
 	}
 	t.Setenv("GATEWAY_SECRET", secret)
 	t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(tempFile(t, "secret", secret)))
 	for _, args := range [][]string{{"-retry=0"}, {"-secret-file=" + empty}, {"-unknown"}, {"x"}} {
-		if msg := refusal(t, args...); strings.Contains(msg, secret) {
+		if msg := refusedConfig(t, args...); strings.Contains(msg, secret) {
 			t.Errorf("%q: %q holds the secret of the environment", args, msg)
 		}
 	}
@@ -322,7 +355,7 @@ func TestWhatIsUnwiseIsWarnedAbout(t *testing.T) {
 		{[]string{"-secret=" + long, "-pprof=game.example:6060"}, []string{"-pprof "}},
 		{[]string{"-secret=x", "-pprof=:6060"}, []string{"secret 1 of 1 is short", "-pprof "}},
 	} {
-		cfg, err := parseConfig(tt.args)
+		cfg, err := loadConfig(tt.args)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -384,7 +417,7 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 
 func TestNoErrorOfSyntaxHoldsASecret(t *testing.T) {
 	for _, arg := range []string{"---secret=hush-hush", "-=hush-hush", "--=hush-hush"} {
-		if msg := refusal(t, arg); strings.Contains(msg, "hush") {
+		if msg := refusedConfig(t, arg); strings.Contains(msg, "hush") {
 			t.Errorf("%s: %q", arg, msg)
 		}
 	}

@@ -42,20 +42,13 @@ const (
 	pbkdf2Rounds = 10000 // openssl enc -pbkdf2's default
 )
 
-// openError is why a line did not open. It is for the log only: the client
-// gets the same 401 for each.
-type openError string
-
-func (e openError) Error() string { return string(e) }
-
-const (
-	errBadBase64  openError = "bad_base64"  // not canonical base64
-	errBadFormat  openError = "bad_format"  // no salt, or not whole AES blocks
-	errBadPadding openError = "bad_padding" // no secret and derivation fits
-	errBadAddress openError = "bad_address" // something was decrypted, but no address
-	errWrongWay   openError = "wrong_way"   // the address is for HTTP, and the client brings bytes
-	errNotToken   openError = "not_token"   // a sealed line, and -legacy=0
-	errKDFBusy    openError = "kdf_busy"    // the client's time ran out while it waited for -kdf=pbkdf2
+// Why a line did not open. It is for the log only.
+var (
+	errBadBase64  = unauthorized("bad_base64")  // not canonical base64
+	errBadFormat  = unauthorized("bad_format")  // no salt, or not whole AES blocks
+	errBadPadding = unauthorized("bad_padding") // no secret and derivation fits
+	errBadAddress = unauthorized("bad_address") // something was decrypted, but no address
+	errKDFBusy    = unauthorized("kdf_busy")    // the client's time ran out while it waited for -kdf=pbkdf2
 )
 
 // keyIV is what a derivation makes: the AES key, then the IV.
@@ -158,43 +151,45 @@ var strictBase64 = base64.StdEncoding.Strict()
 
 // open returns the route that a sealed line holds. The line comes without
 // its newline. ctx bounds only the wait for a turn at PBKDF2. Every error is
-// an openError.
+// a *refusal.
 func (k *keyring) open(ctx context.Context, line []byte) (address.Route, error) {
 	if route, ok := k.recent.get(line); ok {
 		return route, nil
 	}
-	route, err := k.decrypt(ctx, line)
-	if err == nil {
-		k.recent.put(line, route)
-	}
-	return route, err
-}
-
-// decrypt is open without memory.
-func (k *keyring) decrypt(ctx context.Context, line []byte) (address.Route, error) {
 	if bytes.ContainsAny(line, "\r\n") {
 		return address.Route{}, errBadBase64
 	}
-	scratch := scratches.Get().(*[]byte)
-	defer scratches.Put(scratch)
-	size := strictBase64.DecodedLen(len(line))
-	if len(*scratch) < 2*size {
-		*scratch = make([]byte, 2*size)
-	}
-	raw, plain := (*scratch)[:size], (*scratch)[size:2*size]
+	decoded := scratches.Get().(*[]byte)
+	defer scratches.Put(decoded)
+	raw := scratch(decoded, strictBase64.DecodedLen(len(line)))
 	n, err := strictBase64.Decode(raw, line)
 	if err != nil {
 		return address.Route{}, errBadBase64
 	}
-	raw = raw[:n]
+	return k.decrypt(ctx, raw[:n], line)
+}
+
+// openRaw is open for what the base64 of a sealed line stands for.
+func (k *keyring) openRaw(ctx context.Context, raw []byte) (address.Route, error) {
+	if route, ok := k.recent.get(raw); ok {
+		return route, nil
+	}
+	return k.decrypt(ctx, raw, raw)
+}
+
+// decrypt opens the raw bytes of a sealed line, and remembers them by the name
+// under which they came.
+func (k *keyring) decrypt(ctx context.Context, raw, name []byte) (address.Route, error) {
 	if len(raw) < headSize+aes.BlockSize || len(raw)%aes.BlockSize != 0 ||
 		!bytes.HasPrefix(raw, []byte(saltMagic)) {
 		return address.Route{}, errBadFormat
 	}
 	salt, sealed := raw[len(saltMagic):headSize], raw[headSize:]
+	decrypted := scratches.Get().(*[]byte)
+	defer scratches.Put(decrypted)
+	plain := scratch(decrypted, len(sealed))
 
 	reason := errBadPadding
-	plain = plain[:len(sealed)]
 	for _, kdf := range k.kdfs {
 		first := 0
 		if kdf == kdfPBKDF2 {
@@ -216,6 +211,7 @@ func (k *keyring) decrypt(ctx context.Context, line []byte) (address.Route, erro
 				if kdf == kdfPBKDF2 {
 					k.slow.remember(i, salt, ki)
 				}
+				k.recent.put(name, route)
 				return route, nil
 			case padded:
 				reason = errBadAddress
@@ -254,9 +250,17 @@ func decryptCBC(ki *keyIV, dst, src []byte) {
 	}
 }
 
-// scratches are buffers for one line: what was decoded, and what was
-// decrypted, which never leaves open.
+// scratches are buffers for one line: what was decoded, or what was decrypted,
+// which never leaves decrypt.
 var scratches = sync.Pool{New: func() any { return new([]byte) }}
+
+// scratch returns size bytes of a buffer, grown where it is too small.
+func scratch(buf *[]byte, size int) []byte {
+	if len(*buf) < size {
+		*buf = make([]byte, size)
+	}
+	return (*buf)[:size]
+}
 
 // unpad checks PKCS#7 padding in constant time (RFC 5652 section 6.3). It
 // returns the length of the text before the padding, or all of it and false.

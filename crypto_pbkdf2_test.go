@@ -29,7 +29,7 @@ func TestPBKDF2IsTriedOnlyWhereListed(t *testing.T) {
 	cancel()
 	for _, tt := range []struct {
 		kdfs []kdf
-		want openError
+		want *refusal
 	}{
 		{[]kdf{kdfMD5, kdfSHA256}, errBadPadding},
 		{[]kdf{kdfMD5}, errBadPadding},

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"gateway/internal/address"
+	"gateway/internal/handshake"
 )
 
 const (
@@ -59,7 +60,7 @@ func mustOpen(t testing.TB, k *keyring, line, want string) {
 }
 
 // mustNotOpen checks that a line does not open, and the reason.
-func mustNotOpen(t testing.TB, k *keyring, line string, want openError) {
+func mustNotOpen(t testing.TB, k *keyring, line string, want *refusal) {
 	t.Helper()
 	addr, err := k.open(t.Context(), []byte(line))
 	if err != want || addr.String() != "" {
@@ -178,7 +179,7 @@ func TestALineThatDoesNotOpenHasItsReason(t *testing.T) {
 	mustOpen(t, k, seals("h:65"), "h:65") // so a refusal below is for what it says
 	for _, tt := range []struct {
 		name, line string
-		reason     openError
+		reason     *refusal
 	}{
 		{"a carriage return inside", goldenLine[:20] + "\r" + goldenLine[20:], errBadBase64},
 		{"a line feed inside", goldenLine[:20] + "\n" + goldenLine[20:], errBadBase64},
@@ -261,8 +262,8 @@ func FuzzSealedAddressesOpen(f *testing.F) {
 		}
 		for _, k := range []kdf{kdfMD5, kdfSHA256} {
 			sealed := keysOf([]kdf{k}, secret).seal(want)
-			line, rest, ok, err := parsed([]byte(sealed+"\nrest"), limit)
-			if !ok || err != nil || string(rest) != "rest" {
+			line, rest, err := handshake.Line.Parse([]byte(sealed+"\nrest"), limit)
+			if err != nil || string(rest) != "rest" {
 				t.Fatalf("a sealed line is no request: %q, %v", sealed, err)
 			}
 			for _, keys := range []*keyring{

@@ -8,11 +8,13 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/handshake"
 	"gateway/internal/policy"
 )
 
@@ -90,7 +92,7 @@ func TestDialErrorsHaveTheirStatusAndReason(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		err    error
-		status status
+		status handshake.Status
 		reason string
 	}{
 		{op(syscall.ECONNREFUSED), "502", "refused"},
@@ -108,24 +110,24 @@ func TestDialErrorsHaveTheirStatusAndReason(t *testing.T) {
 		{&net.DNSError{IsTimeout: true}, "504", "timeout"},
 		{errors.New("anything"), "502", "connect_failed"},
 	} {
-		if got := classify(tt.err); got.status != tt.status || got.reason != tt.reason {
+		if got := dialFailure(tt.err); got.status != tt.status || got.reason != tt.reason {
 			t.Errorf("%v: %s %s, want %s %s", tt.err, got.status, got.reason, tt.status, tt.reason)
 		}
 	}
 }
 
-func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
+func TestANameIsDialedAtEachOfItsAddresses(t *testing.T) {
 	ln, err := net.Listen("tcp4", "127.0.0.3:0")
 	if err != nil {
 		t.Skip("no 127.0.0.3 here: ", err)
 	}
 	defer ln.Close()
-	d := &dialer{permit: everywhere, attempts: 1, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+	d := &dialer{resolver: resolver(t, func(q []byte) []byte {
 		return answer(q, noError, "127.0.0.2", "127.0.0.3")
 	})}
 	addr := parseAddr(t, "game.test:1")
 	addr.Port = netip.MustParseAddrPort(ln.Addr().String()).Port()
-	conn, err := d.dial(context.Background(), addr)
+	conn, err := d.dial(context.Background(), anywhere(patience), addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,11 +138,11 @@ func TestANameIsDialedAtEachOfItsAddressesInTurn(t *testing.T) {
 }
 
 func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
-	d := &dialer{permit: everywhere, attempts: 3, timeout: patience, resolver: resolver(t, func(q []byte) []byte {
+	d := &dialer{resolver: resolver(t, func(q []byte) []byte {
 		return answer(q, serverFail)
 	})}
-	_, err := d.dial(context.Background(), parseAddr(t, "game.test:1"))
-	if statusOf(err) != statusBadGateway {
+	_, err := d.dial(context.Background(), anywhere(patience), parseAddr(t, "game.test:1"))
+	if statusOf(err) != handshake.BadGateway {
 		t.Errorf("%s (%v), want 502", statusOf(err), err)
 	}
 }
@@ -148,12 +150,12 @@ func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
 func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 	const timeout, attempts = 150 * time.Millisecond, 3
 	g := startGateway(t, func(g *Gateway) {
-		g.dialer.attempts, g.dialer.timeout = attempts, timeout
+		g.rules.Load().attempts, g.rules.Load().timeout = attempts, timeout
 		g.dialer.resolver = resolver(t, func([]byte) []byte { return nil })
 	})
 	start := time.Now()
-	_, err := g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
-	if statusOf(err) != statusGatewayTimeout {
+	_, err := g.dialer.connect(context.Background(), g.rules.Load(), &session{}, &upstream{}, parseRoute(t, "game.test:1"))
+	if statusOf(err) != handshake.GatewayTimeout {
 		t.Errorf("%s (%v), want 504", statusOf(err), err)
 	}
 	if took := time.Since(start); took < attempts*timeout || took > attempts*timeout+2*time.Second {
@@ -164,7 +166,7 @@ func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 func TestARefusalIsNotTriedAgain(t *testing.T) {
 	asked := 0
 	g := startGateway(t, func(g *Gateway) {
-		g.dialer.attempts = 5
+		g.rules.Load().attempts = 5
 		g.dialer.resolver = resolver(t, func(q []byte) []byte {
 			if q[len(q)-1] == 1 {
 				asked++
@@ -172,49 +174,120 @@ func TestARefusalIsNotTriedAgain(t *testing.T) {
 			return answer(q, noSuchName)
 		})
 	})
-	g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
+	g.dialer.connect(context.Background(), g.rules.Load(), &session{}, &upstream{}, parseRoute(t, "game.test:1"))
 	first := asked
 	asked = 0
-	g.dialer.attempts = 1
-	g.connect(context.Background(), &session{}, parseRoute(t, "game.test:1"))
+	g.rules.Load().attempts = 1
+	g.dialer.connect(context.Background(), g.rules.Load(), &session{}, &upstream{}, parseRoute(t, "game.test:1"))
 	if first != asked {
 		t.Errorf("%d queries with 5 attempts, %d with 1", first, asked)
 	}
+}
+
+// anywhere are rules that permit what is usual, for one attempt.
+func anywhere(timeout time.Duration) *rules {
+	return &rules{policy: policy.New(nil, nil), attempts: 1, timeout: timeout}
 }
 
 type fixedNames []netip.Addr
 
 func (n fixedNames) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) { return n, nil }
 
-func TestTheLastAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
-	d := &dialer{attempts: 1, timeout: time.Hour, permit: everywhere}
+func TestEachAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
+	d := &dialer{}
 	// Nobody listens on the first three, and they refuse at once.
 	d.resolver = fixedNames{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3"),
 		netip.MustParseAddr("127.0.0.4"), netip.MustParseAddr("127.0.0.1")}
-	var shares []time.Duration
+	dialed := make(chan time.Duration, 4) // by attempts that run side by side
 	d.base.ControlContext = func(ctx context.Context, _, _ string, _ syscall.RawConn) error {
 		deadline, _ := ctx.Deadline()
-		shares = append(shares, time.Until(deadline).Round(5*time.Minute))
+		dialed <- time.Until(deadline).Round(5 * time.Minute)
 		return nil
 	}
 	addr, _ := address.Parse("several.test:" + portOf(startEcho(t)))
-	c, err := d.dial(t.Context(), addr)
+	c, err := d.dial(t.Context(), anywhere(time.Hour), addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.Close()
-	if want := []time.Duration{15 * time.Minute, 20 * time.Minute, 30 * time.Minute, time.Hour}; !slices.Equal(shares, want) {
-		t.Errorf("of an hour the addresses got %v, want %v", shares, want)
+	for range 4 {
+		if left := <-dialed; left != time.Hour {
+			t.Errorf("an address got %v of an hour", left)
+		}
+	}
+}
+
+// slowNames knows some addresses of a name at once, and others once late is
+// closed.
+type slowNames struct {
+	fixedNames
+	rest []netip.Addr
+	late chan struct{}
+}
+
+func (n slowNames) AddressesAndLate(context.Context, string) ([]netip.Addr, <-chan []netip.Addr, error) {
+	rest := make(chan []netip.Addr, 1)
+	go func() {
+		<-n.late
+		rest <- n.rest
+		close(rest)
+	}()
+	return n.fixedNames, rest, nil
+}
+
+func TestAddressesThatComeLateJoinTheDial(t *testing.T) {
+	names := slowNames{fixedNames{netip.MustParseAddr("127.0.0.2")}, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, make(chan struct{})}
+	d := &dialer{resolver: names}
+	var first sync.Once
+	d.base.Control = func(string, string, syscall.RawConn) error {
+		first.Do(func() { close(names.late) }) // nobody listens there
+		return nil
+	}
+	addr, _ := address.Parse("late.test:" + portOf(startEcho(t)))
+	c, err := d.dial(t.Context(), anywhere(time.Hour), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func TestWhatIsDeniedTellsLessThanAnyAttempt(t *testing.T) {
+	r := anywhere(patience)
+	var deny []policy.Rule
+	for _, ip := range []string{"127.0.0.3", "127.0.0.4"} {
+		rule, err := policy.ParseRule(ip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		deny = append(deny, rule)
+	}
+	r.policy = policy.New(nil, deny)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := portOf(ln.Addr().String())
+	ln.Close() // nobody listens there
+	for host, want := range map[string]string{"127.0.0.3": "denied", "127.0.0.2": "refused", "several.test": "refused", "denied.test": "denied"} {
+		d := &dialer{resolver: fixedNames{netip.MustParseAddr("127.0.0.3"), netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.4")}}
+		if host == "denied.test" {
+			d.resolver = fixedNames{netip.MustParseAddr("127.0.0.3"), netip.MustParseAddr("127.0.0.4")}
+		}
+		_, err := d.dial(t.Context(), r, parseAddr(t, host+":"+port))
+		if got := refusalOf(err); got.reason != want {
+			t.Errorf("%s: %v, want %s", host, err, want)
+		}
 	}
 }
 
 func TestDeniedAddressesTakeNoTimeFromTheOthers(t *testing.T) {
-	d := &dialer{attempts: 1, timeout: time.Hour, permit: func(ap netip.AddrPort) error {
-		if ap.Addr().IsLoopback() {
-			return nil
-		}
-		return &dialError{statusBadGateway, "denied", policy.ErrDenied}
-	}}
+	r := anywhere(time.Hour)
+	loopback, err := policy.ParseRule("127.0.0.0/8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.policy = policy.New([]policy.Rule{loopback}, nil)
+	d := &dialer{}
 	d.resolver = fixedNames(slices.Concat([]netip.Addr{netip.MustParseAddr("127.0.0.1")},
 		slices.Repeat([]netip.Addr{netip.MustParseAddr("192.0.2.1")}, 99)))
 	var share time.Duration
@@ -225,7 +298,7 @@ func TestDeniedAddressesTakeNoTimeFromTheOthers(t *testing.T) {
 		return nil
 	}
 	addr, _ := address.Parse("several.test:" + portOf(startEcho(t)))
-	c, err := d.dial(ctx, addr)
+	c, err := d.dial(ctx, r, addr)
 	if err != nil {
 		t.Fatal(err)
 	}

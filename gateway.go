@@ -3,38 +3,36 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gateway/internal/address"
-	"gateway/internal/balance"
-	"gateway/internal/certificate"
-	"gateway/internal/policy"
+	"gateway/internal/handshake"
+	"gateway/internal/layer"
+	"gateway/internal/relay"
 	"gateway/internal/resolve"
 	"gateway/internal/sockopt"
-	"gateway/internal/web"
 )
 
 // Gateway lets clients through to the backends whose sealed addresses they
 // bring. Serve, Shutdown and Close are those of net/http.Server. Its methods may
 // be called from any goroutine.
 type Gateway struct {
-	*frontend
-	dialer    *dialer
-	resolver  *resolve.Resolver
-	relay     relayer
-	loops     *loops      // the relay, if it is one of loops
-	streams   *relay      // for layers on top of TCP
-	web       *web.Server // for HTTP clients
-	tlsConfig *tls.Config // nil: clients do not speak TLS
+	rules    atomic.Pointer[rules] // for connections to come
+	ledger   *ledger
+	dialer   *dialer
+	resolver *resolve.Resolver
+	relay    *relay.Relay
+	loops    *loops // nil: goroutines serve
+	http     *httpFront
+	clients  connections // in serveConn, until another owns them
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
@@ -43,71 +41,33 @@ type Gateway struct {
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
-	clients   map[net.Conn]struct{} // in serveConn, until the relay owns them
 }
 
-// NewGateway returns a gateway for a validated configuration. It must be
+// NewGateway returns a gateway for a configuration that was loaded. It must be
 // closed.
 func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	g := &Gateway{
-		frontend: &frontend{
-			policy:           policy.New(cfg.Allow, cfg.Deny),
-			routes:           balance.NewTable(cfg.Balance),
-			log:              log,
-			handshakeTimeout: cfg.HandshakeTimeout,
-			handshakeMax:     cfg.HandshakeMax,
-			sendProxy:        cfg.proxyVersion(),
-			trusted:          cfg.TrustedProxies,
-			tls:              cfg.TLSCert != "",
-			idPrefix:         strings.ToLower(rand.Text()[:12]),
-		},
+		ledger:    newLedger(log),
+		dialer:    newDialer(cfg),
+		resolver:  resolve.New(resolve.Options{Server: cfg.Resolver, Timeout: cfg.ResolverTimeout, Log: log}),
 		baseCtx:   ctx,
 		cancel:    cancel,
 		stopping:  make(chan struct{}),
 		listeners: make(map[net.Listener]struct{}),
-		clients:   make(map[net.Conn]struct{}),
+		clients:   connections{all: make(map[net.Conn]struct{})},
 	}
-	if cfg.Legacy {
-		g.keys = newKeyring(cfg.Secrets, cfg.KDFs)
-	}
-	var err error
-	if g.tokens, err = cfg.tokenKeys(log); err != nil {
-		return nil, err
-	}
-	g.resolver = resolve.New(resolve.Options{Server: cfg.Resolver, Timeout: cfg.ResolverTimeout, Log: log})
-	g.services = &services{resolver: g.resolver, known: make(map[string]knownService)}
-	g.dialer = newDialer(cfg, g.permit)
-	g.dialer.permitBroadcast = g.permitBroadcast
 	g.dialer.resolver = hostLookup{g.resolver}
-	if g.dialer.kcp, err = cfg.kcpTransport(); err != nil {
-		return nil, err
-	}
-	g.web = g.newWeb(cfg)
-	if cfg.TLSCert != "" {
-		reloader, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
-		if err != nil {
-			return nil, fmt.Errorf("-tls-cert and -tls-key: %w", err)
-		}
-		g.tlsConfig = certificate.Config(reloader)
-	}
-	rc := relayConfig{
-		bufferSize:       cfg.Buffer,
-		idleTimeout:      cfg.IdleTimeout,
-		halfCloseTimeout: cfg.HalfCloseTimeout,
-		liveness:         cfg.liveness(),
-		log:              log,
-		account:          g.account,
-	}
-	g.streams = newRelay(rc)
-	g.relay = g.streams
+	g.rules.Store(newRules(cfg, newServices(g.resolver)))
+	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
+	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
 	if cfg.loopCount() == 0 {
 		return g, nil
 	}
-	loops, err := newLoops(cfg, rc, g.frontend, g.streams, g.serveDescriptor)
+	var err error
+	g.loops, err = newLoops(cfg, g.ledger, g.serveDescriptor)
 	switch {
 	case err == nil:
-		g.loops, g.relay = loops, loops
 	case cfg.Loops > 0: // asked for
 		return nil, fmt.Errorf("-loops: %w (-loops=-1 does without)", err)
 	default:
@@ -121,65 +81,76 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 // client, and says so in the log. received is what has been read already.
 //
 // On Linux the loops take most connections the same way with fewer system
-// calls, by the same functions (accept_linux.go).
-func (g *Gateway) serveConn(conn net.Conn, s *session, received []byte) {
-	defer g.survive(conn, s)
-	c := &client{conn, conn}
-	req, err := g.readRequest(c, s, received)
-	if err == nil && s.form == formTLS {
-		req, err = g.startTLS(c, s, req.early)
+// calls, by the same functions (handshake_linux.go).
+func (g *Gateway) serveConn(c *connection, received []byte) {
+	defer g.survive(c)
+	req, err := g.readRequest(c, received)
+	if err == nil && c.session.form == handshake.TLS {
+		req, err = g.startTLS(c, req.early)
 	}
 	switch {
 	case err != nil:
-		g.refuse(c, s, err)
-	case s.form == formHTTP:
-		g.serveHTTP(c, s, req.early)
+		g.refuse(c, err)
+	case c.session.form == handshake.HTTP:
+		g.serveHTTP(c, req.early)
 	default:
-		g.serveTunnel(c, s, req)
+		g.serveTunnel(c, req)
 	}
 }
 
 // serveTunnel dials, answers and relays.
-func (g *Gateway) serveTunnel(c *client, s *session, req request) {
-	backend, err := g.dial(c, s, req.route)
+func (g *Gateway) serveTunnel(c *connection, req request) {
+	backend, err := g.dial(c, req.route)
 	if err != nil {
-		g.refuse(c, s, err)
+		g.refuse(c, err)
 		return
 	}
-	if reply := s.form.reply(statusOK); len(reply) > 0 {
+	if reply := c.session.form.Reply(handshake.OK); len(reply) > 0 {
 		if _, err := c.Write(reply); err != nil {
-			resetOnClose(backend) // as if the client had reset it
+			layer.ResetOnClose(backend) // as if the client had reset it
 			backend.Close()
-			g.refuse(c, s, errClientGone)
+			g.refuse(c, errClientGone)
 			return
 		}
 	}
-	early := g.announce(s, addrPort(c.LocalAddr()), req.early)
-	g.untrack(c.socket)
+	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
+	g.clients.remove(c.socket)
 	// Not here: this goroutine's stack has grown with TLS, and a tunnel rests.
-	go g.runTunnel(c, s, backend, early)
+	go g.runTunnel(c, backend, early)
 }
 
-// runTunnel relays until the tunnel ends, or a loop has taken it.
-func (g *Gateway) runTunnel(c *client, s *session, backend net.Conn, early []byte) {
-	defer g.survive(c.socket, s)
-	g.relay.run(s, c.Conn, backend, early) // ends in g.account
+// runTunnel relays until the tunnel ends, or until a loop has taken it.
+func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
+	defer g.survive(c)
+	if g.loops.take(&c.session, &c.upstream, c.Conn, backend, early) {
+		return
+	}
+	defer g.loops.elsewhere()()
+	g.ledger.ended(&c.session, &c.upstream, g.relay.Run(c.Conn, backend, early))
+}
+
+// serveHTTP serves a client that speaks HTTP.
+func (g *Gateway) serveHTTP(c *connection, early []byte) {
+	defer g.ledger.done(&c.session, &c.upstream)
+	g.clients.remove(c.socket) // Close ends it by the front's own Close
+	g.http.serve(g.baseCtx, c, early)
 }
 
 // serveDescriptor serves a connection that a loop has accepted but cannot
 // serve without waiting.
-func (g *Gateway) serveDescriptor(fd int, s *session, received []byte) {
+func (g *Gateway) serveDescriptor(fd int, r *rules, s session, received []byte) {
 	f := os.NewFile(uintptr(fd), "")
 	conn, err := net.FileConn(f) // a dup
 	f.Close()
+	c := &connection{Conn: conn, socket: conn, rules: r, session: s}
 	if err != nil {
-		g.accountRefused(s, "", &dialError{"", "no_descriptors", err})
-		g.finish(s)
+		g.ledger.refused(&c.session, &c.upstream, "", &refusal{reason: "no_descriptors", cause: err})
+		g.ledger.done(&c.session, &c.upstream)
 		return
 	}
 	g.setKeepalive(conn.(*net.TCPConn))
-	g.track(conn)
-	g.serveConn(conn, s, received)
+	g.clients.add(conn)
+	g.serveConn(c, received)
 }
 
 // setKeepalive undoes what net.FileConn does on its own: its own keepalive.
@@ -193,8 +164,8 @@ func (g *Gateway) setKeepalive(client *net.TCPConn) {
 
 // readRequest reads until there is a request. It gives up at the end of
 // handshakeTimeout.
-func (g *Gateway) readRequest(c *client, s *session, received []byte) (request, error) {
-	deadline := s.accepted.Add(g.handshakeTimeout)
+func (g *Gateway) readRequest(c *connection, received []byte) (request, error) {
+	deadline := c.session.accepted.Add(c.rules.handshakeTimeout)
 	ctx, cancel := context.WithDeadline(g.baseCtx, deadline)
 	defer cancel()
 	c.SetReadDeadline(deadline)
@@ -202,8 +173,8 @@ func (g *Gateway) readRequest(c *client, s *session, received []byte) (request, 
 
 	buf := received
 	for {
-		req, err := g.request(ctx, s, buf)
-		if err != errIncomplete {
+		req, err := c.rules.request(ctx, &c.session, buf)
+		if err != handshake.ErrIncomplete {
 			return req, err
 		}
 		// Close ends baseCtx first and closes clients then: one of the two
@@ -212,7 +183,7 @@ func (g *Gateway) readRequest(c *client, s *session, received []byte) (request, 
 			return request{}, errShutdown
 		}
 		// As long as the request is incomplete, the buffer is not full.
-		if most := g.requestMax(); cap(buf) < most {
+		if most := c.rules.requestMax(); cap(buf) < most {
 			buf = append(make([]byte, 0, most), buf...)
 		}
 		n, err := c.Read(buf[len(buf):cap(buf)])
@@ -222,35 +193,37 @@ func (g *Gateway) readRequest(c *client, s *session, received []byte) (request, 
 		case g.baseCtx.Err() != nil:
 			return request{}, errShutdown
 		default:
-			return request{}, cutShort(s, buf, err)
+			return request{}, c.session.cutShort(buf, err)
 		}
 	}
 }
 
 // startTLS speaks TLS with a client that has begun to, and reads the request
 // inside.
-func (g *Gateway) startTLS(c *client, s *session, early []byte) (request, error) {
-	conn := tls.Server(&replayed{Conn: c.socket, early: bytes.Clone(early), remote: s.client}, g.tlsConfig)
-	ctx, cancel := context.WithDeadline(g.baseCtx, s.accepted.Add(g.handshakeTimeout))
+func (g *Gateway) startTLS(c *connection, early []byte) (request, error) {
+	conn := tls.Server(&replayed{Conn: c.socket, early: bytes.Clone(early), remote: c.session.client}, c.rules.tls)
+	ctx, cancel := context.WithDeadline(g.baseCtx, c.session.accepted.Add(c.rules.handshakeTimeout))
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		if g.baseCtx.Err() != nil {
 			return request{}, errShutdown
 		}
-		return request{}, fmt.Errorf("%w: %w", errTLS, err)
+		return request{}, &refusal{reason: "tls_failed", cause: fmt.Errorf("tls_failed: %w", err)}
 	}
-	c.Conn, s.secure, s.form, s.header, s.proxied = conn, true, formUnknown, 0, false
-	return g.readRequest(c, s, nil)
+	c.Conn = conn
+	s := &c.session
+	s.secure, s.form, s.header, s.proxied = true, handshake.Unknown, 0, false
+	return g.readRequest(c, nil)
 }
 
 // dial connects the backend for a client that waits. A client that breaks the
 // connection ends the dial; one that only finishes sending does not: it still
 // wants the answer.
-func (g *Gateway) dial(c *client, s *session, route address.Route) (net.Conn, error) {
+func (g *Gateway) dial(c *connection, route address.Route) (net.Conn, error) {
 	ctx, cancel := context.WithCancelCause(g.baseCtx)
 	defer cancel(nil)
 
-	if raw := rawConn(c.socket); raw != nil {
+	if raw := layer.RawConn(c.socket); raw != nil {
 		var watching sync.WaitGroup
 		watching.Go(func() {
 			if sockopt.AwaitReset(raw) {
@@ -263,42 +236,8 @@ func (g *Gateway) dial(c *client, s *session, route address.Route) (net.Conn, er
 			c.socket.SetReadDeadline(time.Time{})
 		}()
 	}
-	return g.connect(ctx, s, route)
+	return g.dialer.connect(ctx, c.rules, &c.session, &c.upstream, route)
 }
-
-// connect dials the backends of a route until one answers, each once. Then only
-// a time-out is worth another attempt: who refuses now will refuse at once
-// again.
-func (g *Gateway) connect(ctx context.Context, s *session, route address.Route) (net.Conn, error) {
-	if err := g.choose(ctx, s, route); err != nil {
-		return nil, err
-	}
-	for left := max(g.dialer.attempts, s.choice.len()) - 1; ; left-- {
-		backend, err := g.dialer.dial(ctx, s.backend)
-		s.chosen(err)
-		switch {
-		case err == nil:
-			if !s.backend.IP.IsValid() {
-				dialed := addrPort(backend.RemoteAddr())
-				s.dialed = &dialed
-			}
-			return backend, nil
-		case ctx.Err() != nil, left == 0:
-			return nil, err
-		case g.chooseNext(s):
-		case isTimeout(err) && g.chooseAgain(s):
-		default:
-			return nil, err
-		}
-	}
-}
-
-const (
-	// lingerTime and lingerBytes bound how long and how much is still read
-	// from a refused client.
-	lingerTime  = time.Second
-	lingerBytes = 256 << 10
-)
 
 // refuse answers with the status of an error, accounts for it and closes the
 // client.
@@ -307,11 +246,11 @@ const (
 // see the status. So the client is told that nothing more comes, and what it
 // has under way is read before the close (RFC 9112 section 9.6 has HTTP
 // servers do the same).
-func (g *Gateway) refuse(c *client, s *session, err error) {
-	defer g.dismiss(c.socket, s)
+func (g *Gateway) refuse(c *connection, err error) {
+	defer g.dismiss(c)
 	status := statusOf(err)
-	g.accountRefused(s, status, err)
-	reply := s.form.reply(status)
+	g.ledger.refused(&c.session, &c.upstream, status, err)
+	reply := c.session.form.Reply(status)
 	if len(reply) == 0 {
 		return
 	}
@@ -319,21 +258,21 @@ func (g *Gateway) refuse(c *client, s *session, err error) {
 	if _, err := c.Write(reply); err != nil {
 		return
 	}
-	closeWrite(c.Conn)
+	layer.CloseWrite(c.Conn)
 	io.CopyN(io.Discard, c.Conn, lingerBytes)
 }
 
 // dismiss closes a client that is accounted for and never had a tunnel.
-func (g *Gateway) dismiss(socket net.Conn, s *session) {
-	socket.Close()
-	g.untrack(socket)
-	g.finish(s)
+func (g *Gateway) dismiss(c *connection) {
+	c.socket.Close()
+	g.clients.remove(c.socket)
+	g.ledger.done(&c.session, &c.upstream)
 }
 
 // survive keeps a bug met by one connection from ending all the others.
-func (g *Gateway) survive(socket net.Conn, s *session) {
+func (g *Gateway) survive(c *connection) {
 	if v := recover(); v != nil {
-		logPanic(g.log, v)
-		g.dismiss(socket, s)
+		g.ledger.panicked(v)
+		g.dismiss(c)
 	}
 }

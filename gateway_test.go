@@ -52,7 +52,7 @@ func TestTheGoldenLineReachesItsBackend(t *testing.T) {
 
 func TestEachFailureHasItsStatus(t *testing.T) {
 	g := startGateway(t, func(g *Gateway) {
-		g.handshakeTimeout = 200 * time.Millisecond
+		g.rules.Load().handshakeTimeout = 200 * time.Millisecond
 		g.dialer.resolver = resolver(t, func(query []byte) []byte { return answer(query, noSuchName) })
 	})
 	valid := sealed(t, startEcho(t))
@@ -226,7 +226,7 @@ func stuckLookup() (r *net.Resolver, started chan context.Context, release func(
 func TestAClientsResetCancelsTheDial(t *testing.T) {
 	r, started, release := stuckLookup()
 	defer release()
-	g := startGateway(t, func(g *Gateway) { g.dialer.resolver = r; g.dialer.timeout = time.Hour })
+	g := startGateway(t, func(g *Gateway) { g.dialer.resolver = r; g.rules.Load().timeout = time.Hour })
 	for _, behind := range []string{"", "early bytes"} {
 		c := connect(t, g.addr)
 		send(t, c, sealed(t, "game.test:80")+behind)
@@ -247,7 +247,7 @@ func TestAClientsResetCancelsTheDial(t *testing.T) {
 func TestAClientsFINDoesNotCancelTheDial(t *testing.T) {
 	r, started, release := stuckLookup()
 	defer release()
-	g := startGateway(t, func(g *Gateway) { g.dialer.resolver = r; g.dialer.timeout = time.Hour })
+	g := startGateway(t, func(g *Gateway) { g.dialer.resolver = r; g.rules.Load().timeout = time.Hour })
 	c := connect(t, g.addr)
 	send(t, c, sealed(t, "game.test:80")+"early")
 	ctx := <-started
@@ -273,7 +273,7 @@ func TestShutdownLetsConnectionsFinish(t *testing.T) {
 	eventually(t, "both are accepted", func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		return len(g.clients) == 1
+		return len(g.clients.all) == 1
 	})
 
 	done := make(chan error, 1)
@@ -334,7 +334,7 @@ func TestCloseEndsHandshakesAndDials(t *testing.T) {
 	defer release()
 	g := startGateway(t, func(g *Gateway) {
 		g.dialer.resolver = r
-		g.dialer.timeout, g.handshakeTimeout = time.Hour, time.Hour
+		g.rules.Load().timeout, g.rules.Load().handshakeTimeout = time.Hour, time.Hour
 	})
 	send(t, connect(t, g.addr), "half a li")
 	send(t, connect(t, g.addr), sealed(t, "game.test:80"))
@@ -397,7 +397,7 @@ func TestBackoffGrowsTo1sAndStartsAgain(t *testing.T) {
 const anyToken = "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..AAAAAAAAAAAAAAAA.AAAA.AAAAAAAAAAAAAAAAAAAAAA\n"
 
 func TestABugInOneHandshakeEndsOnlyThatConnection(t *testing.T) {
-	g := startGateway(t, func(g *Gateway) { g.tokens = new(token.Keys) }) // which panics
+	g := startGateway(t, func(g *Gateway) { g.rules.Load().tokens = new(token.Keys) }) // which panics
 	for i := range 3 {
 		c := connect(t, g.addr)
 		send(t, c, anyToken)

@@ -8,21 +8,30 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/handshake"
+	"gateway/internal/layer"
+	"gateway/internal/relay"
 	"gateway/internal/sockopt"
 	"gateway/internal/web"
 )
-
-// HTTP and WebSocket clients. internal/web speaks with them; what their
-// addresses are worth and how backends are reached is decided here, by the
-// functions that serve every other client.
 
 // keepAliveTimeout is how long an HTTP client's connection may rest between
 // two requests.
 const keepAliveTimeout = 75 * time.Second
 
-// newWeb returns the server of HTTP clients.
-func (g *Gateway) newWeb(cfg *Config) *web.Server {
-	return web.NewServer(gate{g}, web.Options{
+// httpFront serves HTTP and WebSocket clients. internal/web speaks with them;
+// what their addresses are worth and how backends are reached is decided by
+// what decides it for every other client. It is a web.Gate.
+type httpFront struct {
+	server *web.Server
+	ledger *ledger
+	dialer *dialer
+	relay  *relay.Relay
+}
+
+func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront {
+	f := &httpFront{ledger: l, dialer: d, relay: r}
+	f.server = web.NewServer(f, web.Options{
 		HeaderMax:        cfg.HTTPHeaderMax,
 		LineMax:          cfg.HandshakeMax,
 		HeaderTimeout:    cfg.HandshakeTimeout,
@@ -33,98 +42,94 @@ func (g *Gateway) newWeb(cfg *Config) *web.Server {
 		Origins:          cfg.WSOrigins,
 		ShareBackends:    cfg.proxyVersion() == 0,
 		Readable:         readable,
-		Broken:           broken,
-		Log:              g.log,
+		Broken:           layer.Broken,
+		Log:              l.log,
 	})
+	return f
 }
 
 // readable tells whether a read from a connection would not block.
 func readable(c net.Conn) bool {
-	raw := rawConn(c)
+	raw := layer.RawConn(c)
 	return raw != nil && sockopt.Readable(raw)
 }
 
-type sessionKey struct{}
+type connectionKey struct{}
 
-// sessionOf returns the session of the connection that a request came by.
-// Requests of one connection follow each other, so it belongs to one at a time.
-func sessionOf(ctx context.Context) *session { return ctx.Value(sessionKey{}).(*session) }
+// connectionOf returns the connection that a request came by. Its requests
+// follow each other, so its upstream belongs to one at a time.
+func connectionOf(ctx context.Context) *connection {
+	return ctx.Value(connectionKey{}).(*connection)
+}
 
-// serveHTTP serves a client that speaks HTTP until it or the gateway ends.
-func (g *Gateway) serveHTTP(c *client, s *session, early []byte) {
-	defer g.finish(s)
-	if !s.local.IsValid() {
-		s.local = addrPort(c.LocalAddr())
+// serve serves a client that speaks HTTP until it or the server ends. early is
+// what has been read of it. ctx ends with the gateway.
+func (f *httpFront) serve(ctx context.Context, c *connection, early []byte) {
+	if !c.session.local.IsValid() {
+		c.session.local = layer.AddrPort(c.LocalAddr())
 	}
-	conn := &replayed{c.Conn, early, s.client}
-	ctx := context.WithValue(g.baseCtx, sessionKey{}, s)
-	g.untrack(c.socket) // Close ends it by web.Server.Close
+	ctx = context.WithValue(ctx, connectionKey{}, c)
+	conn := &replayed{c.Conn, early, c.session.client}
 	if inner, ok := c.Conn.(*tls.Conn); ok {
-		g.web.ServeConn(ctx, &replayedTLS{conn, inner}, s.forward)
+		f.server.ServeConn(ctx, &replayedTLS{conn, inner}, c.session.forward)
 	} else {
-		g.web.ServeConn(ctx, conn, s.forward)
+		f.server.ServeConn(ctx, conn, c.session.forward)
 	}
 }
 
-// replayedTLS is a replayed TLS connection that can be told for one.
-type replayedTLS struct {
-	*replayed
-	inner *tls.Conn
-}
-
-func (c *replayedTLS) ConnectionState() tls.ConnectionState { return c.inner.ConnectionState() }
-
-// gate is the gateway as internal/web sees it.
-type gate struct{ *Gateway }
-
-func (g gate) Open(ctx context.Context, sealed []byte) (address.Route, error) {
-	return g.open(ctx, sealed)
+// Open is for web.Gate.
+func (f *httpFront) Open(ctx context.Context, sealed []byte) (address.Route, error) {
+	return connectionOf(ctx).rules.open(ctx, handshake.HTTP, sealed)
 }
 
 // Dial connects a backend and tells it of the client.
-func (g gate) Dial(ctx context.Context, route address.Route) (net.Conn, error) {
-	s := sessionOf(ctx)
-	backend, err := g.connect(ctx, s, route)
+func (f *httpFront) Dial(ctx context.Context, route address.Route) (net.Conn, error) {
+	c := connectionOf(ctx)
+	backend, err := f.dialer.connect(ctx, c.rules, &c.session, &c.upstream, route)
 	if err != nil {
 		return nil, err
 	}
-	if header := g.announce(s, s.local, nil); len(header) > 0 {
+	header := f.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, c.session.local, nil)
+	if len(header) > 0 {
 		if _, err := backend.Write(header); err != nil {
 			backend.Close()
-			return nil, classify(err)
+			return nil, dialFailure(err)
 		}
 	}
 	return backend, nil
 }
 
-func (g gate) Status(err error) int {
+// Status is for web.Gate.
+func (f *httpFront) Status(err error) int {
 	code, _ := strconv.Atoi(string(statusOf(err)))
 	return code
 }
 
 // Relay makes a tunnel of a WebSocket and its backend.
-func (g gate) Relay(ctx context.Context, client *web.Conn, backend net.Conn, early []byte) {
-	s := g.takeSession(ctx)
-	s.form = formWebSocket
-	g.serving.Add(1)
-	g.streams.run(&s, client, backend, early)
+func (f *httpFront) Relay(ctx context.Context, client *web.Conn, backend net.Conn, early []byte) {
+	c := connectionOf(ctx)
+	s, u := c.session, c.takeUpstream()
+	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
+	u.preface = 0 // it went before the tunnel began
+	f.ledger.begin()
+	f.ledger.ended(&s, &u, f.relay.Run(client, backend, early))
 }
 
-func (g gate) Served(ctx context.Context, e web.Exchange) {
-	s := g.takeSession(ctx)
-	defer s.choice.release()
+// Served is for web.Gate.
+func (f *httpFront) Served(ctx context.Context, e web.Exchange) {
+	c := connectionOf(ctx)
+	u := c.takeUpstream()
+	defer u.release()
 	if addr, ok := e.Route.Single(); ok {
-		s.backend = addr // without a dial, where a connection was there already
+		u.backend = addr // without a dial, where a connection was there already
 	}
-	g.accountExchange(&s, e)
+	f.ledger.exchanged(&c.session, &u, e)
 }
 
-// takeSession returns a request's own session and leaves its connection's to
+// takeUpstream returns a request's own upstream and leaves the connection's to
 // the next one.
-func (g gate) takeSession(ctx context.Context) session {
-	s := sessionOf(ctx)
-	own := *s
-	own.accepted, own.preface, own.finished = time.Now(), 0, false
-	s.backend, s.choice, s.dialed, s.id = address.Address{}, nil, nil, ""
-	return own
+func (c *connection) takeUpstream() upstream {
+	u := c.upstream
+	c.upstream = upstream{}
+	return u
 }

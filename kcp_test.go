@@ -1,174 +1,99 @@
 package main
 
 import (
-	"encoding/base64"
-	"io"
-	"log/slog"
+	"encoding/binary"
+	"fmt"
 	"net"
-	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
-	"gateway/internal/token"
+	kcpgo "github.com/xtaci/kcp-go/v5"
+
+	"gateway/internal/layer"
 )
 
-// Clients that speak KCP: their requests, and what becomes of them.
+// KCP clients of a gateway inside the test process.
 
-func TestAKCPClientGetsTheStatusFirst(t *testing.T) {
-	backend := startEcho(t)
-	g := startKCP(t, func(cfg *Config) {
-		cfg.Timeout = 100 * time.Millisecond
-		cfg.HandshakeTimeout = 300 * time.Millisecond
-	})
-	for _, test := range []struct{ name, request, status, reason string }{
-		{"a sealed line", sealed(t, backend), "200", ""},
-		{"a sealed line of tcp://", sealed(t, "tcp://"+backend), "200", ""},
-		{"half a line", sealed(t, backend)[:20], "400", "too_slow"},
-		{"a line without end", strings.Repeat("A", 1025), "400", "too_long"},
-		{"a line that does not open", badlyPadded(t) + "\n", "401", "bad_padding"},
-		{"nonsense", "non sense\n", "401", "bad_base64"},
-		{"an empty line", "\n", "401", "bad_format"},
-		{"an address for HTTP", sealed(t, "http://"+backend), "401", "wrong_way"},
-		{"a closed port", sealed(t, closedPort(t)), "502", "refused"},
-		{"a closed port of UDP", sealed(t, "kcp://"+closedUDPPort(t)), "502", "refused"},
-		{"a backend that is silent", sealed(t, "kcp://"+deafPort(t)), "504", "timeout"},
-	} {
-		s := dialKCP(t, g.kcp, kcpCode{}) // which keeps its port until all are over
-		t.Run(test.name, func(t *testing.T) {
-			send(t, s, test.request)
-			expect(t, s, test.status)
-			if test.status == "200" {
-				echo(t, s, "hello")
-				return
-			}
-			var line map[string]any
-			eventually(t, "a line of the log", func() bool {
-				for _, line = range g.log.lines("refused") {
-					if line["client"] == clientOf(s) {
-						return true
-					}
-				}
-				return false
-			})
-			if line["status"] != test.status || line["reason"] != test.reason || line["via"] != "line+kcp" {
-				t.Errorf("logged as %v", line)
-			}
-		})
-	}
+// kcpGateway is a gateway inside the test process with a port for KCP too.
+type kcpGateway struct {
+	*testGateway
+	kcpListener
+	kcp string // its address
 }
 
-// A refused session holds its place only until the client has the status.
-func TestARefusedKCPSessionIsForgottenAtOnce(t *testing.T) {
-	g := startKCP(t, nil)
-	began := time.Now()
-	for range 10 {
-		s := dialKCP(t, g.kcp, kcpCode{})
-		send(t, s, "nonsense\n")
-		expect(t, s, "401")
-	}
-	g.forgotten(t)
-	if took := time.Since(began); took > lingerTime+time.Second {
-		t.Errorf("it took %v", took)
-	}
-}
-
-// tokenLine returns a token for a backend, newline included, and the file of
-// the key that opens it.
-func tokenLine(t testing.TB, backend string) (line, file string) {
+func startKCP(t testing.TB, configure func(*Config)) *kcpGateway {
 	t.Helper()
-	text, err := token.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	file = tempFile(t, "keys.json", string(text))
-	keys, err := token.Load(file, "", slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	line, err = keys.Seal(backend, time.Minute, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return line + "\n", file
-}
-
-func TestKCPTakesEveryFormOfRequestThatIsNotOfTCP(t *testing.T) {
-	backend := startEcho(t)
-	tokenText, keys := tokenLine(t, backend)
-	g := startKCP(t, func(cfg *Config) { cfg.TokenKeys = keys })
-	line := sealed(t, backend)
-	text := strings.TrimSuffix(line, "\n")
-	raw, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	prefix := func(s string) string { return string([]byte{byte(len(s)), byte(len(s) >> 8), 0, 0}) + s }
-	for _, test := range []struct{ name, request, reply, via string }{
-		{"line", line, "200", "line+kcp"},
-		{"line with a carriage return", text + "\r\n", "200", "line+kcp"},
-		{"token", tokenText, "200", "line+kcp"},
-		{"prefixed", prefix(text), prefix("200"), "prefixed+kcp"},
-		{"binary", string([]byte{0, byte(len(raw))}) + string(raw), "200", "binary+kcp"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			for _, portion := range []int{len(test.request) + 5, 1} {
-				// Each write is a datagram of its own, or several.
-				s := dialKCP(t, g.kcp, kcpCode{})
-				for b := []byte(test.request + "early"); len(b) > 0; {
-					n := min(portion, len(b))
-					if _, err := s.Write(b[:n]); err != nil {
-						t.Fatal(err)
-					}
-					b = b[n:]
-				}
-				expect(t, s, test.reply+"early")
-				echo(t, s, "later")
-			}
-		})
-	}
-}
-
-func TestKCPIsNeitherHTTPNorTLSNorBehindAProxy(t *testing.T) {
-	backend := startEcho(t)
-	g := startKCP(t, func(cfg *Config) {
-		cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	})
-	line := sealed(t, backend)
-	for _, request := range []string{
-		"GET / HTTP/1.1\r\nHost: " + backend + "\r\n\r\n",
-		"GET /" + line,
-		"CONNECT " + backend + " HTTP/1.1\r\n\r\n",
-		"\x16\x03\x01\x00\x05\x01\x00\x00\x01\n",
-		"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + line,
-		"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\x01\x02\x03\x04\x05\x06\x07\x08\x00\x01\x00\x02" + line,
-	} {
-		s := dialKCP(t, g.kcp, kcpCode{})
-		send(t, s, request)
-		expect(t, s, "401")
-	}
-	// The same client is no proxy by KCP, however trusted it is by TCP.
-	s := openKCP(t, g.kcp, backend)
-	echo(t, s, "hello")
-}
-
-func TestTheLogTellsOfKCP(t *testing.T) {
-	g := startKCP(t, nil)
-	s := openKCP(t, g.kcp, startBackend(t, func(c *net.TCPConn) {
-		io.ReadFull(c, make([]byte, 5))
-		io.WriteString(c, "goodbye")
-	}))
-	send(t, s, "hello")
-	expect(t, s, "goodbye")
-	line := g.log.waitLine(t, "tunnel", 1)
-	for key, want := range map[string]any{
-		"client": clientOf(s), "up": 5.0, "down": 7.0, "ended_by": "backend", "how": "fin", "via": "line+kcp",
-	} {
-		if line[key] != want {
-			t.Errorf("%s=%v, want %v", key, line[key], want)
+	var cfg *Config
+	g := &kcpGateway{testGateway: startConfigured(t, func(c *Config) {
+		c.KCP = "127.0.0.1:0"
+		if configure != nil {
+			configure(c)
 		}
+		cfg = c
+	}, nil)}
+	ln, err := listenKCP(cfg, cfg.KCP)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if ms := line["duration_ms"].(float64); ms > 2000 {
-		t.Errorf("the session went on for %v ms behind the backend's end", ms)
+	g.kcpListener, g.kcp = ln.(kcpListener), fmt.Sprint("127.0.0.1:", layer.AddrPort(ln.Addr()).Port())
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(ln) }()
+	t.Cleanup(func() {
+		g.testGateway.Close()
+		if err := <-served; err != ErrGatewayClosed {
+			t.Errorf("Serve returned %v", err)
+		}
+	})
+	return g
+}
+
+// forgotten waits until no session is left.
+func (g *kcpGateway) forgotten(t testing.TB) {
+	t.Helper()
+	eventually(t, "the gateway forgets every session", func() bool { return g.Stats().Sessions == 0 })
+}
+
+// openKCP connects to a backend through a gateway, as kcp-go's users do, and reads
+// the 200. The session is closed at the end of the test.
+func openKCP(t testing.TB, gateway, backend string) *kcpgo.UDPSession {
+	t.Helper()
+	s, err := kcpgo.DialWithOptions(gateway, nil, 0, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { s.Close() })
+	s.SetStreamMode(true) //lint:ignore SA1019 kcp-go's own clients call it
+	s.SetNoDelay(1, 10, 2, 1)
+	s.SetWindowSize(1024, 1024)
+	s.SetDeadline(time.Now().Add(2 * patience))
+	send(t, s, sealed(t, backend))
+	expect(t, s, "200")
+	return s
+}
+
+// There is nobody to wait for when all is cut.
+func TestAKCPSessionThatBeginsWhenTunnelsAreCutDoesNotLinger(t *testing.T) {
+	backend := startEcho(t)
+	g := startKCP(t, nil)
+	g.relay.Close()
+	c, err := net.Dial("udp", g.kcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write(segment(1, 0, sealed(t, backend))) // and acknowledges nothing
+	line := g.log.waitLine(t, "tunnel", 1)
+	if line["how"] != "shutdown" || line["duration_ms"].(float64) > 1500 {
+		t.Errorf("logged as %v", line)
+	}
+}
+
+// segment is a datagram of KCP with data, the sn-th of its conversation.
+func segment(conv, sn uint32, text string) []byte {
+	d := make([]byte, 24, 24+len(text))
+	binary.LittleEndian.PutUint32(d, conv)
+	d[4], d[6] = 81, 128 // IKCP_CMD_PUSH, a window of 128
+	binary.LittleEndian.PutUint32(d[12:], sn)
+	binary.LittleEndian.PutUint32(d[20:], uint32(len(text)))
+	return append(d, text...)
 }

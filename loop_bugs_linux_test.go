@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"log/slog"
+	"sync/atomic"
 	"testing"
 
 	"gateway/internal/token"
@@ -8,24 +11,35 @@ import (
 
 // A bug is to cost one connection, not the others of its loop.
 
+// accountBug is a log that fails at the account of a tunnel while it is on.
+type accountBug struct {
+	slog.Handler
+	on atomic.Bool
+}
+
+func (b *accountBug) into(g *Gateway) {
+	b.Handler = g.ledger.log.Handler()
+	g.ledger.log = slog.New(b)
+}
+
+func (b *accountBug) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == "tunnel" && b.on.Load() {
+		panic("a bug")
+	}
+	return b.Handler.Handle(ctx, r)
+}
+
 func TestABugInAnAccountEndsOnlyThatTunnel(t *testing.T) {
 	for _, n := range []int{1, 3} {
-		g := startLoops(t, n, nil)
+		var bug accountBug
+		g := startConfigured(t, func(cfg *Config) { cfg.Loops = n }, bug.into)
 		backend := startEcho(t)
 		stays, ends := openTunnel(t, g.addr, backend), openTunnel(t, g.addr, backend)
-		var account func(*session, tunnelEnd)
-		for _, l := range g.loops.all {
-			inLoop(t, l, func() {
-				account = l.account
-				l.account = func(*session, tunnelEnd) { panic("a bug") }
-			})
-		}
+		bug.on.Store(true)
 		ends.CloseWrite()
 		expectAll(t, ends, "")
 		g.log.waitLine(t, "panic", 1)
-		for _, l := range g.loops.all {
-			inLoop(t, l, func() { l.account = account })
-		}
+		bug.on.Store(false)
 		send(t, stays, "hello")
 		expect(t, stays, "hello")
 		finish(t, stays)
@@ -42,7 +56,7 @@ func TestABugInWhatALoopIsSentLosesNothingElse(t *testing.T) {
 	release := hold(t, l)
 	done := make(chan int, 10)
 	for i := range 10 {
-		l.send(func() {
+		l.reactor.post(func() {
 			if i%3 == 0 {
 				panic("a bug")
 			}
@@ -63,7 +77,7 @@ func TestABugInAHandshakeEndsOnlyThatConnection(t *testing.T) {
 		for _, l := range g.loops.all {
 			holds = append(holds, hold(t, l))
 		}
-		g.tokens = new(token.Keys) // which panics; no loop runs
+		g.rules.Load().tokens = new(token.Keys) // which panics; no loop runs
 		for _, release := range holds {
 			release()
 		}
@@ -77,7 +91,7 @@ func TestABugInAHandshakeEndsOnlyThatConnection(t *testing.T) {
 		for _, l := range g.loops.all {
 			holds = append(holds, hold(t, l))
 		}
-		g.tokens = nil
+		g.rules.Load().tokens = nil
 		for _, release := range holds {
 			release()
 		}
@@ -96,10 +110,10 @@ func TestABugInOneOfManyHandedConnectionsLosesNoOther(t *testing.T) {
 	const n = 5
 	release := hold(t, l)
 	for range n {
-		l.send(func() { panic("a bug") })
+		l.reactor.post(func() { panic("a bug") })
 	}
 	ran := make(chan struct{})
-	l.send(func() { close(ran) })
+	l.reactor.post(func() { close(ran) })
 	release()
 	inTime(t, ran, "what stood behind the bugs was lost")
 	g.log.waitLine(t, "panic", n)

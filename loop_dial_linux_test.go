@@ -196,7 +196,7 @@ func TestASocketThatMetItselfIsRecognized(t *testing.T) {
 	l := g.loops.all[0]
 	var fd, port int
 	for range 100 { // until a port is free
-		port = int(g.loops.firstLocalPort) + rand.IntN(1000)
+		port = int(new(localPorts).first(0)) + rand.IntN(1000)
 		var err error
 		if fd, _, err = connectOnce(port, port); err == nil {
 			defer unix.Close(fd)
@@ -216,7 +216,7 @@ func TestASocketThatMetItselfIsRecognized(t *testing.T) {
 		fmt.Sprint("127.0.0.1:", port+1):        false,
 		"127.0.0.1:80":                          false,
 	} {
-		s.session.backend = parseAddr(t, addr)
+		s.upstream.backend = parseAddr(t, addr)
 		if got := l.isSelfConnect(s); got != want {
 			t.Errorf("%s: %v", addr, got)
 		}
@@ -241,13 +241,25 @@ func TestASelfConnectIsSeenInEverySpelling(t *testing.T) {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Fatal(err) // with nobody else there, it connects to itself
 	}
-	l := &loop{group: &loops{firstLocalPort: 1}}
+	l := &handshakes{localPorts: localPorts{least: 1, readAt: 1}}
+	l.reactor = &reactor{}
 	for _, host := range []string{"127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1"} {
 		tn := &tunnel{}
 		tn.sockets[backendSide].fd = int32(fd)
-		tn.session.backend = address.Address{Host: host, IP: netip.MustParseAddr(host), Port: uint16(port)}
+		tn.upstream.backend = address.Address{Host: host, IP: netip.MustParseAddr(host), Port: uint16(port)}
 		if !l.isSelfConnect(tn) {
 			t.Errorf("not seen when dialed as %s", host)
 		}
+	}
+}
+
+// Whoever lowers the range would have clients connected to themselves.
+func TestTheRangeOfLocalPortsIsReadAgain(t *testing.T) {
+	p := localPorts{least: 65535, readAt: 1} // as it once was
+	if got := p.first(2); got != 65535 {
+		t.Errorf("what has just been read is read again: %d", got)
+	}
+	if got := p.first(1 + localPortsAge); got == 65535 || got == 0 {
+		t.Errorf("the least is still %d", got)
 	}
 }

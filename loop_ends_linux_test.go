@@ -42,9 +42,9 @@ func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
 				send(t, c, sealed(t, ln.Addr().String())+early)
 				delivered(t, c)
 				l.load.Add(1)
-				g.serving.Add(1)
+				g.ledger.begin()
 				inLoop(t, l, func() {
-					l.begin(fd, addrOf(c), nil) // which connects
+					l.begin(fd, g.rules.Load(), addrOf(c), nil) // which connects
 					b, err := ln.Accept()
 					if err != nil {
 						t.Error(err)

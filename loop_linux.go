@@ -4,70 +4,54 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
-	"sync"
-	"sync/atomic"
 	"syscall"
-	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/address"
+	"gateway/internal/pipe"
+	"gateway/internal/relay"
+	"gateway/internal/sockopt"
+	"gateway/internal/sys"
 )
 
-const loopsSupported = true
-
-// loops is the relayer of Linux: one epoll loop per CPU, each on a thread of
-// its own, and no goroutine, timer or buffer for a tunnel. The loops also take
-// the plain case of a handshake from accept to answer (accept_linux.go).
+// loops relay on Linux: one epoll loop per CPU, each on a thread of its own, and
+// no goroutine, timer or buffer for a tunnel. They also take the plain case of a
+// handshake from accept to answer (handshake_linux.go).
 //
-// Who may touch what:
-//
-//   - A tunnel, the table it stands in, pipes and deadlines belong to one
-//     loop, and only that loop's thread touches them. Nothing of a tunnel is
-//     locked, and it never moves to another loop.
-//   - Other threads reach a loop only through its inbox.
-//   - A descriptor belongs to a loop from the moment it is in a tunnel, and
-//     the loop closes it. net's runtime poller never knows of it.
+// A tunnel, the table that it stands in, pipes and deadlines belong to one loop,
+// and only that loop's thread touches them. Nothing of a tunnel is locked, and it
+// never moves to another loop. Other threads reach a loop only through its
+// reactor's inbox.
 type loops struct {
-	front *frontend
-	// slowWay serves an accepted client that has sent received, waiting where
-	// need be. It owns the descriptor.
-	slowWay  func(fd int, s *session, received []byte)
-	portable *relay // for what is not TCP, and for want of descriptors
-	relayConfig
-	attempts       int // to dial
-	all            []*loop
-	pipes          atomic.Int32 // pipes of all loops
-	firstLocalPort uint16       // the least that the kernel picks by itself
-	rawWait        bool         // loops may sleep in raw waits
-	maxConns       int32        // that the descriptors suffice for
-	maxPipes       int32        // the same
-	away           atomic.Int32 // connections that goroutines serve
+	crew     crew
+	pipes    pipe.Budget // of all loops
+	liveness sockopt.Liveness
+	all      []*loop
 }
 
-// newLoops starts the loops.
-func newLoops(cfg *Config, rc relayConfig, front *frontend, portable *relay, slowWay func(int, *session, []byte)) (*loops, error) {
-	n := cfg.loopCount()
-	ls := &loops{
-		front:          front,
-		slowWay:        slowWay,
-		portable:       portable,
-		relayConfig:    rc,
-		attempts:       cfg.Retry,
-		firstLocalPort: firstLocalPort(),
-		// A raw wait keeps its processor, so it needs one to itself.
-		rawWait: runtime.GOMAXPROCS(0) > n,
+// newLoops starts the loops. slowWay serves, in a goroutine of its own, an
+// accepted client that a loop cannot serve without waiting; it owns the
+// descriptor.
+func newLoops(cfg *Config, l *ledger, slowWay func(fd int, r *rules, s session, received []byte)) (*loops, error) {
+	if err := probeKernel(); err != nil {
+		return nil, err
 	}
-	ls.maxConns, ls.maxPipes = budget(descriptorLimit())
-	for range n {
-		l, err := newLoop(ls, cfg)
+	ls := &loops{liveness: cfg.liveness()}
+	ls.crew.exclusive = unix.EPOLLEXCLUSIVE
+	ls.crew.maxConns, ls.pipes.Max = budget(descriptorLimit())
+	for range cfg.loopCount() {
+		l, err := newLoop(ls, cfg, l, slowWay)
 		if err != nil {
 			for _, l := range ls.all {
-				l.closeFiles()
+				l.reactor.close()
 			}
 			return nil, fmt.Errorf("cannot make an event loop: %w", err)
 		}
 		ls.all = append(ls.all, l)
+		ls.crew.all = append(ls.crew.all, &l.acceptor)
 	}
 	for _, l := range ls.all {
 		go l.run()
@@ -75,41 +59,124 @@ func newLoops(cfg *Config, rc relayConfig, front *frontend, portable *relay, slo
 	return ls, nil
 }
 
-// run hands a tunnel that was connected elsewhere to the loop with the fewest.
-// The descriptors change hands by dup: net keeps its own to itself. What is not
-// TCP, goroutines relay; and where there are no descriptors left for a dup, they
-// relay everything: the client has its 200.
-func (ls *loops) run(s *session, client, backend net.Conn, early []byte) {
-	cfd, err := dupConn(client)
-	bfd := -1
-	if err == nil {
-		bfd, err = dupConn(backend)
-	}
+// serve accepts from ln in all loops until stopping is closed. It owns ln, and
+// returns once no loop accepts any more. rules returns those for a connection
+// that begins; it is called from any thread.
+func (ls *loops) serve(ln *net.TCPListener, forward *address.Route, stopping <-chan struct{}, rules func() *rules) error {
+	defer ln.Close()
+	// net's descriptor is registered with the runtime's poller.
+	fd, err := dup(ln)
 	if err != nil {
-		if cfd >= 0 {
-			unix.Close(cfd)
-		}
-		ls.away.Add(1)
-		defer ls.away.Add(-1)
-		ls.portable.run(s, client, backend, early)
-		return
+		return err
 	}
-	client.Close()
-	backend.Close()
-	l := ls.idlest()
-	early = append([]byte(nil), early...) // not the whole of its array
-	l.load.Add(1)
-	if !l.send(func() { l.adopt(s, cfd, bfd, early) }) {
-		unix.Close(cfd)
-		unix.Close(bfd)
-		ls.account(s, tunnelEnd{ending: ending{byGateway, howShutdown}})
+	defer unix.Close(fd)
+	// Accepted sockets inherit the options of their listener.
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	ls.liveness.Set(fd)
+
+	ls.onAll(func(l *loop) { l.listen(fd, forward, rules) })
+	<-stopping
+	ls.onAll(func(l *loop) { l.unlisten(fd) })
+	return nil
+}
+
+// onAll runs f in each loop's thread and waits until all have.
+func (ls *loops) onAll(f func(*loop)) {
+	done := make(chan struct{}, len(ls.all))
+	for _, l := range ls.all {
+		if !l.reactor.post(func() { defer func() { done <- struct{}{} }(); f(l) }) {
+			done <- struct{}{}
+		}
+	}
+	for range ls.all {
+		<-done
 	}
 }
 
-// serveAway has a goroutine serve a connection that a loop cannot.
-func (ls *loops) serveAway(fd int, s *session, received []byte) {
-	defer ls.away.Add(-1)
-	ls.slowWay(fd, s, received)
+// probeKernel makes the system calls that the loops cannot do without, for the
+// error of the first that this kernel, or a sandbox, refuses. What can be done
+// without (splice, EPOLLEXCLUSIVE) is found missing when it is first used.
+func probeKernel() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	if _, err := sys.Send(int32(pair[0]), []byte{1}); err != nil {
+		return os.NewSyscallError("sendto", err)
+	}
+	if _, err := sys.Recv(int32(pair[1]), make([]byte, 1)); err != nil {
+		return os.NewSyscallError("recvfrom", err)
+	}
+	// Not on a socket that does not listen; but the call is there.
+	if _, err := sys.Accept(pair[0], &unix.RawSockaddrAny{}); err != unix.EINVAL && err != unix.EOPNOTSUPP {
+		return os.NewSyscallError("accept4", err)
+	}
+	return nil
+}
+
+// take hands a tunnel that was connected elsewhere to the loop with the fewest,
+// and reports whether it did: then client and backend are closed, the
+// descriptors having changed hands by dup, since net keeps its own to itself.
+// What is not TCP stays with the caller; and so does everything where there are
+// no descriptors left for a dup: the client has its 200.
+func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, early []byte) bool {
+	if ls == nil {
+		return false
+	}
+	cfd, err := dupConn(client)
+	if err != nil {
+		return false
+	}
+	bfd, err := dupConn(backend)
+	if err != nil {
+		unix.Close(cfd)
+		return false
+	}
+	client.Close()
+	backend.Close()
+	to := ls.crew.idlest()
+	early = append([]byte(nil), early...) // not the whole of its array
+	to.load.Add(1)
+	if !to.reactor.post(func() { to.adopt(s, u, cfd, bfd, early) }) {
+		unix.Close(cfd)
+		unix.Close(bfd)
+		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}})
+	}
+	return true
+}
+
+// elsewhere counts a tunnel that take has left to the caller among those that
+// have descriptors, until done is called.
+func (ls *loops) elsewhere() (done func()) {
+	if ls == nil {
+		return func() {}
+	}
+	ls.crew.away.Add(1)
+	return func() { ls.crew.away.Add(-1) }
+}
+
+// close cuts all tunnels and ends the loops. It does not wait for them.
+func (ls *loops) close() {
+	if ls == nil {
+		return
+	}
+	for _, l := range ls.all {
+		l.reactor.post(l.shutdown)
+	}
+}
+
+// moved returns how many bytes were spliced, and how many were copied.
+func (ls *loops) moved() (spliced, copied int64) {
+	if ls == nil {
+		return 0, 0
+	}
+	for _, l := range ls.all {
+		spliced += l.totalSpliced.Load()
+		copied += l.totalCopied.Load()
+	}
+	return spliced, copied
 }
 
 // dupConn is dup for what is TCP.
@@ -135,26 +202,15 @@ func dup(socket syscall.Conn) (int, error) {
 	return fd, errors.Join(err, cerr)
 }
 
-// idlest returns the loop with the fewest connections.
-func (ls *loops) idlest() *loop {
-	best := ls.all[0]
-	for _, l := range ls.all[1:] {
-		if l.load.Load() < best.load.Load() {
-			best = l
-		}
-	}
-	return best
-}
-
-// full tells whether another connection might not get its two descriptors.
-// Then it is better off in the listener's queue than with a 502.
-func (ls *loops) full() bool {
-	n := ls.away.Load()
-	for _, l := range ls.all {
-		n += l.load.Load()
-	}
-	return n >= ls.maxConns
-}
+const (
+	// maxPipes bounds all pipes of the process, and with them the memory that
+	// stalled readers can pin: maxPipes × 1 MiB. Beyond it, tunnels copy. Where
+	// descriptors are few there may be less; see budget.
+	maxPipes = 256
+	// maxIdlePipes bounds the pipes that wait for their next use: half of what
+	// pipe-user-pages-soft lets an unprivileged user have by default.
+	maxIdlePipes = 32
+)
 
 // budget divides the descriptors that a process may have: two for each
 // connection, two for each pipe, and some put by for everything else. Few
@@ -175,151 +231,68 @@ func descriptorLimit() uint64 {
 	return limit.Cur
 }
 
-// close cuts all tunnels and ends the loops.
-func (ls *loops) close() {
-	ls.portable.close()
-	for _, l := range ls.all {
-		l.send(l.shutdown)
-	}
-}
-
-func (ls *loops) moved() (spliced, copied int64) {
-	_, copied = ls.portable.moved()
-	for _, l := range ls.all {
-		spliced += l.totalSpliced.Load()
-		copied += l.totalCopied.Load()
-	}
-	return spliced, copied
-}
-
-// loop is an epoll instance, its thread, and the connections that it serves.
+// loop is a reactor and the connections that it serves.
 type loop struct {
-	group *loops
-	front *frontend
-	relayConfig
-
-	epfd   int
-	wakefd int // eventfd: something is in the inbox
-	events [256]unix.EpollEvent
-	buf    []byte // for every read; empty between two of them
-
-	table    []*tunnel // by slot
-	free     []uint32  // slots of table
-	work     []func()  // taken from the inbox
-	todo     []*tunnel // to go on with before the next wait
-	spent    int       // bytes of bulk moved in this turn
-	bulkTurn bool      // it is the turn of bulk
-	pipes    pipePool
-
-	spliceable bool
-	closing    bool
-	now        int64 // coarse clock, see tick
-	start      time.Time
-
-	listeners       []*sharedListener
-	pausedListeners int
-
-	requests  deadlines // of clients that have not said all
-	dials     deadlines // of backends that are connecting
-	watches   deadlines // when to watch a client whose backend still connects
-	lingers   deadlines // of refused clients
-	sweepDue  int64
-	sweepAt   int // next slot of the table
-	sweepable int // tunnels that the sweep has something to do for
-
-	sockaddr unix.RawSockaddrAny // scratch
-
-	// A batch of events and how far it is dealt with: a panic loses one event.
-	pending, handled int
-	current          *tunnel // whose event is dealt with
-
-	spliced, copied           int64        // bytes since the last publication
-	totalSpliced, totalCopied atomic.Int64 // published
-	load                      atomic.Int32 // connections here or on their way
-
-	mu    sync.Mutex
-	inbox []func()
-	gone  bool // the loop has ended
+	acceptor
+	pending, handled int // events of a batch: a panic loses one of them
 }
 
-func newLoop(ls *loops, cfg *Config) (*loop, error) {
-	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, session, []byte)) (*loop, error) {
+	// A raw wait keeps its processor, so it needs one to itself.
+	r, err := newReactor(runtime.GOMAXPROCS(0) > cfg.loopCount())
 	if err != nil {
 		return nil, err
 	}
-	wakefd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err == nil {
-		err = unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, wakefd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeSlot})
-	}
-	l := &loop{
-		group:       ls,
-		front:       ls.front,
-		relayConfig: ls.relayConfig,
-		epfd:        epfd,
-		wakefd:      wakefd,
-		buf:         make([]byte, max(cfg.Buffer, cfg.HandshakeMax+len("\r\n"))),
-		pipes:       pipePool{made: &ls.pipes, max: ls.maxPipes, maxIdle: max(1, maxIdlePipes/cfg.loopCount())},
-		spliceable:  cfg.Splice,
-		start:       time.Now(),
-	}
+	l := &loop{}
+	l.reactor = r
+	l.crew = &ls.crew
+	l.ledger, l.log = ledger, ledger.log
+	l.bounds, l.liveness = cfg.bounds(), cfg.liveness()
+	l.buf = make([]byte, max(cfg.Buffer, cfg.HandshakeMax+len("\r\n")))
+	l.bufferSize = cfg.Buffer
+	l.pipes = pipe.NewPool(&ls.pipes, max(1, maxIdlePipes/cfg.loopCount()))
+	l.spliceable = cfg.Splice
+	l.slowWay = slowWay
+	l.away = &ls.crew.away
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
 	l.dials.after = cfg.Timeout.Nanoseconds()
 	l.watches.after = watchAfter.Nanoseconds()
 	l.lingers.after = lingerTime.Nanoseconds()
-	if err != nil {
-		l.closeFiles()
-		return nil, err
-	}
 	return l, nil
 }
-
-func (l *loop) closeFiles() {
-	unix.Close(l.epfd)
-	if l.wakefd >= 0 {
-		unix.Close(l.wakefd)
-	}
-	l.pipes.closeIdle()
-}
-
-// An event names its tunnel by slot and generation, not by descriptor: both
-// descriptor and slot may have a new owner within the same batch of events,
-// and a stale EPOLLOUT would read as "connected". In the Fd field of
-// EpollEvent stands slot<<1|side, in Pad the generation.
-const (
-	wakeSlot     = -1 // the eventfd
-	listenerSlot = -2 // Pad is the index of the listener
-)
 
 // run is the loop.
 func (l *loop) run() {
 	// A thread of its own: the scheduler has nothing to move around, and the
-	// waits below are its to make.
+	// reactor's waits are its to make.
 	runtime.LockOSThread()
 	for {
 		l.pending, l.handled = l.wait(), 0
 		if l.anythingTimed() {
-			l.tick()
+			l.reactor.tick()
 		}
 		for !l.turn() {
 		}
 		l.publish()
-		if l.closing && len(l.free) == len(l.table) && l.end() {
+		if l.closing && l.empty() && l.reactor.end() {
+			l.pipes.CloseIdle()
 			return
 		}
 	}
 }
 
-// end ends a loop that has nothing left. It reports false if something came
-// in at the last moment.
-func (l *loop) end() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.inbox)+len(l.work) > 0 {
-		return false
+// wait returns how many events there are, after waiting for at least one or
+// for something to be due.
+func (l *loop) wait() int {
+	n := l.reactor.poll()
+	if n > 0 || len(l.todo) > 0 || len(l.reactor.work) > 0 {
+		return n
 	}
-	l.gone = true
-	l.closeFiles()
-	return true
+	timeout := l.untilDue()
+	if timeout == 0 {
+		return 0
+	}
+	return l.reactor.sleep(timeout)
 }
 
 // turn deals with a batch of events and with what is due. It returns false
@@ -328,173 +301,140 @@ func (l *loop) end() bool {
 func (l *loop) turn() (done bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			logPanic(l.log, v)
+			l.ledger.panicked(v)
 			t := l.current
 			l.current = nil
 			if t != nil {
-				l.cut(t, howError)
+				l.cut(t, relay.Failure)
 			}
 		}
 	}()
 	l.bulkTurn = false
 	for l.handled < l.pending {
-		ev := &l.events[l.handled]
+		ev := &l.reactor.events[l.handled]
 		l.handled++
 		l.dispatch(ev)
 	}
-	for len(l.work) > 0 {
-		f := l.work[0]
-		l.work = l.work[1:]
+	for len(l.reactor.work) > 0 {
+		f := l.reactor.work[0]
+		l.reactor.work = l.reactor.work[1:]
 		f()
 		l.current = nil
 	}
-	// Bulk comes last and in portions, so that messages wait for one portion
-	// and not for all the bulk there is. What comes to todo now waits too.
-	l.spent, l.bulkTurn = 0, true
-	for n := len(l.todo); n > 0 && l.spent < bulkBytes; n-- {
-		t := l.todo[0]
-		l.todo = l.todo[1:]
-		t.queued = false
-		if l.current = t; t.state == stateOpen {
-			l.move(t)
-		}
-	}
+	l.moveBulk()
 	l.expire()
 	l.current = nil
 	return true
 }
 
-// goOn has a tunnel gone on with after the others had their turn.
-func (l *loop) goOn(t *tunnel) {
-	if !t.queued {
-		t.queued = true
-		l.todo = append(l.todo, t)
-	}
-}
-
 // dispatch deals with one event.
 func (l *loop) dispatch(ev *unix.EpollEvent) {
 	switch ev.Fd {
-	case wakeSlot:
-		l.readInbox()
+	case wakeEvent:
+		l.reactor.readInbox()
 		return
-	case listenerSlot:
+	case listenerEvent:
 		l.accept(l.listeners[ev.Pad])
 		return
 	}
-	t := l.table[ev.Fd>>1]
-	if t.generation != uint32(ev.Pad) || t.state == stateFree {
-		return // of a former owner of the slot
+	t, s := l.of(ev)
+	if t == nil {
+		return
 	}
 	l.current = t
-	s := &t.sockets[ev.Fd&1]
-	if ev.Events&unix.EPOLLOUT != 0 {
-		s.writable = true
-	}
-	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		s.readable = true
-	}
-	if ev.Events&(unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		s.hung = true
-	}
-	if ev.Events&unix.EPOLLERR != 0 {
-		s.writable = true // the write will say why not
-	}
-	switch t.state {
-	case stateRequest:
-		l.readRequest(t)
-		// A request and a reset may be one event; there will be no other.
-		if t.state == stateDial && ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-			l.abandon(t, errClientGone)
-		}
-	case stateDial:
-		l.dialing(t, s, ev.Events)
-	case stateLinger:
-		l.linger(t)
-	case stateOpen:
-		broken := ev.Events&unix.EPOLLERR != 0
-		l.bulkTurn = broken // what came before a reset is delivered before it
-		l.move(t)
-		l.bulkTurn = false
-		if broken && t.state == stateOpen {
-			l.broken(t, s)
-		}
-	}
+	s.noteEvents(ev.Events)
+	l.event(t, s, ev.Events)
 	l.current = nil
 }
 
 // shutdown cuts everything; the loop ends once that is done.
 func (l *loop) shutdown() {
 	l.closing = true
-	for _, t := range l.table {
-		l.cut(t, howShutdown)
+	for _, t := range l.slots {
+		l.cut(t, relay.Shutdown)
 	}
 }
 
-// send has a function run by the loop's thread. It reports false if the loop
-// has ended.
-func (l *loop) send(f func()) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.gone {
-		return false
-	}
-	l.inbox = append(l.inbox, f)
-	if len(l.inbox) == 1 {
-		one := uint64(1)
-		unix.Write(l.wakefd, (*[8]byte)(unsafe.Pointer(&one))[:])
-	}
-	return true
-}
-
-// readInbox runs what others have sent.
-func (l *loop) readInbox() {
-	var count [8]byte
-	unix.Read(l.wakefd, count[:])
-	l.mu.Lock()
-	l.work = append(l.work, l.inbox...)
-	l.inbox = nil
-	l.mu.Unlock()
-}
-
-// wait returns how many events there are, after waiting for at least one or
-// for something to be due. It waits in three steps:
-//
-//  1. not at all: under load there is always something;
-//  2. up to 5 ms in a raw system call. The scheduler does not know that the
-//     thread sleeps, so nothing is handed over and back: that costs as much as
-//     a message;
-//  3. in an ordinary one for as long as it takes, which gives the scheduler
-//     its processor back. A raw wait that never ended would hold it for ever.
-//
-// A signal ends step 2 early: it may be the collector, which has to stop the
-// world and cannot while a thread sleeps unknown to the scheduler.
-func (l *loop) wait() int {
-	n, err := sysWait(l.epfd, l.events[:], 0)
-	if n > 0 || len(l.todo) > 0 || len(l.work) > 0 {
-		return max(n, 0)
-	}
-	timeout := l.untilDue()
-	if timeout == 0 {
-		return 0
-	}
-	if err != unix.EINTR && l.group.rawWait {
-		brief := 5
-		if timeout > 0 {
-			brief = min(brief, timeout)
+// expire deals with everything whose time has come.
+func (l *loop) expire() {
+	for {
+		t, at := l.requests.due(l.reactor.now)
+		if t == nil {
+			break
 		}
-		if n, err = sysWait(l.epfd, l.events[:], brief); n > 0 {
-			return n
+		if l.current = t; t.deadline == at {
+			l.refuse(t, t.session.cutShort(t.flows[clientSide].unsent, errTooSlow))
 		}
-		if err == nil && timeout > 0 {
-			if timeout -= brief; timeout == 0 {
-				return 0
+	}
+	for {
+		t, _ := l.watches.due(l.reactor.now)
+		if t == nil {
+			break
+		}
+		if l.current = t; !t.sockets[clientSide].watched {
+			// A client that resets ends the dial; see dialing.
+			if err := l.watch(t, &t.sockets[clientSide]); err != nil {
+				l.abandon(t, errClientGone)
 			}
 		}
 	}
-	n, err = unix.EpollWait(l.epfd, l.events[:], timeout)
-	if err != nil && err != unix.EINTR {
-		panic(fmt.Sprintf("epoll_wait: %v", err)) // only for a bug: EBADF, EFAULT, EINVAL
+	for {
+		t, at := l.dials.due(l.reactor.now)
+		if t == nil {
+			break
+		}
+		if l.current = t; t.deadline == at {
+			l.dialFailed(t, dialOpError(t, os.ErrDeadlineExceeded))
+		}
 	}
-	return max(n, 0)
+	for {
+		t, at := l.lingers.due(l.reactor.now)
+		if t == nil {
+			break
+		}
+		if l.current = t; t.deadline == at {
+			l.dismiss(t)
+		}
+	}
+	if l.pausedListeners > 0 {
+		l.resumeListeners()
+	}
+	if l.sweepable > 0 && l.reactor.now >= l.sweepDue {
+		l.sweep()
+	}
+}
+
+// anythingTimed tells whether the clock matters.
+func (l *loop) anythingTimed() bool {
+	return l.sweepable > 0 || !l.requests.empty() || !l.dials.empty() ||
+		!l.watches.empty() || !l.lingers.empty() || l.pausedListeners > 0
+}
+
+// untilDue returns how many milliseconds there are until something is due,
+// rounded up; -1 for nothing.
+func (l *loop) untilDue() int {
+	next := int64(-1)
+	earlier := func(at int64) {
+		if next < 0 || at < next {
+			next = at
+		}
+	}
+	for _, d := range []*deadlines{&l.requests, &l.dials, &l.watches, &l.lingers} {
+		if !d.empty() {
+			earlier(d.queue[d.head].at)
+		}
+	}
+	for _, sl := range l.listeners {
+		if sl.paused {
+			earlier(sl.resumeAt)
+		}
+	}
+	if l.sweepable > 0 {
+		earlier(l.sweepDue)
+	}
+	if next < 0 {
+		return -1
+	}
+	l.reactor.tick()
+	return int(min(max(0, (next-l.reactor.now+1e6-1)/1e6), 1<<30)) // epoll takes an int
 }

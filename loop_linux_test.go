@@ -18,7 +18,7 @@ import (
 func inLoop(t testing.TB, l *loop, f func()) {
 	t.Helper()
 	done := make(chan struct{})
-	if !l.send(func() { defer close(done); f() }) {
+	if !l.reactor.post(func() { defer close(done); f() }) {
 		t.Fatal("the loop has ended")
 	}
 	inTime(t, done, "the loop does not answer")
@@ -52,7 +52,7 @@ func look(t testing.TB, g *testGateway, client net.Conn, f func(*loop, *tunnel))
 	eventually(t, "the connection is in a loop", func() (found bool) {
 		for _, l := range g.loops.all {
 			inLoop(t, l, func() {
-				for _, s := range l.table {
+				for _, s := range l.slots {
 					if s.state != stateFree && s.session.client == addrOf(client) {
 						found = true
 						f(l, s)
@@ -79,7 +79,7 @@ func reaches(t testing.TB, g *testGateway, client net.Conn, state tunnelState) {
 func hold(t testing.TB, l *loop) (release func()) {
 	t.Helper()
 	held, gate := make(chan struct{}), make(chan struct{})
-	l.send(func() { close(held); <-gate })
+	l.reactor.post(func() { close(held); <-gate })
 	<-held
 	return func() { close(gate) }
 }
@@ -90,7 +90,7 @@ func wantAtRest(t testing.TB, g *testGateway) (pipes int) {
 	t.Helper()
 	for i, l := range g.loops.all {
 		eventually(t, "the loop has no connection", func() (rests bool) {
-			inLoop(t, l, func() { rests = len(l.free) == len(l.table) && l.load.Load() == 0 && len(l.todo) == 0 })
+			inLoop(t, l, func() { rests = len(l.free) == len(l.slots) && l.load.Load() == 0 && len(l.todo) == 0 })
 			return rests
 		})
 		inLoop(t, l, func() {
@@ -101,7 +101,7 @@ func wantAtRest(t testing.TB, g *testGateway) (pipes int) {
 				}
 				free[slot] = true
 			}
-			for _, s := range l.table {
+			for _, s := range l.slots {
 				if s.state != stateFree || s.flows[0].pipe != nil || s.flows[1].pipe != nil {
 					t.Errorf("loop %d: slot %d is free, but %+v", i, s.slot, s)
 				}
@@ -109,13 +109,13 @@ func wantAtRest(t testing.TB, g *testGateway) (pipes int) {
 			if l.sweepable != 0 || l.pausedListeners != 0 {
 				t.Errorf("loop %d: %d tunnels to sweep, %d paused listeners", i, l.sweepable, l.pausedListeners)
 			}
-			if n := len(l.pipes.idle); n > maxIdlePipes {
+			if n := l.pipes.Idle(); n > maxIdlePipes {
 				t.Errorf("loop %d keeps %d pipes", i, n)
 			}
-			pipes += len(l.pipes.idle)
+			pipes += l.pipes.Idle()
 		})
 	}
-	if made := int(g.loops.pipes.Load()); made != pipes {
+	if made := g.loops.pipes.Made(); made != pipes {
 		t.Errorf("%d pipes, of which %d are idle", made, pipes)
 	}
 	return pipes
@@ -139,7 +139,7 @@ func TestAnEventOfASlotsFormerOwnerIsIgnored(t *testing.T) {
 	wantAtRest(t, g)
 	inLoop(t, g.loops.all[0], func() {
 		l := g.loops.all[0]
-		for _, s := range l.table { // slots that are nobody's
+		for _, s := range l.slots { // slots that are nobody's
 			for side := range int32(2) {
 				l.dispatch(&unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLHUP, Fd: int32(s.slot<<1) | side, Pad: int32(s.generation)})
 			}

@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,7 +19,7 @@ import (
 func pauseAll(t testing.TB, g *testGateway, delay time.Duration) {
 	for _, l := range g.loops.all {
 		inLoop(t, l, func() {
-			l.tick()
+			l.reactor.tick()
 			sl := l.listeners[0]
 			sl.pace.delay = delay / 2 // the next is twice that
 			l.pause(sl, unix.EMFILE)
@@ -149,7 +152,7 @@ func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T)
 	open := openTunnel(t, g.addr, backend)
 	l := g.loops.all[0]
 	inLoop(t, l, func() {
-		l.tick()
+		l.reactor.tick()
 		l.pause(l.listeners[0], unix.EMFILE)
 	})
 	queued := connect(t, g.addr)
@@ -179,9 +182,9 @@ func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
 	c := connect(t, g.addr) // the listener's event
 	go g.Shutdown(context.Background())
 	eventually(t, "the loop is told to stop accepting", func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.inbox) > 0
+		l.reactor.mu.Lock()
+		defer l.reactor.mu.Unlock()
+		return len(l.reactor.inbox) > 0
 	})
 	release()
 	waitRefused(t, g.addr)
@@ -193,5 +196,75 @@ func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
 	})
 	if lines := g.log.lines("cannot accept, trying again"); len(lines) > 0 {
 		t.Error(lines)
+	}
+}
+
+func TestDescriptorsAreDividedSoThatTheySuffice(t *testing.T) {
+	for _, limit := range []uint64{0, 64, 256, 1024, 4096, 20000, 1 << 20, 1 << 30, 1<<64 - 1} {
+		conns, pipes := budget(limit)
+		if conns < 16 || pipes < 0 || pipes > maxPipes {
+			t.Errorf("of %d: %d connections, %d pipes", limit, conns, pipes)
+		}
+		if need := uint64(2*(int64(conns)+int64(pipes)) + 100); limit >= 256 && need > limit {
+			t.Errorf("of %d: %d connections and %d pipes take %d", limit, conns, pipes, need)
+		}
+	}
+}
+
+func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
+	certFile, keyFile, trusting := tlsFiles(t)
+	g := startConfigured(t, func(cfg *Config) { cfg.TLSCert, cfg.TLSKey = certFile, keyFile },
+		func(g *Gateway) { g.loops.crew.maxConns = 2 })
+	ls := g.loops
+
+	web := connect(t, g.addr)
+	send(t, web, "GET / HTTP/1.1\r\nHost: game.test\r\n\r\n")
+	expect(t, web, "HTTP/1.1 400 ")
+	inside := tls.Client(connect(t, g.addr), trusting)
+	send(t, inside, sealed(t, startEcho(t)))
+	expect(t, inside, "200")
+	if !ls.crew.full() {
+		t.Error("an HTTP client and a tunnel over TLS count for less than two connections")
+	}
+	for _, c := range []net.Conn{web, inside} {
+		c.Close()
+	}
+	eventually(t, "both are gone", func() bool { return ls.crew.away.Load() == 0 && !ls.crew.full() })
+}
+
+func TestWithoutEPOLLEXCLUSIVEEveryLoopAccepts(t *testing.T) {
+	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 3 }, func(g *Gateway) {
+		g.loops.crew.exclusive |= unix.EPOLLRDHUP // together the kernel refuses them (epoll_ctl(2))
+	})
+	g.log.waitLine(t, "no EPOLLEXCLUSIVE here: every loop wakes for every connection", 1)
+	backend := startEcho(t)
+	for range 20 {
+		finish(t, openTunnel(t, g.addr, backend))
+	}
+	if n := len(g.log.lines("cannot accept, trying again")); n > 0 {
+		t.Errorf("%d failures to accept", n)
+	}
+}
+
+func TestAKernelThatRefusesWhatTheLoopsNeedIsFoundOutAtStart(t *testing.T) {
+	if err := probeKernel(); err != nil {
+		t.Fatal(err)
+	}
+	for call, name := range map[uint32]string{unix.SYS_ACCEPT4: "accept4", unix.SYS_RECVFROM: "recvfrom", unix.SYS_SENDTO: "sendto"} {
+		refused := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never unlock: the thread ends with its filter
+			if err := refuse(call, unix.EPERM); err != nil {
+				refused <- errors.ErrUnsupported
+				return
+			}
+			refused <- probeKernel()
+		}()
+		switch err := <-refused; {
+		case err == errors.ErrUnsupported:
+			t.Skip("no seccomp here")
+		case err == nil || !strings.HasPrefix(err.Error(), name+": "):
+			t.Errorf("without %s: %v", name, err)
+		}
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"io"
-	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -11,54 +10,11 @@ import (
 
 // Pipes, and what passes through them.
 
-func TestPipesAreFewAndNeverLentWithBytesInThem(t *testing.T) {
-	var made atomic.Int32
-	pool := pipePool{made: &made, max: maxPipes, maxIdle: maxIdlePipes}
-	before := openDescriptors()
-	made.Store(maxPipes - 2)
-	a, b := pool.get(), pool.get()
-	if a == nil || b == nil {
-		t.Fatal("there are pipes left")
-	}
-	if c := pool.get(); c != nil || made.Load() != maxPipes {
-		t.Errorf("one pipe too many, %d counted", made.Load())
-	}
-	if a.size < minPipeSize || a.size > pipeSize {
-		t.Errorf("a pipe of %d bytes", a.size)
-	}
-	unix.Write(a.w, []byte("another tunnel's"))
-	pool.put(a, false)
-	if made.Load() != maxPipes-1 || len(pool.idle) != 0 {
-		t.Errorf("a pipe with bytes in it was kept: %d counted", made.Load())
-	}
-	pool.put(b, true)
-	if got := pool.get(); got != b {
-		t.Error("an empty pipe is not lent again")
-	}
-	pool.put(b, true)
-
-	made.Store(1)
-	var lent []*pipe
-	for range maxIdlePipes + 3 {
-		lent = append(lent, pool.get())
-	}
-	for _, p := range lent {
-		pool.put(p, true)
-	}
-	if len(pool.idle) != maxIdlePipes || made.Load() != maxIdlePipes {
-		t.Errorf("%d pipes are kept, %d counted, want %d", len(pool.idle), made.Load(), maxIdlePipes)
-	}
-	pool.closeIdle()
-	if n := openDescriptors(); made.Load() != 0 || n != before {
-		t.Errorf("%d pipes are counted, %d descriptors open, %d before", made.Load(), n, before)
-	}
-}
-
 // bulk sends size bytes through a tunnel and back, and returns how many of
 // them the gateway spliced and how many it copied.
 func bulk(t testing.TB, g *testGateway, backend string, size int) (spliced, copied int64) {
 	t.Helper()
-	s0, c0 := g.relay.moved()
+	s0, c0 := g.loops.moved()
 	c := openTunnel(t, g.addr, backend)
 	text := string(noise(1, size))
 	sent := make(chan error, 1)
@@ -72,7 +28,7 @@ func bulk(t testing.TB, g *testGateway, backend string, size int) (spliced, copi
 		t.Error(err)
 	}
 	eventually(t, "all is counted", func() bool {
-		spliced, copied = g.relay.moved()
+		spliced, copied = g.loops.moved()
 		spliced, copied = spliced-s0, copied-c0
 		return spliced+copied >= int64(2*size)
 	})
@@ -100,11 +56,11 @@ func TestTheCountersTellSplicedFromCopied(t *testing.T) {
 func TestWithoutAPipeTunnelsCopy(t *testing.T) {
 	g := startLoops(t, 1, nil)
 	backend := startEcho(t)
-	g.loops.pipes.Add(maxPipes)
+	inLoop(t, g.loops.all[0], func() { g.loops.pipes.Max = 0 })
 	if spliced, _ := bulk(t, g, backend, 4<<20); spliced != 0 {
 		t.Errorf("%d bytes were spliced", spliced)
 	}
-	g.loops.pipes.Add(-maxPipes)
+	inLoop(t, g.loops.all[0], func() { g.loops.pipes.Max = maxPipes })
 	if spliced, _ := bulk(t, g, backend, 4<<20); spliced == 0 {
 		t.Error("with pipes to be had again, nothing was spliced")
 	}
@@ -115,7 +71,7 @@ func TestWhereSpliceIsRefusedTunnelsCopy(t *testing.T) {
 	for _, errno := range []unix.Errno{unix.EPERM, unix.ENOSYS, unix.EINVAL} {
 		g := startLoops(t, 1, nil)
 		var err error
-		inLoop(t, g.loops.all[0], func() { err = refuseSplice(errno) }) // for this thread, which ends with its loop
+		inLoop(t, g.loops.all[0], func() { err = refuse(unix.SYS_SPLICE, errno) }) // for this thread, which ends with its loop
 		if err != nil {
 			t.Skip("no seccomp here: ", err)
 		}
@@ -126,12 +82,12 @@ func TestWhereSpliceIsRefusedTunnelsCopy(t *testing.T) {
 	}
 }
 
-// refuseSplice has splice(2) fail in the calling thread from now on, as a
-// sandbox does.
-func refuseSplice(errno unix.Errno) error {
+// refuse has a system call fail in the calling thread from now on, as a sandbox
+// does.
+func refuse(call uint32, errno unix.Errno) error {
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the number of the system call
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: unix.SYS_SPLICE},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: call},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
 	}

@@ -56,7 +56,7 @@ func bringAbout(t testing.TB, g *testGateway, started chan context.Context) *sta
 	eventually(t, "the goroutines have theirs", func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		return len(g.clients) >= 1
+		return len(g.clients.all) >= 1
 	})
 	return s
 }
@@ -129,11 +129,11 @@ func TestCloseCutsConnectionsInEveryState(t *testing.T) {
 			if lines := len(g.log.lines("tunnel")) + len(g.log.lines("refused")) + len(g.log.lines("no request")); lines != connections {
 				t.Errorf("%d accounts for %d connections", lines, connections)
 			}
-			if g.cut.Load() != 3 {
-				t.Errorf("%d tunnels were cut, want 3", g.cut.Load())
+			if g.ledger.cut.Load() != 3 {
+				t.Errorf("%d tunnels were cut, want 3", g.ledger.cut.Load())
 			}
 			if g.loops != nil {
-				eventually(t, "the loops have ended", func() bool { return g.loops.pipes.Load() == 0 && loopsGone(g) })
+				eventually(t, "the loops have ended", func() bool { return g.loops.pipes.Made() == 0 && loopsGone(g) })
 			}
 		})
 	}
@@ -141,7 +141,7 @@ func TestCloseCutsConnectionsInEveryState(t *testing.T) {
 
 func loopsGone(g *testGateway) bool {
 	for _, l := range g.loops.all {
-		if l.send(func() {}) {
+		if l.reactor.post(func() {}) {
 			return false
 		}
 	}
@@ -153,10 +153,10 @@ func loopsGone(g *testGateway) bool {
 func TestCloseDoesNotWaitForARequestThatIsChangingHands(t *testing.T) {
 	g := startConfigured(t, func(cfg *Config) { cfg.Loops, cfg.HandshakeTimeout = 1, time.Hour }, nil)
 	_, fd := accepted(t)
-	g.serving.Add(1)
+	g.ledger.begin()
 	closed := make(chan struct{})
 	go func() { defer close(closed); g.Close() }()
 	eventually(t, "only the request is left", func() bool { return loopsGone(g) })
-	go g.serveDescriptor(fd, &session{accepted: time.Now()}, []byte("half a li"))
+	go g.serveDescriptor(fd, g.rules.Load(), session{accepted: time.Now()}, []byte("half a li"))
 	inTime(t, closed, "Close waits for the rest of the request")
 }

@@ -127,7 +127,7 @@ func TestBothSocketsOfATunnelHaveTheirOptions(t *testing.T) {
 func legOptions(t testing.TB, l *loop) (found [][4]int) {
 	t.Helper()
 	inLoop(t, l, func() {
-		for _, tn := range l.table {
+		for _, tn := range l.slots {
 			if tn.state != stateOpen {
 				continue
 			}
@@ -185,7 +185,7 @@ func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 				eventually(t, "a goroutine has it", func() bool {
 					g.mu.Lock()
 					defer g.mu.Unlock()
-					return len(g.clients) == 1
+					return len(g.clients.all) == 1
 				})
 				line = line[10:]
 			}

@@ -14,7 +14,6 @@ import (
 	"io"
 	stdlog "log"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -24,8 +23,9 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/handshake"
 	"gateway/internal/logwriter"
-	"gateway/internal/sockopt"
+	"gateway/internal/profiling"
 	"gateway/internal/token"
 )
 
@@ -65,77 +65,94 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		stdout.Write(keys)
 		return exitOK
-	case actionSeal:
-		route, err := address.ParseRoute(cfg.Arg)
-		if err != nil {
-			return fail(stderr, exitUsage, fmt.Errorf("invalid value %q for -seal: %w", cfg.Arg, err))
+	case actionSeal, actionOpen:
+		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
+			return fail(stderr, exitUsage, err)
 		}
-		line, err := seal(cfg, route)
+		if cfg.Action == actionSeal {
+			return sealRoute(cfg, stdout, stderr)
+		}
+		return openLine(cfg, stdout, stderr)
+	case actionCheck:
+		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
+			return fail(stderr, exitUsage, err)
+		}
+		listeners, err := listenAll(cfg)
 		if err != nil {
 			return fail(stderr, exitUsage, err)
 		}
-		fmt.Fprintln(stdout, line)
-		return exitOK
-	case actionOpen:
-		route, err := open(cfg)
-		if err != nil {
-			if strings.HasPrefix(err.Error(), "token_") {
-				return fail(stderr, exitFailure, fmt.Errorf("-open: the token does not open (%w); docs/issuing.md says what that means", err))
+		closeAll(listeners)
+		if cfg.Pprof != "" {
+			ln, err := listenPprof(cfg.Pprof)
+			if err != nil {
+				return fail(stderr, exitUsage, err)
 			}
-			return fail(stderr, exitFailure, fmt.Errorf("-open: the line does not open (%w): is it whole, and sealed with this secret and one of -kdf, or made with one of -token-keys?", err))
+			ln.Close()
 		}
-		fmt.Fprintln(stdout, route)
-		return exitOK
-	}
-
-	for _, w := range cfg.warnings() {
-		newLogger(cfg, stderr).Warn(w)
-	}
-	if cfg.Action == actionCheck {
+		warn(cfg, newLogger(cfg, stderr))
 		fmt.Fprintln(stdout, "the configuration is valid")
 		return exitOK
 	}
+	return serveLogged(cfg, stderr)
+}
+
+// serveLogged serves until a signal ends it, and logs to stderr.
+func serveLogged(cfg *Config, stderr io.Writer) int {
+	// Who reads the log may die, now or later; the gateway need not follow.
+	signal.Ignore(syscall.SIGPIPE)
 	lines := logwriter.New(stderr, func(n int) []byte {
 		var line bytes.Buffer
 		newLogger(cfg, &line).Warn("log lines were dropped: their reader is too slow", "lines", n)
 		return line.Bytes()
 	})
-	err = serve(cfg, newLogger(cfg, lines))
+	log := newLogger(cfg, lines)
+	code, err := exitUsage, cfg.load(log)
+	if err == nil {
+		warn(cfg, log)
+		code, err = exitFailure, serve(cfg, log)
+	}
 	lines.Close(time.Second)
 	if err != nil {
-		return fail(stderr, exitFailure, err)
+		return fail(stderr, code, err)
 	}
 	return exitOK
 }
 
-// seal makes the sealed line or the token for a route.
-func seal(cfg *Config, route address.Route) (string, error) {
-	if cfg.TTL == 0 {
-		return newKeyring(cfg.Secrets, cfg.KDFs).seal(route), nil
+func warn(cfg *Config, log *slog.Logger) {
+	for _, w := range cfg.warnings() {
+		log.Warn(w)
 	}
-	keys, err := cfg.tokenKeys(slog.New(slog.DiscardHandler))
-	if err != nil {
-		return "", err
-	}
-	text, err := keys.Seal(route.String(), cfg.TTL, time.Now())
-	if err != nil {
-		return "", fmt.Errorf("-seal: %w", err)
-	}
-	return text, nil
 }
 
-// open opens the line or token of -open.
-func open(cfg *Config) (address.Route, error) {
-	var f frontend
-	if cfg.Legacy {
-		f.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+// sealRoute prints the sealed line or the token for the route of -seal.
+func sealRoute(cfg *Config, stdout, stderr io.Writer) int {
+	route, err := address.ParseRoute(cfg.Arg)
+	if err != nil {
+		return fail(stderr, exitUsage, fmt.Errorf("invalid value %q for -seal: %w", cfg.Arg, err))
 	}
-	var err error
-	if f.tokens, err = cfg.tokenKeys(slog.New(slog.DiscardHandler)); err != nil {
-		return address.Route{}, err
+	text := ""
+	if cfg.TTL == 0 {
+		text = newKeyring(cfg.Secrets, cfg.KDFs).seal(route)
+	} else if text, err = cfg.tokens.Seal(route.String(), cfg.TTL, time.Now()); err != nil {
+		return fail(stderr, exitUsage, fmt.Errorf("-seal: %w", err))
 	}
+	fmt.Fprintln(stdout, text)
+	return exitOK
+}
+
+// openLine prints the route in the line or token of -open.
+func openLine(cfg *Config, stdout, stderr io.Writer) int {
 	line := strings.TrimSuffix(strings.TrimSuffix(cfg.Arg, "\n"), "\r")
-	return f.open(context.Background(), []byte(line))
+	route, err := newRules(cfg, nil).open(context.Background(), handshake.Line, []byte(line))
+	var bad token.Error
+	switch {
+	case errors.As(err, &bad):
+		return fail(stderr, exitFailure, fmt.Errorf("-open: the token does not open (%w); docs/issuing.md says what that means", err))
+	case err != nil:
+		return fail(stderr, exitFailure, fmt.Errorf("-open: the line does not open (%w): is it whole, and sealed with this secret and one of -kdf, or made with one of -token-keys?", err))
+	}
+	fmt.Fprintln(stdout, route)
+	return exitOK
 }
 
 // fail prints an error on a line of its own.
@@ -161,8 +178,6 @@ func serve(cfg *Config, log *slog.Logger) error {
 	// The standard library has something to tell now and then.
 	slog.SetDefault(log)
 	stdlog.SetOutput(libraryLog{log})
-	// Who reads the log may die; the gateway need not follow.
-	signal.Ignore(syscall.SIGPIPE)
 
 	listeners, err := listenAll(cfg)
 	if err != nil {
@@ -183,13 +198,14 @@ func serve(cfg *Config, log *slog.Logger) error {
 		g.Own(ln.Addr()) // all of them, before a client of any
 	}
 	if cfg.Pprof != "" {
-		at, stopPprof, err := startPprof(cfg.Pprof, log)
+		ln, err := listenPprof(cfg.Pprof)
 		if err != nil {
 			closeAll(listeners)
 			return err
 		}
-		defer stopPprof()
-		g.Own(at)
+		defer profiling.Serve(ln, log)()
+		log.Info("pprof is on", "url", fmt.Sprintf("http://%s/debug/pprof/", ln.Addr()))
+		g.Own(ln.Addr())
 	}
 	served := make(chan error, len(listeners))
 	for i, ln := range listeners {
@@ -204,6 +220,9 @@ func serve(cfg *Config, log *slog.Logger) error {
 
 	if cfg.PIDFile != "" {
 		p, err := createPIDFile(cfg.PIDFile)
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w (name a file in a folder that this user may write to, or none with -pidfile=)", err)
+		}
 		if err != nil {
 			return fmt.Errorf("-pidfile: %w", err)
 		}
@@ -245,8 +264,7 @@ func serve(cfg *Config, log *slog.Logger) error {
 	}()
 	g.Shutdown(ctx)
 	g.Close()
-	spliced, copied := g.relay.moved()
-	log.Info("stopped", "cut", g.cut.Load(), "denied", g.denied.Load(), "spliced", spliced, "copied", copied)
+	g.logTotals()
 	return nil
 }
 
@@ -258,60 +276,6 @@ func (l libraryLog) Write(line []byte) (int, error) {
 	text, _, _ := strings.Cut(strings.TrimSpace(string(line)), " starting with ")
 	l.log.Info("standard library", "text", text)
 	return len(line), nil
-}
-
-// listenAll opens all listening sockets.
-func listenAll(cfg *Config) ([]net.Listener, error) {
-	var list []net.Listener
-	for _, l := range cfg.Listen {
-		ln, err := listen(cfg, l)
-		if err != nil {
-			closeAll(list)
-			if errors.Is(err, syscall.EADDRINUSE) && !cfg.Reuse {
-				err = fmt.Errorf("%w (stop who uses it, or start all with -reuse=1)", err)
-			}
-			return nil, fmt.Errorf("-%s: %w", l.setting, err)
-		}
-		list = append(list, ln)
-	}
-	return list, nil
-}
-
-func closeAll(listeners []net.Listener) {
-	for _, ln := range listeners {
-		ln.Close()
-	}
-}
-
-// listen opens a listening socket.
-func listen(cfg *Config, l listening) (net.Listener, error) {
-	if l.kcp {
-		return cfg.listenKCP()
-	}
-	var lc net.ListenConfig
-	// Since Go 1.24 listeners speak MPTCP unless told not to, and then some
-	// socket options fail (golang/go#74643).
-	lc.SetMultipathTCP(false)
-	lc.KeepAlive, lc.KeepAliveConfig = cfg.keepalive()
-	lc.Control = func(network, address string, c syscall.RawConn) error {
-		if cfg.Reuse {
-			if err := sockopt.ReusePort(network, address, c); err != nil {
-				return err
-			}
-		}
-		return cfg.liveness().Inherit(c)
-	}
-	return lc.Listen(context.Background(), networkOf("tcp", l.addr), l.addr)
-}
-
-// networkOf returns "tcp4" or "udp4" for an IPv4 address to listen on: "tcp" would
-// make 0.0.0.0 listen on IPv6 too.
-func networkOf(network, addr string) string {
-	host, _, _ := net.SplitHostPort(addr)
-	if ip := net.ParseIP(host); ip != nil && ip.To4() != nil {
-		network += "4"
-	}
-	return network
 }
 
 func versionLine() string {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gateway/internal/filelock"
+	"gateway/internal/smallfile"
 )
 
 // pidFile is this process's line in the pid file.
@@ -27,6 +28,9 @@ type pidFile struct {
 	path string
 	lock *os.File
 }
+
+// maxPIDFile bounds the file, in bytes: some thousand gateways.
+const maxPIDFile = 64 << 10
 
 // pidLockWait bounds the wait for other gateways that change the file.
 const pidLockWait = 5 * time.Second
@@ -171,7 +175,7 @@ func readPIDs(path string) ([]int, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file; -pidfile= writes none", path)
 	}
-	text, err := os.ReadFile(path)
+	text, err := smallfile.Read(path, maxPIDFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil // removed since
 	}
@@ -204,15 +208,16 @@ func (p *pidFile) write(pids []int) error {
 		return err
 	}
 	defer os.Remove(tmp.Name()) // nothing, once renamed
+	var text []byte
 	for _, pid := range pids {
-		fmt.Fprintln(tmp, pid)
+		text = append(strconv.AppendInt(text, int64(pid), 10), '\n')
 	}
-	err = tmp.Chmod(0o644)
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
+	_, err = tmp.Write(text)
+	// A full disk may show only when the bytes get there, and the old file must
+	// not be replaced by less than all of the new one.
+	err = errors.Join(err, tmp.Sync(), tmp.Chmod(0o644), tmp.Close())
 	if err != nil {
-		return err
+		return fmt.Errorf("%s stays as it is: %w", p.path, err)
 	}
 	return os.Rename(tmp.Name(), p.path)
 }

@@ -152,11 +152,11 @@ func TestATunnelWithoutDescriptorsToHandOverIsRelayedAllTheSame(t *testing.T) {
 	}
 	restore := func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &old) }
 	defer restore()
-	g.serving.Add(1)
+	g.ledger.begin()
 	ran := make(chan struct{})
 	go func() {
 		defer close(ran)
-		g.loops.run(&session{}, here, there, []byte("early "))
+		g.runTunnel(&connection{Conn: here, socket: here}, there, []byte("early "))
 	}()
 	expect(t, far, "early ")
 	restore()

@@ -401,8 +401,8 @@ func TestCloseCutsTunnelsAndCountsThem(t *testing.T) {
 			}
 		}
 		line := g.log.waitLine(t, "tunnel", 5)
-		if line["ended_by"] != "gateway" || line["how"] != "shutdown" || g.cut.Load() != 5 {
-			t.Errorf("%d cut, account: %v", g.cut.Load(), line)
+		if line["ended_by"] != "gateway" || line["how"] != "shutdown" || g.ledger.cut.Load() != 5 {
+			t.Errorf("%d cut, account: %v", g.ledger.cut.Load(), line)
 		}
 	})
 }

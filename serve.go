@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/layer"
 	"gateway/internal/sockopt"
 )
 
@@ -32,7 +33,10 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	}
 	defer g.stopAccepting(ln)
 	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		return g.loops.serve(tcp, forward, g.stopping)
+		if err := g.loops.serve(tcp, forward, g.stopping, g.rules.Load); err != nil {
+			return err
+		}
+		return ErrGatewayClosed
 	}
 
 	var pace backoff
@@ -49,7 +53,7 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 		}
 		// Out of descriptors most of the time: connections that end free some.
 		delay := pace.next()
-		g.warnCannotAccept(err, delay)
+		g.ledger.warnCannotAccept(err, delay)
 		select {
 		case <-time.After(delay):
 		case <-g.stopping:
@@ -69,37 +73,37 @@ func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {
 		return
 	}
 	l.SetDeadline(time.Time{}) // instead of the one that woke us
-	// "At once" has to end even under a storm of connects: no more than a queue
-	// holds (net.core.somaxconn, 4096 by default).
-	for range 4096 {
+	acceptQueue(func() bool {
 		if !sockopt.Readable(raw) {
-			return
+			return false
 		}
 		conn, err := ln.Accept()
-		if err != nil {
-			return
+		if err == nil {
+			g.accepted(conn, forward)
 		}
-		g.accepted(conn, forward)
-	}
+		return err == nil
+	})
 }
 
 // Own tells the gateway of an address that belongs to it, besides those that it
 // serves: no client gets there.
 func (g *Gateway) Own(a net.Addr) {
-	if ap := addrPort(a); ap.IsValid() {
-		g.policy.Own(ap)
+	if ap := layer.AddrPort(a); ap.IsValid() {
+		g.rules.Load().policy.Own(ap)
 	}
 }
 
 // accepted starts the life of a connection.
 func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
-	g.serving.Add(1)
-	g.track(conn)
-	s := g.arrival(addrPort(conn.RemoteAddr()), forward)
-	if _, s.kcp = conn.(kcpClient); s.kcp {
-		s.proxied = false // there is no PROXY protocol for streams of datagrams
+	g.ledger.begin()
+	g.clients.add(conn)
+	r := g.rules.Load()
+	c := &connection{Conn: conn, socket: conn, rules: r}
+	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), forward)
+	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
+		c.session.proxied = false // there is no PROXY protocol for streams of datagrams
 	}
-	go g.serveConn(conn, &s, nil)
+	go g.serveConn(c, nil)
 }
 
 // Shutdown stops listening at once and returns when all connections have ended
@@ -107,10 +111,10 @@ func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
 // is left.
 func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.stop()
-	g.web.Shutdown()
+	g.http.server.Shutdown()
 	idle := make(chan struct{})
 	go func() {
-		g.serving.Wait()
+		g.ledger.wait()
 		close(idle)
 	}()
 	select {
@@ -126,16 +130,20 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 func (g *Gateway) Close() error {
 	g.stop()
 	g.cancel(errShutdown)
-	g.mu.Lock()
-	for c := range g.clients {
-		abort(c)
-	}
-	g.mu.Unlock()
-	g.relay.close()
-	g.web.Close()
-	g.serving.Wait()
+	g.clients.abort()
+	g.relay.Close()
+	g.loops.close()
+	g.http.server.Close()
+	g.ledger.wait()
 	g.resolver.Close()
 	return nil
+}
+
+// logTotals logs what came of all connections.
+func (g *Gateway) logTotals() {
+	spliced, copied := g.loops.moved()
+	g.ledger.log.Info("stopped", "cut", g.ledger.cut.Load(), "denied", g.ledger.denied.Load(),
+		"spliced", spliced, "copied", copied+g.relay.Copied())
 }
 
 // stop ends the accept loops and waits for them, so that no connection begins
@@ -182,27 +190,4 @@ func (g *Gateway) stopAccepting(ln net.Listener) {
 	delete(g.listeners, ln)
 	g.mu.Unlock()
 	g.accepting.Done()
-}
-
-// track remembers a client that Close would have to cut.
-func (g *Gateway) track(c net.Conn) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.clients[c] = struct{}{}
-}
-
-func (g *Gateway) untrack(c net.Conn) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.clients, c)
-}
-
-// backoff paces a loop that fails: 5 ms, doubled up to 1 s.
-type backoff struct{ delay time.Duration }
-
-func (b *backoff) reset() { b.delay = 0 }
-
-func (b *backoff) next() time.Duration {
-	b.delay = min(max(2*b.delay, 5*time.Millisecond), time.Second)
-	return b.delay
 }

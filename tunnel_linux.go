@@ -1,226 +1,238 @@
 package main
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
 
-// tunnel is a connection in a loop, from accept to its end. Its state is all
-// here: two descriptors, unsent bytes, counters and times.
-type tunnel struct {
-	state        tunnelState
-	deaf         bool  // the backend takes no more: what the client sends is dropped
-	queued       bool  // stands in todo
-	swept        bool  // counted in sweepable
-	keepalive    bool  // set, see sweepTunnel
-	wasHalf      bool  // as the last sweep saw it
-	attempts     int16 // dials that are left
-	selfConnects int8
-	slot         uint32
-	generation   uint32
-	sockets      [2]socket
-	flows        [2]flow
-	session      session
-	end          ending
-
-	deadline int64 // of the state it is in; 0: none
-	progress int64 // bytes moved, as the last sweep saw it
-	since    int64 // when that changed
-}
-
-// tunnelState is how far a connection has come.
-type tunnelState uint8
-
-const (
-	stateFree    tunnelState = iota // the slot is nobody's
-	stateRequest                    // the client has not said all yet
-	stateDial                       // the backend connects
-	stateOpen                       // bytes flow
-	stateLinger                     // refused; the client reads the status
+	"gateway/internal/relay"
+	"gateway/internal/sockopt"
+	"gateway/internal/sys"
 )
 
-// alloc returns a fresh tunnel.
-func (l *loop) alloc() *tunnel {
-	if len(l.free) == 0 {
-		// Grown by slabs: tunnels do not move, and cost one allocation in 64.
-		slab := make([]tunnel, 64)
-		for i := range slab {
-			slab[i].slot = uint32(len(l.table))
-			slab[i].sockets[clientSide].fd, slab[i].sockets[backendSide].fd = -1, -1
-			l.free = append(l.free, slab[i].slot)
-			l.table = append(l.table, &slab[i])
-		}
-	}
-	slot := l.free[len(l.free)-1]
-	l.free = l.free[:len(l.free)-1]
-	t := l.table[slot]
-	t.generation++
-	return t
+// tunnels are the connections of one loop that have a backend: from the moment
+// that bytes flow to their account. A descriptor belongs to the loop as long as
+// it is in a tunnel, and the loop closes it; net's runtime poller never knows of
+// it.
+type tunnels struct {
+	table
+	mover
+	ledger   *ledger
+	bounds   relay.Bounds
+	liveness sockopt.Liveness
+	closing  bool // what begins now is cut
+
+	sweepDue  int64
+	sweepAt   int // next slot of the table
+	sweepable int // tunnels that the sweep has something to do for
 }
 
-// release closes a tunnel's descriptors and gives up its slot. Closing ends
-// the registration with epoll, since nobody else has the same open file: net's
-// copies are closed before loops.run hands over, and leave takes the socket
-// out of epoll before net gets it.
-func (l *loop) release(t *tunnel) {
-	for i := range t.sockets {
-		if fd := t.sockets[i].fd; fd >= 0 {
-			sysClose(fd)
-		}
-		l.releasePipe(&t.flows[i])
-	}
-	if t.swept {
-		l.sweepable--
-	}
-	*t = tunnel{slot: t.slot, generation: t.generation}
-	t.sockets[clientSide].fd, t.sockets[backendSide].fd = -1, -1
-	l.free = append(l.free, t.slot)
-	l.load.Add(-1)
-}
-
-// watch registers a socket with epoll or changes what it waits for. A failure
-// is as good as a reset: without events the tunnel could not go on.
-func (l *loop) watch(t *tunnel, s *socket) error {
-	side := clientSide
-	if s == &t.sockets[backendSide] {
-		side = backendSide
-	}
-	ev := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff,
-		Fd:     int32(t.slot<<1) | int32(side),
-		Pad:    int32(t.generation),
-	}
-	if s.wantOut {
-		ev.Events |= unix.EPOLLOUT
-	}
-	op := unix.EPOLL_CTL_ADD
-	if s.watched {
-		op = unix.EPOLL_CTL_MOD
-	}
-	s.watched = true
-	return sysEpollCtl(l.epfd, op, s.fd, &ev)
-}
-
-// move pumps both directions of an open tunnel and ends it when both are done.
-func (l *loop) move(t *tunnel) {
-	wasDeaf := t.deaf
-	l.pump(t, clientSide)
-	l.pump(t, backendSide)
-	if t.deaf != wasDeaf {
-		l.pump(t, clientSide)
-	}
-	if t.state != stateOpen {
-		return
-	}
-	up, down := &t.flows[clientSide], &t.flows[backendSide]
-	switch {
-	case up.done && down.done:
-		l.finish(t)
-	case up.ended || up.done || down.ended || down.done || t.deaf:
-		l.sweepFor(t)
-	}
-}
-
-// broken deals with a reset that move did not come across: it cannot read on
-// before somebody takes what it holds.
-func (l *loop) broken(t *tunnel, s *socket) {
-	how := howReset
-	if err := socketError(s.fd); err != nil {
-		how = howOf(err)
-	}
-	if s == &t.sockets[clientSide] {
-		// What it sent before is out as far as the backend takes it.
-		t.end.note(byClient, how)
-		l.reset(t)
-		return
-	}
-	// What it sent before can still be read.
-	t.end.note(byBackend, how)
-	l.turnDeaf(t)
-	l.move(t)
-}
-
-// finish accounts for a tunnel and releases it.
-func (l *loop) finish(t *tunnel) {
-	s := t.session
-	end := tunnelEnd{t.flows[clientSide].moved, t.flows[backendSide].moved, t.end}
-	l.release(t)
-	l.publish()
-	defer l.front.finish(&s) // nothing, unless the account fails
-	l.account(&s, end)
-}
-
-// reset ends a tunnel with a reset to the backend: with SO_LINGER on and zero,
-// close(2) sends RST and drops what was not sent.
-func (l *loop) reset(t *tunnel) {
-	unix.SetsockoptLinger(int(t.sockets[backendSide].fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	l.finish(t)
-}
-
-// adopt takes a tunnel that was connected elsewhere.
-func (l *loop) adopt(s *session, cfd, bfd int, early []byte) {
+// adopt takes a tunnel that was connected elsewhere, and owns its descriptors.
+// early is what the client has already sent for the backend.
+func (l *tunnels) adopt(s *session, u *upstream, cfd, bfd int, early []byte) {
 	t := l.alloc()
 	l.current = t
-	t.session = *s
+	t.session, t.upstream = *s, *u
 	t.sockets[clientSide].fd, t.sockets[backendSide].fd = int32(cfd), int32(bfd)
 	t.state = stateOpen
 	if l.closing {
-		l.cut(t, howShutdown)
+		l.cut(t, relay.Shutdown)
 		return
 	}
 	t.sockets[backendSide].wantOut = true
 	if err := l.watch(t, &t.sockets[backendSide]); err != nil {
-		l.cut(t, howError)
+		l.cut(t, relay.Failure)
 		return
 	}
-	l.open(t, early)
+	l.establish(t, early)
 }
 
-// open begins to relay: the backend is registered, the client may be.
-func (l *loop) open(t *tunnel, early []byte) {
+// establish begins to relay: the backend is registered, the client may be.
+func (l *tunnels) establish(t *tunnel, early []byte) {
 	t.state, t.deadline = stateOpen, 0
 	c := &t.sockets[clientSide]
 	c.writable = true
 	t.sockets[backendSide].writable = true
 	if !c.watched {
 		if err := l.watch(t, c); err != nil {
-			l.cut(t, howError)
+			l.cut(t, relay.Failure)
 			return
 		}
 	}
 	t.flows[clientSide].unsent = early
-	t.since = l.now
-	if l.idleTimeout > 0 || !t.keepalive {
+	t.rest.Begin(0, l.reactor.now)
+	if l.bounds.Idle > 0 || !t.keepalive {
 		l.sweepFor(t)
 	}
 	l.move(t)
 }
 
-// cut ends a connection from outside.
-func (l *loop) cut(t *tunnel, how string) {
-	switch t.state {
-	case stateFree:
-	case stateOpen:
-		t.end.note(byGateway, how)
-		if t.flows[clientSide].holds() {
-			l.reset(t) // a FIN would call what the backend got complete
-		} else {
-			l.finish(t)
-		}
-	default:
-		err := errInternal
-		if how == howShutdown {
-			err = errShutdown
-		}
-		l.abandon(t, err)
+// event deals with an event of an open tunnel.
+func (l *tunnels) event(t *tunnel, s *socket, events uint32) {
+	broken := events&unix.EPOLLERR != 0
+	l.bulkTurn = broken // what came before a reset is delivered before it
+	l.move(t)
+	l.bulkTurn = false
+	if broken && t.state == stateOpen {
+		l.broken(t, s)
 	}
 }
 
-// socketError returns and clears what a socket has to complain about.
-func socketError(fd int32) error {
-	v, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return err
+// moveBulk goes on with bulk, in portions, so that messages wait for one portion
+// and not for all the bulk there is. What comes to todo now waits too.
+func (l *tunnels) moveBulk() {
+	l.spent, l.bulkTurn = 0, true
+	for n := len(l.todo); n > 0 && l.spent < bulkBytes; n-- {
+		t := l.todo[0]
+		l.todo = l.todo[1:]
+		t.queued = false
+		if l.current = t; t.state == stateOpen {
+			l.move(t)
+		}
 	}
-	if v == 0 {
-		return nil
+	l.bulkTurn = false
+}
+
+// move pumps both directions of an open tunnel and ends it when both are done.
+func (l *tunnels) move(t *tunnel) {
+	wasDeaf := t.deaf
+	l.pump(t, clientSide)
+	l.pump(t, backendSide)
+	if t.deaf != wasDeaf {
+		l.pump(t, clientSide)
 	}
-	return unix.Errno(v)
+	switch {
+	case t.broken:
+		l.reset(t)
+	case t.flows[clientSide].done && t.flows[backendSide].done:
+		l.finish(t)
+	case t.halfClosed():
+		l.sweepFor(t)
+	}
+}
+
+// broken deals with a reset that move did not come across: it cannot read on
+// before somebody takes what it holds.
+func (l *tunnels) broken(t *tunnel, s *socket) {
+	how := relay.Reset
+	if err := sys.SocketError(s.fd); err != nil {
+		how = relay.HowOf(err)
+	}
+	if s == &t.sockets[clientSide] {
+		// What it sent before is out as far as the backend takes it.
+		t.end.Note(relay.Client, how)
+		l.reset(t)
+		return
+	}
+	// What it sent before can still be read.
+	t.end.Note(relay.Backend, how)
+	l.turnDeaf(t)
+	l.move(t)
+}
+
+// finish accounts for a tunnel and releases it.
+func (l *tunnels) finish(t *tunnel) {
+	s, u := t.session, t.upstream
+	end := relay.End{Up: t.flows[clientSide].moved, Down: t.flows[backendSide].moved, Ending: t.end}
+	l.release(t)
+	l.publish()
+	defer l.ledger.done(&s, &u) // nothing, unless the account fails
+	l.ledger.ended(&s, &u, end)
+}
+
+// reset ends a tunnel with a reset to the backend.
+func (l *tunnels) reset(t *tunnel) {
+	sys.ResetOnClose(t.sockets[backendSide].fd)
+	l.finish(t)
+}
+
+// cut ends a tunnel from outside.
+func (l *tunnels) cut(t *tunnel, how relay.How) {
+	t.end.Note(relay.Gateway, how)
+	if t.flows[clientSide].holds() {
+		l.reset(t) // a FIN would call what the backend got complete
+	} else {
+		l.finish(t)
+	}
+}
+
+// release closes a connection's descriptors and gives up its slot. Closing ends
+// the registration with epoll, since nobody else has the same open file: net's
+// copies are closed before loops.take hands over, and leave takes the socket
+// out of epoll before net gets it.
+func (l *tunnels) release(t *tunnel) {
+	for i := range t.sockets {
+		if fd := t.sockets[i].fd; fd >= 0 {
+			sys.Close(fd)
+		}
+		l.releasePipe(&t.flows[i])
+	}
+	if t.swept {
+		l.sweepable--
+	}
+	l.put(t)
+}
+
+// sweepSlices is how many sweeps look at the whole table once: a table of
+// 100,000 tunnels at one go would make all of them wait.
+const sweepSlices = 8
+
+// sweepFor has t looked at by the sweep from now on.
+func (l *tunnels) sweepFor(t *tunnel) {
+	if t.swept {
+		return
+	}
+	t.swept = true
+	if l.sweepable++; l.sweepable == 1 {
+		l.reactor.tick()
+		l.sweepDue = l.reactor.now + l.bounds.SweepPeriod().Nanoseconds()/sweepSlices
+	}
+	t.rest.Begin(t.progress(), l.reactor.now)
+}
+
+// sweep looks at the next slice of the table.
+func (l *tunnels) sweep() {
+	l.sweepDue = l.reactor.now + l.bounds.SweepPeriod().Nanoseconds()/sweepSlices
+	for range (len(l.slots) + sweepSlices - 1) / sweepSlices {
+		if l.sweepAt >= len(l.slots) {
+			l.sweepAt = 0
+		}
+		t := l.slots[l.sweepAt]
+		l.sweepAt++
+		if t.state == stateOpen && t.swept {
+			l.current = t
+			l.sweepOne(t)
+		}
+	}
+}
+
+// sweepOne cuts a tunnel that rests for too long. It also sets the options
+// that find a peer gone: a connection that lives for less than a sweep does
+// without, and costs some system calls less. Clients inherit most of them from
+// their listener, but not TCP_USER_TIMEOUT, and nothing if they were in the
+// queue of a listener that was made elsewhere.
+func (l *tunnels) sweepOne(t *tunnel) {
+	if !t.keepalive {
+		t.keepalive = true
+		unix.SetsockoptInt(int(t.sockets[clientSide].fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		l.liveness.Set(int(t.sockets[clientSide].fd))
+		l.liveness.Set(int(t.sockets[backendSide].fd))
+	}
+	half := t.halfClosed()
+	if l.bounds.Of(half) == 0 {
+		t.swept = false // until it is half-closed
+		l.sweepable--
+		return
+	}
+	progress := t.progress()
+	if t.deaf && t.flows[backendSide].done {
+		// All was written, and the client is to acknowledge it.
+		unacked, err := unix.IoctlGetInt(int(t.sockets[clientSide].fd), unix.SIOCOUTQ)
+		if err == nil && unacked == 0 {
+			l.finish(t) // whoever ended it is noted already
+			return
+		}
+		progress -= int64(unacked)
+	}
+	if t.rest.TooLong(l.bounds, progress, half, l.reactor.now) {
+		l.cut(t, relay.Timeout)
+	}
 }

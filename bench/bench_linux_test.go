@@ -128,7 +128,7 @@ func TestARunMeasuresEveryWorkload(t *testing.T) {
 	}
 	noChildrenStay(t)
 	r := readReport(t, file)
-	if r.Machine.Congestion == "" || r.Machine.Kernel == "" || r.Unpinned != nil || len(r.Workload) != 18 {
+	if r.Machine.Congestion == "" || r.Machine.Kernel == "" || r.Machine.NullSyscall <= 0 || r.Unpinned != nil || len(r.Workload) != 18 {
 		t.Errorf("got %+v", r)
 	}
 	for key := range r.Workload {
@@ -187,8 +187,18 @@ func TestAUsageErrorIsCode2(t *testing.T) {
 	}
 }
 
-// testSuite is a suite with the given contenders.
+// testSuite is a suite with the given contenders, all of which take part.
 func testSuite(t *testing.T, all ...*contender) *suite {
+	t.Helper()
+	s := openSuite(t, all...)
+	if len(s.entrants) != len(all) {
+		t.Fatalf("%d of %d contenders take part: %q", len(s.entrants), len(all), s.table.failures())
+	}
+	return s
+}
+
+// openSuite is a suite with those of the given contenders that pass the proof.
+func openSuite(t *testing.T, all ...*contender) *suite {
 	t.Helper()
 	runtime.LockOSThread()
 	cpu, err := lastCPU()
@@ -209,8 +219,18 @@ func testSuite(t *testing.T, all ...*contender) *suite {
 	return s
 }
 
+// outcome is what came of a contender's turn at a workload.
+func (s *suite) outcome(t *testing.T, workload, contender string) *series {
+	t.Helper()
+	got := s.table.at(workload, contender)
+	if got == nil {
+		t.Fatalf("%s had no turn at %s", contender, workload)
+	}
+	return got
+}
+
 func TestAContenderThatLosesAByteDoesNotTakePart(t *testing.T) {
-	s := testSuite(t, lossy(modeEcho))
+	s := openSuite(t, lossy(modeEcho))
 	if len(s.entrants) != 0 || len(s.table.failures()) != 1 || !strings.Contains(s.table.failures()[0], "pattern") {
 		t.Errorf("%d take part; %q", len(s.entrants), s.table.failures())
 	}
@@ -222,13 +242,13 @@ func TestAByteThatIsLostLaterIsNoticedToo(t *testing.T) {
 	if err := s.turn(0, w, s.entrants[0]); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.table.at(w.key, "lossy"); !strings.Contains(got.Failure, "but the backend received") || len(got.Samples) > 0 {
+	if got := s.outcome(t, w.key, "lossy"); !strings.Contains(got.Failure, "but the backend received") || len(got.Samples) > 0 {
 		t.Errorf("got %+v", got)
 	}
 }
 
 func TestAContenderThatEndsDoesNotTakePart(t *testing.T) {
-	s := testSuite(t, &contender{name: "short-lived", command: func(site) (*exec.Cmd, error) {
+	s := openSuite(t, &contender{name: "short-lived", command: func(site) (*exec.Cmd, error) {
 		return exec.Command("sh", "-c", "echo that was all >&2"), nil
 	}})
 	if len(s.entrants) != 0 || !strings.Contains(strings.Join(s.table.failures(), ""), "that was all") {
@@ -242,8 +262,11 @@ func TestWhoRestsIsStoppedAndOnOneCPU(t *testing.T) {
 	s := testSuite(t, plainProxy)
 	p := s.entrants[0].process
 	state := func() byte {
-		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
-		return stat[bytes.LastIndexByte(stat, ')')+2]
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stateIn(string(stat))
 	}
 	for deadline := time.Now().Add(patience); state() != 'T'; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -291,14 +314,14 @@ func TestAContenderThatDiesIsReportedAndStartedAnew(t *testing.T) {
 	if err := s.turn(0, w, e); err != nil {
 		t.Fatal(err)
 	}
-	if s.table.at(w.key, e.name).Failure == "" {
+	if s.outcome(t, w.key, e.name).Failure == "" {
 		t.Error("a dead process was measured")
 	}
 	w.key = "another"
 	if err := s.turn(0, w, e); err != nil {
 		t.Fatal(err)
 	}
-	if cell := s.table.at(w.key, e.name); cell.Failure != "" || len(cell.Samples) != 1 {
+	if cell := s.outcome(t, w.key, e.name); cell.Failure != "" || len(cell.Samples) != 1 {
 		t.Errorf("got %+v", cell)
 	}
 }

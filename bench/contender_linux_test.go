@@ -118,6 +118,20 @@ func TestAProcessGroupIsReadFromProc(t *testing.T) {
 	}
 }
 
+func TestTheStateOfAThreadIsReadFromProc(t *testing.T) {
+	for stat, want := range map[string]byte{
+		"12 (nginx) S 1 77": 'S',
+		"12 (a) b (c) R 1":  'R',
+		"12 (x) ":           0,
+		"12 (x":             0,
+		"":                  0,
+	} {
+		if got := stateIn(stat); got != want {
+			t.Errorf("%q: %c, want %c", stat, got, want)
+		}
+	}
+}
+
 func TestMemoryIsReadFromProc(t *testing.T) {
 	got, err := kilobytesIn("5500 rollup\nRss:                1234 kB\nPss: 1 kB\n", "Rss:")
 	if err != nil || got != 1234<<10 {

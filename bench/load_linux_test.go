@@ -2,11 +2,14 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // silent is a server that accepts and never answers.
@@ -77,12 +80,26 @@ func (l *load) mustDo(t *testing.T, req loadRequest) loadReply {
 	return reply
 }
 
-func TestTheLoadIsHardToPlease(t *testing.T) {
-	refused, err := net.Listen("tcp4", "127.0.0.1:0")
+// deaf is an address that is taken, so that nobody else gets it, and refuses
+// every connection.
+func deaf(t *testing.T) string {
+	t.Helper()
+	fd, err := newSocket()
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused.Close()
+	t.Cleanup(func() { closeSocket(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", name.(*unix.SockaddrInet4).Port)
+}
+
+func TestTheLoadIsHardToPlease(t *testing.T) {
 	for _, test := range []struct {
 		name, target string
 		lines        []string
@@ -92,7 +109,7 @@ func TestTheLoadIsHardToPlease(t *testing.T) {
 		{"the end instead of a status", answering(t, ""), []string{"line"}, "closed the connection"},
 		{"another echo", answering(t, strings.Repeat("x", 64)), nil, `answered "xxx`},
 		{"half an echo", answering(t, "e......."), nil, "closed the connection"},
-		{"nobody", refused.Addr().String(), nil, "connection refused"},
+		{"nobody", deaf(t), nil, "connection refused"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			l := testLoad(t)

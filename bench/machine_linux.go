@@ -3,23 +3,32 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // machine says on what figures were made.
 type machine struct {
-	CPU        string
-	CPUs       int // that we may use
-	Kernel     string
-	System     string
-	Go         string
+	CPU    string
+	CPUs   int // that we may use
+	Kernel string
+	System string
+	Go     string
+
+	// NullSyscall is what a system call that does nothing takes, in
+	// nanoseconds. A proxy does little else than system calls, and hypervisors
+	// and mitigations make them several times as dear on one machine as on
+	// another of the same name.
+	NullSyscall float64
+
 	Namespace  bool   // whether the network was our own
 	Congestion string // in force on both ends of a loopback connection
 	Files      int    // limit of descriptors
@@ -27,6 +36,7 @@ type machine struct {
 	Missing    []string `json:",omitempty"` // contenders, and why
 }
 
+// describeMachine must be called by a goroutine that is locked to its thread.
 func describeMachine(namespace bool) (*machine, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
@@ -36,7 +46,11 @@ func describeMachine(namespace bool) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &machine{
+	cpu, err := lastCPU() // where the judged table is made
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{
 		CPU:        fieldOf("/proc/cpuinfo", "model name"),
 		CPUs:       runtime.NumCPU(),
 		Kernel:     fmt.Sprintf("%s %s", unix.ByteSliceToString(uts.Release[:]), unix.ByteSliceToString(uts.Machine[:])),
@@ -45,7 +59,31 @@ func describeMachine(namespace bool) (*machine, error) {
 		Namespace:  namespace,
 		Congestion: congestion,
 		Versions:   make(map[string]string),
-	}, nil
+	}
+	return m, onCPUs(cpu, func() error {
+		m.NullSyscall = nullSyscall()
+		return nil
+	})
+}
+
+// nullSyscall measures machine.NullSyscall: the best of many short loops, for
+// what disturbs one only ever adds.
+func nullSyscall() float64 {
+	const loops, calls = 100, 1000
+	best := math.Inf(1)
+	for range loops {
+		begin := time.Now()
+		for range calls {
+			unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0)
+		}
+		best = min(best, float64(time.Since(begin))/calls)
+	}
+	return math.Round(best*10) / 10
+}
+
+// yardstick says how dear system calls are here.
+func (m *machine) yardstick() string {
+	return "a null system call takes " + duration(m.NullSyscall)
 }
 
 // fieldOf finds the first "name: value" or "name=value" in a file.
@@ -100,6 +138,7 @@ func (m *machine) write(out io.Writer) {
 		network = "a network namespace of its own"
 	}
 	fmt.Fprintf(out, "%s, %d CPUs; Linux %s; %s; %s\n", m.CPU, m.CPUs, m.Kernel, m.System, m.Go)
+	fmt.Fprintln(out, m.yardstick())
 	fmt.Fprintf(out, "loopback in %s, congestion control %s\n", network, m.Congestion)
 	var versions []string
 	for _, name := range []string{gatewayName, haproxyName, nginxName} {

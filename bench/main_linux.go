@@ -223,6 +223,7 @@ func (r *report) publish(opt *options, out io.Writer) error {
 			continue
 		}
 		fmt.Fprintf(out, "\n## %s\n", heading(t.Pinned, t.CPUs))
+		fmt.Fprintf(out, "\nOn this machine %s. Where it takes more or less, so does all that follows: between machines, compare ratios.\n", r.Machine.yardstick())
 		writeTable(out, t, r.rows)
 		if t.Pinned {
 			writeVerdict(out, r.Bars)
@@ -250,7 +251,7 @@ func (r *report) footer() []string {
 	}
 	return []string{
 		strings.Join(append(peers, m.Go, m.CPU, "Linux "+m.Kernel, m.Congestion), ", "),
-		fmt.Sprintf("make bench, %s", r.Made.Format(time.DateOnly)),
+		fmt.Sprintf("make bench, %s; on this machine %s", r.Made.Format(time.DateOnly), r.Machine.yardstick()),
 	}
 }
 

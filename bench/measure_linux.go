@@ -274,7 +274,7 @@ func (s *suite) measureStalled(round int, w workload, e *entrant) error {
 	if _, _, err := s.load(loadRequest{Op: opStall, Tunnels: stalledReaders}); err != nil {
 		return s.abandon(err)
 	}
-	if err := s.standStill(); err != nil {
+	if err := s.standStill(e.instance); err != nil {
 		return s.abandon(err)
 	}
 	with, err := s.timed(e, run)
@@ -293,18 +293,22 @@ func (s *suite) measureStalled(round int, w workload, e *entrant) error {
 	return nil
 }
 
-// standStill waits until the backends can send no more to stalled readers.
-func (s *suite) standStill() error {
-	const pause, still = 10 * time.Millisecond, 100 * time.Millisecond
+// standStill waits until the backends can send no more to stalled readers. Each
+// look is a turn of theirs. The proxy must have nothing to do at any of them:
+// with no CPU to do it on, it only seems to stand still.
+func (s *suite) standStill(in *instance) error {
+	const pause, looks = 10 * time.Millisecond, 10
 	var sent int64
-	since := time.Now()
-	for deadline := since.Add(patience); time.Since(since) < still; time.Sleep(pause) {
+	still := 0 // looks at which nothing had moved
+	for deadline := time.Now().Add(patience); still < looks; time.Sleep(pause) {
 		seen, err := s.backend()
 		if err != nil {
 			return err
 		}
-		if seen.Out != sent {
-			sent, since = seen.Out, time.Now()
+		if rests := in.process == nil || in.process.atRest(); rests && seen.Out == sent {
+			still++
+		} else {
+			sent, still = seen.Out, 0
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("what stalled readers do not read is still taken after %v", patience)
@@ -400,16 +404,20 @@ func (s *suite) measureResting(round int, w workload, name string, in *instance,
 func (s *suite) holds(in *instance) (rss int64, fds int, err error) {
 	const pause, drift = 50 * time.Millisecond, 16 << 10
 	var was int64 = -1
-	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(pause) {
+	var open int
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(pause) {
+		rests := in.process.atRest()
 		if rss, err = in.process.rss(); err != nil {
 			return 0, 0, err
 		}
 		if fds, err = in.process.descriptors(); err != nil {
 			return 0, 0, err
 		}
-		if moved := rss - was; was >= 0 && -drift <= moved && moved <= drift || time.Now().After(deadline) {
+		moved := rss - was
+		rests = rests && was >= 0 && fds == open && -drift <= moved && moved <= drift
+		if rests || time.Now().After(deadline) {
 			return rss, fds, nil
 		}
-		was = rss
+		was, open = rss, fds
 	}
 }

@@ -170,6 +170,31 @@ func groupIn(stat string) int {
 	return group
 }
 
+// atRest tells whether all threads of the group sleep. One that would go on but
+// has to wait for a CPU does not.
+func (p *process) atRest() bool {
+	for _, pid := range p.pids() {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, file := range threads {
+			stat, err := os.ReadFile(file)
+			if err == nil && stateIn(string(stat)) != 'S' {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// stateIn finds the state in a line of /proc/PID/stat, 0 if there is none: the
+// first letter behind the command.
+func stateIn(stat string) byte {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) == 0 || !strings.Contains(stat, ")") {
+		return 0
+	}
+	return fields[0][0]
+}
+
 // cpuTime is what all threads of the group have used so far, those that have
 // ended included, to the nanosecond. (/proc/PID/stat counts in ticks of 10 ms,
 // /proc/PID/schedstat only the first thread.)

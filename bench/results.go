@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -32,6 +33,15 @@ type series struct {
 	// Percentiles over all rounds together.
 	P50, P99, P999 time.Duration `json:",omitzero"`
 	delays         histogram
+}
+
+// String leaves out the thousands of counts of the histogram, in which an error
+// message would drown.
+func (s *series) String() string {
+	if s == nil {
+		return "nothing"
+	}
+	return fmt.Sprintf("%d samples %+v, failure %q", len(s.Samples), s.Samples, s.Failure)
 }
 
 func (s *series) add(one sample, latencies []uint32) {

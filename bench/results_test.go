@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -32,6 +33,16 @@ func TestBestIsTheLeastCostAndTheHighestRate(t *testing.T) {
 	}
 	if s.P50 != 50 || s.P99 != 100 {
 		t.Errorf("50 %% of all rounds is %v and 99 %% %v, want 50ns and 100ns", s.P50, s.P99)
+	}
+}
+
+func TestASeriesIsPrintedWithoutItsHistogram(t *testing.T) {
+	tab := new(table)
+	tab.cell("echo", "x").add(sample{Cost: 3}, []uint32{100, 1})
+	for _, text := range []string{fmt.Sprintf("%+v", tab.cell("echo", "x")), fmt.Sprintf("%+v", tab.Results), fmt.Sprintf("%v", tab.at("none", "x"))} {
+		if len(text) > 500 {
+			t.Errorf("%d bytes: %.100s...", len(text), text)
+		}
 	}
 }
 

@@ -55,6 +55,10 @@ func faultyProxy(addr, backend, fault string) error {
 				if err != nil {
 					return
 				}
+				if first[0] != modeFinite { // a client that has to wait for its turn is not a stalled one
+					client.Write(buf[:n])
+					continue
+				}
 				client.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
 				if _, err := client.Write(buf[:n]); err != nil {
 					client.SetLinger(0)
@@ -95,13 +99,10 @@ func TestHarmToStalledReadersIsNoticed(t *testing.T) {
 	} {
 		t.Run(fault, func(t *testing.T) {
 			s := testSuite(t, faulty(fault))
-			if len(s.entrants) == 0 {
-				t.Fatal(s.table.failures())
-			}
 			if err := s.turn(0, few, s.entrants[0]); err != nil {
 				t.Fatal(err)
 			}
-			if got := s.table.at(few.key, "faulty"); !strings.Contains(got.Failure, want) {
+			if got := s.outcome(t, few.key, "faulty"); !strings.Contains(got.Failure, want) {
 				t.Errorf("got %+v", got)
 			}
 			if got := s.table.at(withoutStalled, "faulty"); got != nil {
@@ -121,7 +122,7 @@ func TestTheLoadReallyStalls(t *testing.T) {
 	const busy, stalling = 3, 5
 	l.mustDo(t, loadRequest{Op: opOpen, Targets: s.serving, Tunnels: busy, Mode: modeEcho, Size: 64})
 	stuck := l.mustDo(t, loadRequest{Op: opStall, Tunnels: stalling})
-	if err := s.standStill(); err != nil {
+	if err := s.standStill(&instance{}); err != nil {
 		t.Fatal(err)
 	}
 	seen, err := s.backend()
@@ -170,7 +171,7 @@ func TestMoreLoadGeneratorsThanTunnelsDoNoHarm(t *testing.T) {
 	if err := s.turn(0, w, s.entrants[0]); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.table.at(w.key, ioCopyName); got.Failure != "" || len(got.Samples) != 1 {
+	if got := s.outcome(t, w.key, ioCopyName); got.Failure != "" || len(got.Samples) != 1 {
 		t.Errorf("got %+v", got)
 	}
 }

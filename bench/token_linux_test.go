@@ -1,19 +1,14 @@
 package main
 
 import (
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 )
 
 func TestTokensOpenAndForgedOnesAreRefused(t *testing.T) {
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip(err)
-	}
-	gateway := filepath.Join(t.TempDir(), "gateway")
-	if out, err := exec.Command("go", "build", "-o", gateway, "..").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	gateway, err := buildGateway(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	s := testSuite(t, gatewayContender(gatewayName, gateway, nil), plainProxy)
 	for _, w := range workloads(1) {

@@ -1,40 +1,10 @@
 package web
 
 import (
-	"net"
-	"net/netip"
 	"testing"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"gateway/internal/harness"
 )
 
-// blackhole returns an address of 127.0.0.1 where connects are neither accepted
-// nor refused: a listener whose queue is full drops every SYN.
-func blackhole(t *testing.T) string {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	ip := netip.MustParseAddr("127.0.0.1")
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: ip.As4()}); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Listen(fd, 0); err != nil {
-		t.Fatal(err)
-	}
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := netip.AddrPortFrom(ip, uint16(sa.(*unix.SockaddrInet4).Port)).String()
-	for { // fill the queue
-		c, err := net.DialTimeout("tcp", addr, 100*time.Millisecond)
-		if err != nil {
-			return addr
-		}
-		t.Cleanup(func() { c.Close() })
-	}
-}
+// blackhole returns an address where connects get no answer.
+func blackhole(t *testing.T) string { return harness.Blackhole(t) }

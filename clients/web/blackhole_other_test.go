@@ -2,7 +2,10 @@
 
 package web
 
-import "testing"
+import (
+	"gateway/internal/harness"
+	"testing"
+)
 
 // blackhole would return an address where connects get no answer.
-func blackhole(t *testing.T) string { return closedPort(t) }
+func blackhole(t *testing.T) string { return harness.ClosedPort(t) }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"gateway/internal/harness"
 	"io"
 	"net"
 	"net/url"
@@ -30,7 +31,7 @@ func everyWay(t *testing.T, g *gateway, test func(t *testing.T, way, url string)
 
 func TestAPageTalksThroughTheGateway(t *testing.T) {
 	lab, page := startLab(t)
-	line := lab.seal(t, startEcho(t))
+	line := harness.Line(harness.StartEcho(t))
 	everyWay(t, lab.startGateway(t), func(t *testing.T, way, url string) {
 		var got []string
 		page.run(t, &got, `
@@ -55,7 +56,7 @@ func TestAMegabyteGoesBothWays(t *testing.T) {
 	down := bytes.Repeat([]byte("0123456789abcde\n"), size/16)
 	hashes := make(chan string, 1)
 	lab, page := startLab(t)
-	line := lab.seal(t, startBackend(t, func(c *net.TCPConn) {
+	line := harness.Line(harness.StartBackend(t, func(c *net.TCPConn) {
 		var sending sync.WaitGroup
 		sending.Go(func() { c.Write(down) }) // both ways at once
 		defer sending.Wait()
@@ -115,9 +116,9 @@ func TestAPageLearnsWhyThereIsNoTunnel(t *testing.T) {
 		{"a line too long", strings.Repeat("A", 2000), 400, "too long"},
 		{"nonsense", "nonsense", 401, "get a new one"},
 		{"no line", "", 401, "get a new one"},
-		{"an HTTP server", lab.seal(t, "http://"+startEcho(t)), 401, "get a new one"},
-		{"nobody there", lab.seal(t, closedPort(t)), 502, "cannot be connected"},
-		{"no answer", lab.seal(t, blackhole(t)), 504, "took too long"},
+		{"an HTTP server", harness.Line("http://" + harness.StartEcho(t)), 401, "get a new one"},
+		{"nobody there", harness.Line(harness.ClosedPort(t)), 502, "cannot be connected"},
+		{"no answer", harness.Line(blackhole(t)), 504, "took too long"},
 	}
 	for _, tt := range tests {
 		if tt.name == "no answer" && runtime.GOOS != "linux" {
@@ -137,13 +138,13 @@ func TestAPageLearnsWhyThereIsNoTunnel(t *testing.T) {
 
 func TestAPageThatAsksByTheQueryLearnsThatThereIsNoTunnel(t *testing.T) {
 	lab, page := startLab(t)
-	for line, status := range map[string]float64{"nonsense": 401, lab.seal(t, closedPort(t)): 502} {
+	for line, status := range map[string]float64{"nonsense": 401, harness.Line(harness.ClosedPort(t)): 502} {
 		g := lab.startGateway(t)
 		f := page.connectFails(t, "connectByQuery", g.ws(), line)
 		if f.Status != 0 || !strings.Contains(f.Message, "does not tell") {
 			t.Errorf("status %d, %q", f.Status, f.Message)
 		}
-		if m := g.await(t, "request"); m["status"] != status {
+		if m := g.Log.WaitLine(t, "request", 1); m["status"] != status {
 			t.Errorf("the gateway refused with %v, want %v", m["status"], status)
 		}
 	}
@@ -152,14 +153,14 @@ func TestAPageThatAsksByTheQueryLearnsThatThereIsNoTunnel(t *testing.T) {
 func TestAPageIsToldThatItAsksTheWrongServer(t *testing.T) {
 	lab, page := startLab(t)
 	g := lab.startGateway(t)
-	silent := startBackend(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
-	echo := startEcho(t)
-	bye := startBackend(t, func(c *net.TCPConn) { io.ReadFull(c, make([]byte, len("a line"))) })
+	silent := harness.StartBackend(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
+	echo := harness.StartEcho(t)
+	bye := harness.StartBackend(t, func(c *net.TCPConn) { io.ReadFull(c, make([]byte, len("a line"))) })
 	query := func(addr string) string {
-		return "?x-cipher-origin=" + url.QueryEscape(strings.TrimSpace(lab.seal(t, addr)))
+		return "?x-cipher-origin=" + url.QueryEscape(strings.TrimSpace(harness.Line(addr)))
 	}
 	for name, tt := range map[string]struct{ url, says string }{
-		"nobody there":     {"ws://" + closedPort(t), "not there or refuses"},
+		"nobody there":     {"ws://" + harness.ClosedPort(t), "not there or refuses"},
 		"no WebSockets":    {strings.Replace(lab.pages.URL, "http", "ws", 1), "not there or refuses"},
 		"no answer":        {"ws://" + silent, "within 300 ms"},
 		"no status":        {g.ws() + query(silent), "within 300 ms"},
@@ -196,7 +197,7 @@ func TestAPageLearnsHowATunnelEnds(t *testing.T) {
 		{"the backend finishes", func(_ *testing.T, _ *gateway, c *net.TCPConn) { c.CloseWrite() }, 1000},
 		{"the backend resets", func(_ *testing.T, _ *gateway, c *net.TCPConn) { c.SetLinger(0); c.Close() }, 1011},
 		{"the gateway leaves", func(t *testing.T, g *gateway, _ *net.TCPConn) {
-			if err := g.cmd.Process.Signal(os.Interrupt); err != nil {
+			if err := g.Cmd.Process.Signal(os.Interrupt); err != nil {
 				t.Error(err)
 			}
 		}, 1001},
@@ -207,7 +208,7 @@ func TestAPageLearnsHowATunnelEnds(t *testing.T) {
 		for _, way := range ways {
 			t.Run(tt.name+"/"+way, func(t *testing.T) {
 				g := lab.startGateway(t)
-				backend := startBackend(t, func(c *net.TCPConn) {
+				backend := harness.StartBackend(t, func(c *net.TCPConn) {
 					io.WriteString(c, "last words")
 					io.ReadFull(c, make([]byte, 1)) // the page has them
 					tt.end(t, g, c)
@@ -226,7 +227,7 @@ func TestAPageLearnsHowATunnelEnds(t *testing.T) {
 					const { code, wasClean } = await end;
 					tunnel.send("too late");
 					return { code, wasClean, text };`,
-					args{"way": way, "url": g.ws(), "line": lab.seal(t, backend)})
+					args{"way": way, "url": g.ws(), "line": harness.Line(backend)})
 				if got.Code != tt.code || !got.WasClean || got.Text != "last words" {
 					t.Errorf("%+v, want code %d", got, tt.code)
 				}
@@ -238,7 +239,7 @@ func TestAPageLearnsHowATunnelEnds(t *testing.T) {
 func TestABackendGetsAllThatAPageSentBeforeItClosed(t *testing.T) {
 	lab, page := startLab(t)
 	received := make(chan string, 1)
-	line := lab.seal(t, startBackend(t, func(c *net.TCPConn) {
+	line := harness.Line(harness.StartBackend(t, func(c *net.TCPConn) {
 		got, err := io.ReadAll(c)
 		received <- fmt.Sprint(string(got), " ", err)
 	}))
@@ -260,7 +261,7 @@ func TestABackendGetsAllThatAPageSentBeforeItClosed(t *testing.T) {
 
 func TestWhatComesBeforeAPageListensIsKept(t *testing.T) {
 	lab, page := startLab(t)
-	line := lab.seal(t, startBackend(t, func(c *net.TCPConn) { io.WriteString(c, "welcome") }))
+	line := harness.Line(harness.StartBackend(t, func(c *net.TCPConn) { io.WriteString(c, "welcome") }))
 	everyWay(t, lab.startGateway(t), func(t *testing.T, way, url string) {
 		var got struct {
 			Code   int
@@ -286,7 +287,7 @@ func TestWhatComesBeforeAPageListensIsKept(t *testing.T) {
 
 func TestOnlyPagesOfTheNamedOriginsOpenWebSockets(t *testing.T) {
 	lab, page := startLab(t)
-	line := lab.seal(t, startEcho(t))
+	line := harness.Line(harness.StartEcho(t))
 	origin := strings.TrimPrefix(lab.pages.URL, "http://")
 	for origins, allowed := range map[string]bool{
 		"*":                       true,
@@ -304,7 +305,7 @@ func TestOnlyPagesOfTheNamedOriginsOpenWebSockets(t *testing.T) {
 				if f := page.connectFails(t, way, g.ws(), line); f.Status != 0 || !strings.Contains(f.Message, "refuses") {
 					t.Errorf("status %d, %q", f.Status, f.Message)
 				}
-				if m := g.await(t, "request"); m["status"] != 403.0 || m["reason"] != "origin" {
+				if m := g.Log.WaitLine(t, "request", 1); m["status"] != 403.0 || m["reason"] != "origin" {
 					t.Errorf("the gateway logged %v", m)
 				}
 			})
@@ -315,9 +316,9 @@ func TestOnlyPagesOfTheNamedOriginsOpenWebSockets(t *testing.T) {
 func TestAPageThatCameThroughTheGatewayIsOfItsOrigin(t *testing.T) {
 	lab, page := startLab(t)
 	g := lab.startGateway(t, "-ws-origins=other.example")
-	src := "http://" + g.addr + "/driver.html?" + url.Values{
+	src := "http://" + g.Addr + "/driver.html?" + url.Values{
 		"page":            {"inner"},
-		"x-cipher-origin": {strings.TrimSpace(lab.seal(t, lab.pages.URL))},
+		"x-cipher-origin": {strings.TrimSpace(harness.Line(lab.pages.URL))},
 	}.Encode()
 	page.run(t, nil, `await help.frame(args.src);`, args{"src": src})
 	defer page.run(t, nil, `document.querySelector("iframe").remove();`, nil)
@@ -331,8 +332,8 @@ func TestAPageThatCameThroughTheGatewayIsOfItsOrigin(t *testing.T) {
 		const text = help.text(await help.take(tunnel, 5));
 		tunnel.close();
 		return { origin: location.origin, text };`,
-		args{"url": g.ws(), "line": lab.seal(t, startEcho(t))})
-	if got.Origin != "http://"+g.addr || got.Text != "hello" {
+		args{"url": g.ws(), "line": harness.Line(harness.StartEcho(t))})
+	if got.Origin != "http://"+g.Addr || got.Text != "hello" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -357,10 +358,10 @@ func hash(gateway, line string) string {
 func TestTheChatShowsTheEchoAndItsLatency(t *testing.T) {
 	lab, page := startLab(t)
 	g := lab.startGateway(t)
-	echo := startEcho(t)
-	line := lab.seal(t, echo)
+	echo := harness.StartEcho(t)
+	line := harness.Line(echo)
 	for !strings.Contains(line, "+") { // it has to survive the fragment
-		line = lab.seal(t, echo)
+		line = harness.Line(echo)
 	}
 	for _, way := range []string{"message", "query"} {
 		t.Run(way, func(t *testing.T) {
@@ -442,7 +443,7 @@ func TestTheDocumentedExampleTalksThroughTheGateway(t *testing.T) {
 		tunnel.close();
 		await help.until(() => said.length === 2);
 		return said;`,
-		args{"url": g.wss(), "line": lab.seal(t, startEcho(t))})
+		args{"url": g.wss(), "line": harness.Line(harness.StartEcho(t))})
 	if fmt.Sprint(said) != "[hello closed 1000]" {
 		t.Errorf("it said %q", said)
 	}

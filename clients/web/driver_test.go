@@ -2,6 +2,7 @@ package web
 
 import (
 	"encoding/json"
+	"gateway/internal/harness"
 	"net/http"
 	"testing"
 	"time"
@@ -145,7 +146,7 @@ func (p *page) run(t *testing.T, result any, code string, a args) {
 	l.asked[id] = answer
 	l.mu.Unlock()
 
-	timeout := time.After(patience)
+	timeout := time.After(harness.Patience)
 	tasks := l.tasksOf(p.name)
 	for {
 		select {
@@ -164,7 +165,7 @@ func (p *page) run(t *testing.T, result any, code string, a args) {
 		case <-l.exited:
 			t.Fatalf("the browser ended: %v\n%s", l.waitErr, l.stderr.String())
 		case <-timeout:
-			t.Fatalf("not after %v; the browser says\n%s", patience, l.stderr.String())
+			t.Fatalf("not after %v; the browser says\n%s", harness.Patience, l.stderr.String())
 		}
 	}
 }

@@ -7,6 +7,11 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 gateway=$(cd "$(dirname "${1:-./gateway}")" && pwd)/$(basename "${1:-./gateway}")
+fail() { echo "demo.sh: $*" >&2; exit 1; }
+for tool in consul curl openssl python3; do
+	command -v $tool >/dev/null || fail "$tool is not installed"
+done
+[ -x "$gateway" ] || fail "$gateway is no program; make builds the gateway"
 work=$(mktemp -d)
 pids=
 trap 'kill $pids 2>/dev/null || true; wait 2>/dev/null; rm -rf "$work"' EXIT
@@ -14,15 +19,24 @@ cd "$work"
 
 say() { printf '\n# %s\n' "$*"; }
 
-# until COMMAND succeeds, or the demo fails
+# until COMMAND succeeds; the demo fails if it does not, or once a program has ended
 await() {
 	for _ in $(seq 150); do
 		if "$@" >/dev/null 2>&1; then return; fi
+		for pid in $pids; do
+			kill -0 "$pid" 2>/dev/null || break 2
+		done
 		sleep .1
 	done
-	echo "in vain: $*" >&2
 	cat ./*.log >&2
-	exit 1
+	fail "in vain: $*"
+}
+
+# ended PID: a program that is meant to
+ended() {
+	kill "$1"
+	wait "$1" || true
+	pids=$(echo "$pids" | tr ' ' '\n' | grep -vx "$1") || true
 }
 
 # register NAME ID PORT WEIGHT
@@ -89,17 +103,16 @@ say "Clients find gateways, and those find servers"
 play 40
 
 say "A game server dies. Nobody notices, not even before Consul does"
-kill "$first"
+ended "$first"
 play 10
 
 say "A gateway ends. Clients take the other"
-kill "$last"
+ended "$last"
 play 10
 await passing gateway 1
 
 say "Consul dies too. What a gateway has found it keeps in use"
-kill "$consul"
-wait "$consul" || true
+ended "$consul"
 sleep 6 # longer than the time to live of dns.json
 PYTHONPATH=$here python3 -c '
 import client, sys

@@ -9,12 +9,16 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"gateway/internal/smallfile"
 )
+
+// maxFile bounds each of the files, in bytes: some hundred certificates.
+const maxFile = 1 << 20
 
 // interval is the least time between two looks at the files.
 const interval = time.Second
@@ -114,11 +118,11 @@ func (r *Reloader) use(pair *tls.Certificate, seen state) {
 
 // read reads the files, and parses them unless they are those already seen.
 func (r *Reloader) read() (*tls.Certificate, state, error) {
-	cert, err := os.ReadFile(r.certFile)
+	cert, err := smallfile.Read(r.certFile, maxFile)
 	if err != nil {
 		return nil, state{err: err.Error()}, fmt.Errorf("cannot read the certificate: %w", err)
 	}
-	key, err := os.ReadFile(r.keyFile)
+	key, err := smallfile.Read(r.keyFile, maxFile)
 	if err != nil {
 		return nil, state{err: err.Error()}, fmt.Errorf("cannot read the private key: %w", err)
 	}

@@ -3,11 +3,11 @@ package kcp
 import (
 	"container/list"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +32,10 @@ var errReplaced = errors.New("kcp: the peer has begun another session")
 // peer, when others want its place.
 var errCrowded = errors.New("kcp: too many sessions without a proven peer")
 
+// errGuesses is the end of a session whose client acknowledges what it was not
+// sent.
+var errGuesses = errors.New("kcp: the peer guesses acknowledgements")
+
 const (
 	// unprovenWrite is the most of the stream that a client is sent before it
 	// acknowledges something. It is short, so that it can be sent several times
@@ -46,8 +50,15 @@ const (
 	// amplification is how many times the bytes that came from a client it may
 	// be sent until then (RFC 9000 section 8.1).
 	amplification = 3
+	// unprovenTime is how long it may take to acknowledge the first bytes that
+	// it was sent; the idle timeout counts too, if it is shorter.
+	unprovenTime = 10 * time.Second
 	// unprovenLinger is Linger for a client that may not exist.
 	unprovenLinger = 2 * time.Second
+	// maxGuesses bounds the acknowledgements of what was never sent. An honest
+	// client makes none, or a few for a session that it has had before; so a
+	// guess is right in one session of 2^26.
+	maxGuesses = 16
 	// writePortion keeps what one Write may queue beyond the window small.
 	writePortion = 16 << 10
 )
@@ -61,9 +72,8 @@ const (
 type Conn struct {
 	transport *Transport
 	frame     *frame // around what we send
-	conv      uint32
+	who       conversation
 	name      string // of the session, within kcp-go
-	source    netip.AddrPort
 	local     net.Addr
 	remote    net.Addr
 	forget    func(*Conn) // called once, at the end
@@ -79,6 +89,11 @@ type Conn struct {
 	sent     atomic.Int64  // bytes of datagrams until proven
 	proven   atomic.Bool   // the peer receives what we send
 	begun    int64         // by sinceStart
+	given    atomic.Int64  // when data was first sent, or 0
+	cookie   cookie        // in what is sent until proven
+	asked    bool          // the reader's: it has been sent the challenge
+	guesses  int           // the reader's: false acknowledgements
+	stamped  uint32        // the writer's: group of error correction, the last with a cookie
 	place    *list.Element // the guard's: among its unproven, or nil
 
 	progress atomic.Int64 // when a byte last moved, by sinceStart
@@ -93,17 +108,20 @@ type Conn struct {
 	cause error // set before ended is closed
 }
 
-var start = time.Now()
+var (
+	start    = time.Now()
+	sessions atomic.Uint64 // that have begun
+)
 
 func sinceStart() int64 { return int64(time.Since(start)) }
 
 // newConn returns a session that ends by itself when it is idle.
-func (t *Transport) newConn(f *frame, conv uint32, source netip.AddrPort, local net.Addr, forget func(*Conn)) *Conn {
-	address := netip.AddrPortFrom(source.Addr().Unmap(), source.Port())
+func (t *Transport) newConn(f *frame, who conversation, local net.Addr, forget func(*Conn)) *Conn {
+	address := netip.AddrPortFrom(who.source.Addr().Unmap(), who.source.Port())
 	c := &Conn{
-		transport: t, frame: f, conv: conv, source: source, forget: forget,
+		transport: t, frame: f, who: who, forget: forget,
 		local: local, remote: net.UDPAddrFromAddrPort(address),
-		name:  fmt.Sprint(address, "#", conv),
+		name:  strconv.FormatUint(sessions.Add(1), 10),
 		ended: make(chan struct{}),
 	}
 	now := sinceStart()
@@ -119,7 +137,11 @@ func (t *Transport) newConn(f *frame, conv uint32, source netip.AddrPort, local 
 // than at each byte.
 func (c *Conn) checkIdle() {
 	quiet := time.Duration(sinceStart() - c.progress.Load())
-	if rest := c.transport.IdleTimeout - quiet; rest > 0 {
+	rest := c.transport.IdleTimeout - quiet
+	if given := c.given.Load(); given != 0 && !c.proven.Load() {
+		rest = min(rest, unprovenTime-time.Duration(sinceStart()-given))
+	}
+	if rest > 0 {
 		c.idle.Reset(rest)
 		return
 	}
@@ -129,30 +151,79 @@ func (c *Conn) checkIdle() {
 func (c *Conn) moved() { c.progress.Store(sinceStart()) }
 
 // takes notes what a datagram of n bytes from the peer says, and tells whether
-// it is the one that proves the peer's address.
-func (c *Conn) takes(n int, s *summary) (proof bool) {
-	c.heard.Store(sinceStart())
-	c.received.Add(int64(n))
-	// Only what was sent can be acknowledged.
-	if s.parity || !after(s.una, c.una.Load()) || after(s.una, c.next.Load()) {
-		return false
+// kcp-go may see it. Until the peer is proven that is only new data, or the
+// proof: kcp-go would believe any other acknowledgement, and not send again
+// what has not arrived.
+func (c *Conn) takes(n int, s *summary) bool {
+	if !c.restarted(s) {
+		c.heard.Store(sinceStart())
 	}
-	c.una.Store(s.una)
-	c.moved()
-	return !c.proven.Swap(true)
-}
-
-// gives notes that a packet is about to be sent in n bytes, or returns false
-// if it may not.
-func (c *Conn) gives(n int, packet []byte) bool {
-	if !c.proven.Load() {
-		if c.sent.Load()+int64(n) > amplification*c.received.Load() {
+	c.received.Add(int64(n))
+	if !c.proven.Load() && (s.acks || s.parity) {
+		ok, wrong := c.cookie.echoed(s, c.next.Load())
+		if !ok {
+			if c.guesses += wrong; c.guesses > maxGuesses {
+				c.end(errGuesses)
+			}
 			return false
 		}
-		c.sent.Add(int64(n))
+		c.proven.Store(true)
 	}
-	if s, ok := c.transport.layout().read(packet); ok && s.data && after(s.next, c.next.Load()) {
+	// Only what was sent can be acknowledged.
+	if !s.parity && after(s.una, c.una.Load()) && !after(s.una, c.next.Load()) {
+		c.una.Store(s.una)
+		c.moved()
+	}
+	return true
+}
+
+// restarted tells whether a datagram is the first of a client that has lost the
+// session: it has acknowledged something before, and now knows of nothing. It
+// may also be a late copy.
+func (c *Conn) restarted(s *summary) bool {
+	return !s.parity && s.opens() && c.una.Load() != 0
+}
+
+// silent tells whether nothing has come for so long that another session may
+// take the address.
+func (c *Conn) silent(now int64) bool { return now-c.heard.Load() >= int64(yieldAfter) }
+
+// gives notes that a packet is about to be sent in n bytes, and until the peer
+// is proven puts the cookie into it; or it returns false, if the packet may not
+// be sent.
+func (c *Conn) gives(n int, packet []byte) bool {
+	s, ok := c.transport.layout().read(packet)
+	if !ok {
+		return false
+	}
+	if c.proven.Load() {
+		// Parity would restore data without its cookie, and garble other data
+		// for it.
+		if s.parity && s.group == c.stamped {
+			return false
+		}
+	} else if s.parity || !c.affords(n) {
+		return false
+	} else if s.data {
+		c.cookie.stamp(&s)
+		c.stamped = s.group
+		if c.given.CompareAndSwap(0, sinceStart()) {
+			c.idle.Reset(min(unprovenTime, c.transport.IdleTimeout))
+		}
+	}
+	if s.data && after(s.next, c.next.Load()) {
 		c.next.Store(s.next)
+	}
+	return true
+}
+
+// affords tells whether n more bytes may be sent before the peer is proven, and
+// counts them.
+func (c *Conn) affords(n int) bool {
+	sum := c.sent.Add(int64(n))
+	if sum > amplification*c.received.Load() {
+		c.sent.Add(-int64(n))
+		return false
 	}
 	return true
 }
@@ -160,8 +231,12 @@ func (c *Conn) gives(n int, packet []byte) bool {
 // attach gives the session to the connection, tuned, unless it has ended.
 func (c *Conn) attach(s *kcpgo.UDPSession) bool {
 	c.transport.tune(s, c.frame.overhead())
+	proven := c.proven.Load()
+	c.transport.pace(s, proven)
 	c.session.Store(s)
-	c.transport.pace(s, c.proven.Load())
+	if !proven && c.proven.Load() { // just before there was a session to pace
+		c.transport.pace(s, true)
+	}
 	if c.isEnded() { // perhaps before there was a session to close
 		s.Close()
 		return false
@@ -335,8 +410,8 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	return c.session.Load().SetWriteDeadline(t)
 }
 
-// peer is a session as kcp-go knows it: by the name of its address. With the
-// conversation in the name, a new one never takes the place of another there.
+// peer is a session as kcp-go knows it: by the name of its address. As each
+// session has a name of its own, none takes the place of another there.
 type peer struct{ *Conn }
 
 func (p peer) Network() string { return "udp" }

@@ -1,6 +1,9 @@
 package kcp
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"iter"
+)
 
 // A datagram without its frame is one or more segments of KCP, or with error
 // correction a header of kcp-go's and then segments or parity. All numbers are
@@ -23,20 +26,45 @@ const (
 
 // summary is what a datagram says.
 type summary struct {
-	conv   uint32 // 0 for parity, which does not tell
-	una    uint32 // the sender has all segments before this one
-	cmd    byte   // of the first segment
-	sn     uint32 // of the first segment
-	next   uint32 // follows the last sn of data, if there is any
-	data   bool
-	parity bool
+	conv     uint32 // any number; parity does not tell
+	una      uint32 // the sender has all segments before this one
+	cmd      byte   // of the first segment
+	sn       uint32 // of the first segment
+	next     uint32 // follows the last sn of data, if there is any
+	data     bool
+	acks     bool // it holds an acknowledgement
+	parity   bool
+	group    uint32 // of error correction, from 1
+	segments []byte // the segments themselves, within the datagram
 }
 
 // opens tells whether the datagram may begin a session: it holds the first
 // data of a client that has heard nothing yet.
 func (s *summary) opens() bool {
-	return s.cmd == cmdPush && s.sn == 0 && s.una == 0 && s.conv != 0
+	return s.cmd == cmdPush && s.sn == 0 && s.una == 0
 }
+
+// all yields the segments one by one, each with its header.
+func (s *summary) all() iter.Seq[segment] {
+	return func(yield func(segment) bool) {
+		for d := s.segments; len(d) > 0; {
+			n := segmentHeader + int(binary.LittleEndian.Uint32(d[20:]))
+			if !yield(segment(d[:n])) {
+				return
+			}
+			d = d[n:]
+		}
+	}
+}
+
+// segment is one of KCP's, whole.
+type segment []byte
+
+func (s segment) cmd() byte       { return s[4] }
+func (s segment) ts() uint32      { return binary.LittleEndian.Uint32(s[8:]) }
+func (s segment) sn() uint32      { return binary.LittleEndian.Uint32(s[12:]) }
+func (s segment) setTS(ts uint32) { binary.LittleEndian.PutUint32(s[8:], ts) }
+func (s segment) setSN(sn uint32) { binary.LittleEndian.PutUint32(s[12:], sn) }
 
 // after tells whether sequence number a comes after b; they wrap.
 func after(a, b uint32) bool { return int32(a-b) > 0 }
@@ -56,19 +84,22 @@ func (l layout) read(d []byte) (s summary, ok bool) {
 		if l.dataShards == 0 {
 			return s, false
 		}
-		group := uint32(l.dataShards + l.parityShards)
-		parity := binary.LittleEndian.Uint32(d)%group >= uint32(l.dataShards)
+		seqid, group := binary.LittleEndian.Uint32(d), uint32(l.dataShards+l.parityShards)
+		parity := seqid%group >= uint32(l.dataShards)
 		if parity != (flag == flagParity) {
 			return s, false
 		}
+		s.group = seqid/group + 1
 		if parity {
-			return summary{parity: true}, true
+			s.parity = true
+			return s, true
 		}
 		if int(binary.LittleEndian.Uint16(d[6:])) != len(d)-6 {
 			return s, false
 		}
 		d = d[fecHeader:]
 	}
+	s.segments = d
 	for first := true; first || len(d) > 0; first = false {
 		if len(d) < segmentHeader {
 			return s, false
@@ -88,6 +119,7 @@ func (l layout) read(d []byte) (s summary, ok bool) {
 		if after(una, s.una) {
 			s.una = una
 		}
+		s.acks = s.acks || cmd == cmdAck || una != 0
 		if cmd == cmdPush && (!s.data || after(sn+1, s.next)) {
 			s.data, s.next = true, sn+1
 		}
@@ -97,8 +129,8 @@ func (l layout) read(d []byte) (s summary, ok bool) {
 }
 
 // control returns a segment without data.
-func control(conv uint32, cmd byte, window int) []byte {
-	d := make([]byte, segmentHeader)
+func control(conv uint32, cmd byte, window int) segment {
+	d := make(segment, segmentHeader)
 	binary.LittleEndian.PutUint32(d, conv)
 	d[4] = cmd
 	binary.LittleEndian.PutUint16(d[6:], uint16(window))

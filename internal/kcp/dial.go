@@ -43,7 +43,8 @@ func (t *Transport) Dial(ctx context.Context, addr string) (*Conn, error) {
 	}
 
 	source := socket.RemoteAddr().(*net.UDPAddr).AddrPort()
-	c := t.newConn(frame, conv, source, socket.LocalAddr(), func(*Conn) { socket.Close() })
+	who := conversation{source, conv}
+	c := t.newConn(frame, who, socket.LocalAddr(), func(*Conn) { socket.Close() })
 	c.proven.Store(true)
 	d.conn = c
 	s, err := kcpgo.NewConn4(conv, peer{c}, nil, t.DataShards, t.ParityShards, false, d)
@@ -55,7 +56,7 @@ func (t *Transport) Dial(ctx context.Context, addr string) (*Conn, error) {
 	return c, nil
 }
 
-// newConv returns a conversation's number, which must not be 0.
+// newConv returns a conversation's number; not 0, which some servers refuse.
 func newConv() uint32 {
 	var b [4]byte
 	rand.Read(b[:])
@@ -137,7 +138,7 @@ func (d *dialed) ReadFrom(b []byte) (int, net.Addr, error) {
 		}
 		packet := d.frame.open(d.buf[:n])
 		s, ok := d.layout.read(packet)
-		if !ok || len(packet) > len(b) || !s.parity && s.conv != d.conn.conv {
+		if !ok || len(packet) > len(b) || !s.parity && s.conv != d.conn.who.conv {
 			continue
 		}
 		d.conn.takes(n, &s)

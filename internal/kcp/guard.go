@@ -11,27 +11,36 @@ import (
 )
 
 const (
-	// maxUnproven bounds the sessions whose clients have not acknowledged
-	// anything, which is as far as a flood of forged addresses gets.
-	maxUnproven = 2048
+	// maxUnproven bounds the sessions whose clients have not proven their
+	// address, which is as far as a flood of forged ones gets.
+	maxUnproven = 512
 	// crowdedAfter is how long such a session has its place for certain. After
-	// that the oldest makes room for a newcomer, so that a flood does not keep
-	// everybody out until all that came of it is given up.
-	crowdedAfter = time.Second
-	// warnEvery is how often the log is told that there is no room.
-	warnEvery = 10 * time.Second
-	// maxRate bounds the new sessions per second, and how many may come at once.
+	// that the oldest makes room for a newcomer.
+	crowdedAfter = 3 * time.Second
+	// maxRate bounds the new unproven sessions per second, and how many may come
+	// at once.
 	maxRate = 2048
+	// pressedFrom is the number of unproven sessions from which on newcomers are
+	// challenged. Who answers needs no place among the unproven.
+	pressedFrom = maxUnproven / 4
+	// maxAnswered bounds the clients that have answered and have no session yet.
+	// They send their first data again by themselves.
+	maxAnswered = 8192
+	// maxStrangers bounds the clients that wait for their challenge.
+	maxStrangers = 1024
+	// warnEvery is how often the log is told of a crowd.
+	warnEvery = 10 * time.Second
 
 	// yieldAfter is how long nothing must have come for a session before
-	// another conversation may take its address.
+	// another may take its address.
 	yieldAfter = 5 * time.Second
 	// maxHanded bounds the openings on their way through kcp-go: its backlog is
 	// 128, and what does not fit is lost.
 	maxHanded = 100
 	// graveTime is for how long an ended session is remembered, lest a late
-	// copy of its first datagram begin it anew.
-	graveTime = 30 * time.Second
+	// copy of its first datagram begin it anew. A client whose conversation is
+	// chosen by hand may come again with the same.
+	graveTime = 10 * time.Second
 	// maxGraves bounds how many are.
 	maxGraves = 8192
 )
@@ -46,45 +55,38 @@ type guard struct {
 	layout    layout
 	frame     *frame // with Crypt aes
 	clear     *frame // "none" of kcptun, for Crypt none
-	buf       []byte // of ReadFrom, which only kcp-go's one reader calls
+	baker     baker
+	batch     *batch // of ReadFrom, which only kcp-go's one reader calls
 
 	mu       sync.Mutex
-	sessions map[netip.AddrPort]entry
-	graves   []grave // in the order of their end
-	live     int
-	unproven list.List // of *Conn: those of the live, the oldest first
-	tokens   float64   // new sessions that may come now
-	filled   int64     // when tokens was last filled
-	warnAt   int64     // not before that
-	closed   bool      // no new sessions; the socket closes after the last
+	sessions map[netip.AddrPort]*Conn // live, one for an address
+	unproven list.List                // of *Conn: those of them, the oldest first
+	graves   *memory                  // of sessions that have ended
+	answered *memory                  // of challenges, by clients without a session
+	tokens   float64                  // new unproven sessions that may come now
+	filled   int64                    // when tokens was last filled
+	warnAt   int64                    // not before that
+	closed   bool                     // no new sessions; the socket closes after the last
+
+	strangers chan stranger // to be challenged
 
 	// handed holds a token for each opening that has been given to kcp-go and
 	// has not come out as a session. Each does: its name is new there.
 	handed chan struct{}
 
-	dropped, refused atomic.Uint64
-}
-
-// entry is a session, or the memory of one that has ended: then conn is nil.
-type entry struct {
-	conv uint32
-	conn *Conn
-}
-
-// grave says when a session ended, by sinceStart.
-type grave struct {
-	source netip.AddrPort
-	conv   uint32
-	ended  int64
+	dropped, refused, challenged atomic.Uint64
 }
 
 func newGuard(t *Transport, socket *net.UDPConn) *guard {
 	g := &guard{
 		UDPConn: socket, transport: t, layout: t.layout(),
-		buf:      make([]byte, maxDatagram+1),
-		sessions: make(map[netip.AddrPort]entry),
-		handed:   make(chan struct{}, maxHanded),
-		tokens:   maxRate, filled: sinceStart(),
+		baker: newBaker(), batch: newBatch(socket),
+		sessions:  make(map[netip.AddrPort]*Conn),
+		graves:    newMemory(graveTime, maxGraves),
+		answered:  newMemory(cookieTime, maxAnswered),
+		handed:    make(chan struct{}, maxHanded),
+		strangers: make(chan stranger, maxStrangers),
+		tokens:    maxRate, filled: sinceStart(),
 	}
 	if t.key != nil {
 		g.frame = newFrame(t.key)
@@ -98,7 +100,7 @@ func newGuard(t *Transport, socket *net.UDPConn) *guard {
 // an error only when the socket is closed.
 func (g *guard) ReadFrom(b []byte) (int, net.Addr, error) {
 	for {
-		n, source, err := g.ReadFromUDPAddrPort(g.buf)
+		d, source, err := g.batch.read()
 		if errors.Is(err, net.ErrClosed) {
 			return 0, nil, err
 		}
@@ -108,17 +110,24 @@ func (g *guard) ReadFrom(b []byte) (int, net.Addr, error) {
 			time.Sleep(time.Millisecond)
 			continue
 		}
-		frame, packet, s, ok := g.open(g.buf[:n])
+		frame, packet, s, ok := g.open(d)
 		if !ok || len(packet) > len(b) {
 			g.dropped.Add(1)
 			continue
 		}
-		if c := g.admit(source, frame, &s); c != nil {
-			if c.takes(n, &s) {
-				g.prove(c)
-			}
-			return copy(b, packet), peer{c}, nil
+		c := g.admit(conversation{source, s.conv}, frame, &s)
+		if c == nil {
+			continue
 		}
+		proven := c.proven.Load()
+		if !c.takes(len(d), &s) {
+			g.dropped.Add(1)
+			continue
+		}
+		if !proven && c.proven.Load() {
+			g.prove(c)
+		}
+		return copy(b, packet), peer{c}, nil
 	}
 }
 
@@ -138,50 +147,74 @@ func (g *guard) open(d []byte) (f *frame, packet []byte, s summary, ok bool) {
 }
 
 // admit returns the session that a datagram belongs to or begins, or nil.
-func (g *guard) admit(source netip.AddrPort, f *frame, s *summary) *Conn {
-	g.mu.Lock()
-	old, known := g.sessions[source]
-	if known && (s.parity || s.conv == old.conv) {
-		g.mu.Unlock()
-		if old.conn == nil {
-			g.dropped.Add(1)
-		}
-		return old.conn
-	}
-	if !s.opens() {
-		g.mu.Unlock()
-		if s.cmd == cmdAsk && !known {
-			g.tell(source, f, s.conv)
-		} else {
-			g.dropped.Add(1)
-		}
-		return nil
-	}
+func (g *guard) admit(who conversation, f *frame, s *summary) *Conn {
 	now := sinceStart()
-	g.bury(now)
-	taken := old.conn != nil && now-old.conn.heard.Load() < int64(yieldAfter)
-	if oldest := g.crowding(now); oldest != nil && !taken {
-		g.mu.Unlock() // none begins meanwhile: this is kcp-go's one reader
-		oldest.end(errCrowded)
+	g.mu.Lock()
+	c := g.sessions[who.source]
+	ended := c == nil && g.graves.has(who, now)
+	g.mu.Unlock() // none begins meanwhile: this is kcp-go's one reader
+	switch {
+	case c != nil && (s.parity || s.conv == c.who.conv) && !(c.restarted(s) && c.silent(now)):
+		return c
+	case s.opens() && !ended:
+		return g.begin(who, f, c, now)
+	case s.cmd == cmdAsk && c == nil && !ended:
+		// In as many bytes as it asked and without a session, so a dialer
+		// learns that somebody is here.
+		g.send(who.source, f, control(who.conv, cmdTell, unprovenWindow))
+	case (c == nil || c.silent(now)) && g.baker.answered(who, s, now):
 		g.mu.Lock()
-	}
-	if taken || !g.mayBegin(now) {
-		full := !taken && g.mayWarn(now)
-		live, unproven := g.live, g.unproven.Len()
+		g.answered.add(who, now)
 		g.mu.Unlock()
-		if refused := g.refused.Add(1); full {
-			g.transport.Log.Warn("no room for more KCP sessions, refusing them",
-				"addr", g.LocalAddr().String(), "sessions", live, "unproven", unproven, "refused", refused)
-		}
+	default:
+		g.dropped.Add(1)
+	}
+	return nil
+}
+
+// begin returns a new session, perhaps instead of one that had its address, or
+// nil if there is no place for it.
+func (g *guard) begin(who conversation, f *frame, old *Conn, now int64) *Conn {
+	if old != nil && !old.silent(now) {
+		g.refused.Add(1)
 		return nil
 	}
-	c := g.transport.newConn(g.frameFor(f), s.conv, source, g.LocalAddr(), g.forget)
-	g.sessions[source] = entry{s.conv, c}
-	g.live++
-	c.place = g.unproven.PushBack(c)
+	g.mu.Lock()
+	if g.closed || len(g.sessions) >= g.transport.MaxSessions {
+		refused := g.refused.Add(1)
+		g.warn(now, "no room for more KCP sessions, refusing them", "refused", refused)
+		g.mu.Unlock()
+		return nil
+	}
+	proven := g.answered.take(who, now)
+	if !proven && !g.mayBegin(now) {
+		g.warn(now, "many new KCP clients at once, asking each to prove its address",
+			"challenged", g.challenged.Load())
+		g.mu.Unlock()
+		g.ask(who, f != nil)
+		return nil
+	}
+	c := g.transport.newConn(g.frameFor(f), who, g.LocalAddr(), g.forget)
+	c.cookie = g.baker.bake(who, now)
+	c.proven.Store(proven)
+	g.sessions[who.source] = c
+	var oldest *Conn
+	if !proven {
+		c.place = g.unproven.PushBack(c)
+		if g.unproven.Len() > maxUnproven {
+			oldest = g.unproven.Front().Value.(*Conn)
+		}
+	}
+	ask := g.unasked()
 	g.mu.Unlock()
-	if old.conn != nil {
-		old.conn.end(errReplaced)
+	if old != nil {
+		old.end(errReplaced)
+	}
+	if oldest != nil {
+		oldest.end(errCrowded)
+	}
+	for _, u := range ask {
+		g.challenge(u)
 	}
 	g.handed <- struct{}{}
 	return c
@@ -195,45 +228,47 @@ func (g *guard) frameFor(f *frame) *frame {
 	return newFrame(g.transport.key)
 }
 
-// crowding returns the session that has to make room for another, or nil.
-func (g *guard) crowding(now int64) *Conn {
-	if g.unproven.Len() < maxUnproven {
-		return nil
-	}
-	oldest := g.unproven.Front().Value.(*Conn)
-	if now-oldest.begun < int64(crowdedAfter) {
-		return nil
-	}
-	return oldest
-}
-
-// mayBegin tells whether there is room for one more session, and takes it.
+// mayBegin tells whether one more session may begin whose client is not proven,
+// and takes a token for it. If the unproven are too many then, the oldest has to
+// go.
 func (g *guard) mayBegin(now int64) bool {
 	g.tokens = min(maxRate, g.tokens+maxRate*time.Duration(now-g.filled).Seconds())
 	g.filled = now
-	if g.closed || g.live >= g.transport.MaxSessions || g.unproven.Len() >= maxUnproven || g.tokens < 1 {
+	if g.tokens < 1 {
 		return false
+	}
+	if g.unproven.Len() >= maxUnproven {
+		oldest := g.unproven.Front().Value.(*Conn)
+		if now-oldest.begun < int64(crowdedAfter) {
+			return false
+		}
 	}
 	g.tokens--
 	return true
 }
 
-// mayWarn tells whether a warning is due: a flood must not fill the log.
-func (g *guard) mayWarn(now int64) bool {
-	if g.closed || now < g.warnAt {
-		return false
+// unasked returns the unproven sessions that have to be challenged now: all that
+// have not been, once there are many. Those who answer keep their places.
+func (g *guard) unasked() (ask []*Conn) {
+	if g.unproven.Len() <= pressedFrom {
+		return nil
 	}
-	g.warnAt = now + int64(warnEvery)
-	return true
+	for e := g.unproven.Back(); e != nil && !e.Value.(*Conn).asked; e = e.Prev() {
+		c := e.Value.(*Conn)
+		c.asked = true
+		ask = append(ask, c)
+	}
+	return ask
 }
 
-// tell answers an unknown client that asks for a window, in as many bytes as
-// it asked and without a session: so a dialer learns that somebody is here.
-func (g *guard) tell(source netip.AddrPort, f *frame, conv uint32) {
-	f.seal(control(conv, cmdTell, unprovenWindow), func(d []byte) error {
-		_, err := g.WriteToUDPAddrPort(d, source)
-		return err
-	})
+// warn tells the log of a crowd, but a flood must not fill it.
+func (g *guard) warn(now int64, message string, args ...any) {
+	if g.closed || now < g.warnAt {
+		return
+	}
+	g.warnAt = now + int64(warnEvery)
+	g.transport.Log.Warn(message, append(args, "addr", g.LocalAddr().String(),
+		"sessions", len(g.sessions), "unproven", g.unproven.Len())...)
 }
 
 // prove notes that a client's address is its own.
@@ -241,8 +276,9 @@ func (g *guard) prove(c *Conn) {
 	g.mu.Lock()
 	g.settle(c)
 	g.mu.Unlock()
-	// There is a session, as it has sent what is acknowledged.
-	g.transport.pace(c.session.Load(), true)
+	if s := c.session.Load(); s != nil { // otherwise attach does it
+		g.transport.pace(s, true)
+	}
 }
 
 // settle no longer counts a session among the unproven.
@@ -253,34 +289,19 @@ func (g *guard) settle(c *Conn) {
 	}
 }
 
-// forget puts an ended session into its grave.
+// forget takes note of a session's end. One that made room for another may
+// come again.
 func (g *guard) forget(c *Conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.live--
 	g.settle(c)
-	if e := g.sessions[c.source]; e.conn == c {
-		g.sessions[c.source] = entry{conv: c.conv}
+	if g.sessions[c.who.source] == c {
+		delete(g.sessions, c.who.source)
 	}
-	now := sinceStart()
-	g.graves = append(g.graves, grave{c.source, c.conv, now})
-	g.bury(now)
-	if g.closed && g.live == 0 {
-		g.UDPConn.Close()
+	if c.cause != errCrowded {
+		g.graves.add(c.who, sinceStart())
 	}
-}
-
-// bury forgets the ended sessions that are old or too many.
-func (g *guard) bury(now int64) {
-	n := 0
-	for n < len(g.graves) && (len(g.graves)-n > maxGraves || now-g.graves[n].ended > int64(graveTime)) {
-		old := g.graves[n]
-		if g.sessions[old.source] == (entry{conv: old.conv}) {
-			delete(g.sessions, old.source)
-		}
-		n++
-	}
-	g.graves = g.graves[n:]
+	g.closeAfterLast()
 }
 
 // close lets no new session begin, and closes the socket after the last.
@@ -288,7 +309,11 @@ func (g *guard) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
-	if g.live == 0 {
+	g.closeAfterLast()
+}
+
+func (g *guard) closeAfterLast() {
+	if g.closed && len(g.sessions) == 0 {
 		g.UDPConn.Close()
 	}
 }
@@ -298,10 +323,14 @@ func (g *guard) close() {
 func (g *guard) WriteTo(packet []byte, to net.Addr) (int, error) {
 	c := to.(peer).Conn
 	if c.gives(len(packet)+c.frame.overhead(), packet) {
-		c.frame.seal(packet, func(d []byte) error {
-			_, err := g.WriteToUDPAddrPort(d, c.source)
-			return err
-		})
+		g.send(c.who.source, c.frame, packet)
 	}
 	return len(packet), nil
+}
+
+func (g *guard) send(to netip.AddrPort, f *frame, packet []byte) {
+	f.seal(packet, func(d []byte) error {
+		_, err := g.WriteToUDPAddrPort(d, to)
+		return err
+	})
 }

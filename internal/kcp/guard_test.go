@@ -34,20 +34,17 @@ func rawClient(t testing.TB, l *Listener) net.Conn {
 }
 
 func TestAFloodCostsBoundedMemoryAndGoroutines(t *testing.T) {
-	const datagrams = 50_000
+	const datagrams = 20_000
 	// As a gateway does, wait for a request for a while.
 	l := listen(t, options(), func(c *Conn) {
-		c.SetReadDeadline(time.Now().Add(time.Second))
+		c.SetReadDeadline(time.Now().Add(20 * time.Second))
 		if n, _ := io.ReadFull(c, make([]byte, 5)); n == 5 {
 			io.WriteString(c, "200")
 			<-c.ended
 		}
 		c.Abort()
 	})
-	var before, peak runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	goroutines, most := runtime.NumGoroutine(), 0
+	goroutines, heap := runtime.NumGoroutine(), liveHeap()
 	rng := rand.New(rand.NewPCG(1, 2))
 	junk := make([]byte, 1400)
 	for i := range datagrams {
@@ -56,7 +53,7 @@ func TestAFloodCostsBoundedMemoryAndGoroutines(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i%2 == 0 {
-			c.Write(opening(rng.Uint32()|1, "x"))
+			c.Write(opening(rng.Uint32(), "x"))
 		} else {
 			d := junk[:rng.IntN(len(junk))]
 			for j := range d[:min(len(d), 32)] {
@@ -65,31 +62,38 @@ func TestAFloodCostsBoundedMemoryAndGoroutines(t *testing.T) {
 			c.Write(d)
 		}
 		c.Close()
-		if i%1000 == 999 {
-			most = max(most, runtime.NumGoroutine()-goroutines)
-			runtime.ReadMemStats(&peak)
-			if n := l.Stats().Sessions; n > maxUnproven {
-				t.Fatalf("%d sessions", n)
-			}
+		// One more while the oldest makes room.
+		if n := l.Stats().Unproven; n > maxUnproven+1 {
+			t.Fatalf("%d unproven sessions", n)
 		}
 	}
-	// One of kcp-go's and one of this test a session, and those of sessions that
-	// are just ending.
-	if most > 2*maxUnproven+maxUnproven/4 {
-		t.Errorf("%d goroutines", most)
-	}
-	if grown := int64(peak.HeapAlloc) - int64(before.HeapAlloc); grown > 250<<20 {
-		t.Errorf("%d MiB of heap", grown>>20)
-	}
-	stats := l.Stats()
-	t.Logf("%+v, %d goroutines, %d MiB with garbage", stats, most, (int64(peak.HeapAlloc)-int64(before.HeapAlloc))>>20)
-	if stats.Refused == 0 || stats.Dropped == 0 {
-		t.Errorf("nothing was counted: %+v", stats)
-	}
-	// A client gets in when the flood's sessions are over.
+	// A client gets in while the flood's sessions are there.
 	s := dialPlain(t, l.Addr().String(), nil, 0, 0)
 	io.WriteString(s, "hello")
 	expect(t, s, "200")
+
+	// One goroutine of kcp-go's and one of this test a session, and those of
+	// sessions that are just ending.
+	eventually(t, "few goroutines", func() bool { return runtime.NumGoroutine()-goroutines < 2*maxUnproven+50 })
+	grown, stats := liveHeap()-heap, l.Stats()
+	t.Logf("%+v, %d KiB", stats, grown>>10)
+	// 29 KiB each, and five times as much under the race detector. All that the
+	// flood asks for would be 290 MiB.
+	if limit := int64(128 << 20); grown > limit {
+		t.Errorf("%d KiB of live heap, want at most %d", grown>>10, limit>>10)
+	}
+	if stats.Unproven < maxUnproven/2 || stats.Challenged == 0 || stats.Dropped == 0 {
+		t.Errorf("that was no flood: %+v", stats)
+	}
+}
+
+// liveHeap returns the bytes that are in use, without garbage.
+func liveHeap() int64 {
+	runtime.GC()
+	runtime.GC() // what sync.Pool keeps lives until the second
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 func TestAListenerHasNoMoreThanItsSessions(t *testing.T) {
@@ -144,7 +148,6 @@ func TestOnlyAnOpeningBeginsASession(t *testing.T) {
 	later[12] = 1
 	heard := opening(1, "x")
 	heard[16] = 1
-	zero := opening(0, "x")
 	short := opening(1, "xyz")
 	for name, d := range map[string][]byte{
 		"empty":                      {},
@@ -154,7 +157,6 @@ func TestOnlyAnOpeningBeginsASession(t *testing.T) {
 		"an unknown command":         control(1, cmdTell+1, 1),
 		"the second segment":         later,
 		"a client that heard us":     heard,
-		"conversation 0":             zero,
 		"data beyond the end":        short[:len(short)-1],
 		"bytes behind the end":       append(opening(1, "x"), 0),
 		"two conversations":          append(opening(1, "x"), opening(2, "x")...),
@@ -205,7 +207,7 @@ func TestAnUnprovenClientIsSentLittle(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			o := options()
-			o.IdleTimeout = time.Second
+			o.IdleTimeout = 3 * time.Second
 			l := listen(t, o, func(c *Conn) {
 				c.Read(make([]byte, 1000))
 				if test.answer == nil {
@@ -237,20 +239,6 @@ func TestAnUnprovenClientIsSentLittle(t *testing.T) {
 	}
 }
 
-func TestOnlyWhatWasSentCanBeAcknowledged(t *testing.T) {
-	l := listen(t, options(), func(c *Conn) { <-c.ended })
-	c := rawClient(t, l)
-	c.Write(opening(7, "x"))
-	forged := control(7, cmdAck, 128)
-	forged[16] = 1
-	c.Write(forged)
-	c.Write(nil) // comes last, and is counted
-	eventually(t, "all have come", func() bool { return l.Stats().Dropped == 1 })
-	if n := l.Stats().Unproven; n != 1 {
-		t.Errorf("%d unproven sessions, want 1", n)
-	}
-}
-
 func TestADatagramForADeadSessionGetsNoAnswer(t *testing.T) {
 	o := options()
 	var accepted atomic.Int32
@@ -270,10 +258,10 @@ func TestADatagramForADeadSessionGetsNoAnswer(t *testing.T) {
 	eventually(t, "another session", func() bool { return len(graves(l)) == 2 })
 }
 
-func graves(l *Listener) []grave {
+func graves(l *Listener) []remembered {
 	l.guard.mu.Lock()
 	defer l.guard.mu.Unlock()
-	return l.guard.graves
+	return l.guard.graves.order
 }
 
 func TestEndedSessionsAreForgottenInTime(t *testing.T) {
@@ -283,9 +271,9 @@ func TestEndedSessionsAreForgottenInTime(t *testing.T) {
 	g := l.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.bury(sinceStart() + int64(graveTime) + 1)
-	if len(g.graves) != 0 || len(g.sessions) != 0 {
-		t.Errorf("%d graves, %d sessions", len(g.graves), len(g.sessions))
+	g.graves.expire(sinceStart() + int64(graveTime) + 1)
+	if len(g.graves.order) != 0 || len(g.graves.at) != 0 || len(g.sessions) != 0 {
+		t.Errorf("%d and %d graves, %d sessions", len(g.graves.order), len(g.graves.at), len(g.sessions))
 	}
 }
 
@@ -303,8 +291,8 @@ func TestAnotherConversationTakesASilentSessionsAddress(t *testing.T) {
 	}
 	old.heard.Add(-int64(yieldAfter))
 	c.Write(opening(8, "x"))
-	if next := <-conns; next.conv != 8 {
-		t.Errorf("conversation %d", next.conv)
+	if next := <-conns; next.who.conv != 8 {
+		t.Errorf("conversation %d", next.who.conv)
 	}
 	if _, err := old.Read(make([]byte, 2)); err == nil {
 		_, err = old.Read(make([]byte, 2))

@@ -25,15 +25,28 @@
 // A session belongs to its client's address and port. A phone that goes from
 // Wi-Fi to 4G has another, and its datagrams are those of an unknown source in
 // the middle of a conversation: dropped. It must connect anew, and the old
-// session ends by its idle timeout. One address has one session; another
-// conversation may take its place once nothing has come for the old one in 5 s
-// (a client that was restarted on a fixed port; sooner, and a forged datagram
-// could cut off a player).
+// session ends by its idle timeout. One address has one session; another may
+// take its place, of the same conversation too, once nothing has come for the
+// old one in 5 s (a client that was restarted on a fixed port; sooner, and a
+// forged datagram could cut off a player).
 //
-// A client's address is proven once it acknowledges something. Until then it
+// A client's address is proven once it echoes what only its owner can have
+// seen (cookie.go); any other acknowledgement counts for nothing. Until then it
 // is sent no more than three times the bytes that came from it (the rule of
 // RFC 9000 section 8.1), bare acknowledgements included, and no more than 8
 // bytes of the stream.
+//
+// What an unproven client may take, and for how long:
+//
+//   - An opening for which there is no place: nothing. It waits in a queue of
+//     1,024 for its challenge, of fewer bytes than it has sent itself.
+//   - A challenge that was answered: an entry of 8,192, for 10 s.
+//   - A session: one of 512, about 30 KB and 16 packets. The oldest has to go
+//     for the newest once it has had three seconds. Its user's deadlines bound it,
+//     and the idle timeout.
+//   - A session that was sent data: the same, for 10 s.
+//   - A session that closes: the same, for 2 s.
+//   - One that has ended, proven or not: an entry of 8,192, for 10 s.
 //
 // # Costs
 //

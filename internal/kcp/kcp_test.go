@@ -62,7 +62,7 @@ func TestEverythingArrivesOverALossyPath(t *testing.T) {
 			s.SetWindowSize(512, 512)
 			var both sync.WaitGroup
 			both.Go(func() { s.Write(up) })
-			s.SetReadDeadline(time.Now().Add(20 * time.Second))
+			s.SetReadDeadline(time.Now().Add(time.Minute))
 			h := sha256.New()
 			if n, err := io.CopyN(h, s, int64(len(down))); err != nil || [32]byte(h.Sum(nil)) != downHash {
 				t.Fatalf("down: %d bytes, %v, or another hash", n, err)
@@ -89,20 +89,21 @@ func aes(t *Transport) kcpgo.BlockCrypt {
 	return block
 }
 
-// The goroutines and descriptors that are left over are TestMain's to find.
-func TestAThousandSessionsWorkAtOnce(t *testing.T) {
-	const n = 1000
+// More than may be unproven at once: the others come in by the challenge. The
+// goroutines and descriptors that are left over are TestMain's to find.
+func TestACrowdOfHonestClientsAllGetIn(t *testing.T) {
 	o := options()
-	o.IdleTimeout = 3 * time.Second
+	o.Mode = "normal" // the clocks of 600 sessions in this process are enough
+	o.IdleTimeout = time.Minute
 	l := listen(t, o, echo)
 	var done sync.WaitGroup
-	for i := range n {
+	for i := range maxUnproven + 88 {
 		s := dialPlain(t, l.Addr().String(), nil, 0, 0)
 		done.Go(func() {
 			text := fmt.Sprint("line ", i)
 			got := make([]byte, len(text))
 			io.WriteString(s, text)
-			s.SetReadDeadline(time.Now().Add(20 * time.Second))
+			s.SetReadDeadline(time.Now().Add(time.Minute))
 			if _, err := io.ReadFull(s, got); err != nil || string(got) != text {
 				t.Errorf("session %d: got %q, %v", i, got, err)
 			}
@@ -110,13 +111,12 @@ func TestAThousandSessionsWorkAtOnce(t *testing.T) {
 	}
 	done.Wait()
 	eventually(t, "all are proven", func() bool { return l.Stats().Unproven == 0 })
-	eventually(t, "the idle timeout ends them all", func() bool { return l.Stats().Sessions == 0 })
 }
 
 func TestASessionEndsWhenNoByteMoves(t *testing.T) {
 	t.Parallel()
 	o := options()
-	o.IdleTimeout = 200 * time.Millisecond
+	o.IdleTimeout = 3 * time.Second
 	ends := make(chan error, 1)
 	l := listen(t, o, func(c *Conn) {
 		_, err := io.Copy(onlyWriter{c}, onlyReader{c})
@@ -136,7 +136,7 @@ func TestASessionEndsWhenNoByteMoves(t *testing.T) {
 			if err := <-ends; err != ErrIdle {
 				t.Fatalf("the session ended with %v", err)
 			}
-			if took := time.Since(began); took > 10*time.Second {
+			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("it took %v", took)
 			}
 			// The listener is told a moment after the reader.
@@ -154,10 +154,10 @@ func TestASessionEndsWhenNoByteMoves(t *testing.T) {
 func TestBytesKeepASessionAlive(t *testing.T) {
 	t.Parallel()
 	o := options()
-	o.IdleTimeout = 500 * time.Millisecond
+	o.IdleTimeout = 3 * time.Second
 	l := listen(t, o, echo)
 	s := dialPlain(t, l.Addr().String(), nil, 0, 0)
-	for began := time.Now(); time.Since(began) < 3*o.IdleTimeout; {
+	for began := time.Now(); time.Since(began) < o.IdleTimeout*3/2; {
 		roundTrip(t, s, "tick")
 	}
 	if l.Stats().Sessions != 1 {
@@ -168,7 +168,7 @@ func TestBytesKeepASessionAlive(t *testing.T) {
 func TestAVanishedPeerEndsItsSessionThoughWeKeepWriting(t *testing.T) {
 	t.Parallel()
 	o := options()
-	o.IdleTimeout = 300 * time.Millisecond
+	o.IdleTimeout = 3 * time.Second
 	o.SendWindow = MaxWindow // never full, so that the writer never blocks
 	ended := make(chan error, 1)
 	l := listen(t, o, func(c *Conn) {
@@ -195,7 +195,7 @@ func TestAVanishedPeerEndsItsSessionThoughWeKeepWriting(t *testing.T) {
 		if err != ErrIdle {
 			t.Errorf("the session ended with %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the session goes on")
 	}
 }
@@ -207,7 +207,7 @@ func TestCloseDeliversEverythingFirst(t *testing.T) {
 	closed := make(chan error, 1)
 	l := listen(t, o, func(c *Conn) {
 		io.ReadFull(c, make([]byte, len(line)))
-		c.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		c.SetWriteDeadline(time.Now().Add(time.Minute))
 		c.Write(sent)
 		c.SetWriteDeadline(time.Unix(1, 0)) // of no concern to Close
 		closed <- c.Close()
@@ -217,7 +217,7 @@ func TestCloseDeliversEverythingFirst(t *testing.T) {
 	s := dialPlain(t, lossy(t, l.Addr().String(), .3), nil, 0, 0)
 	s.SetNoDelay(0, 40, 2, 1)
 	io.WriteString(s, line)
-	s.SetReadDeadline(time.Now().Add(20 * time.Second))
+	s.SetReadDeadline(time.Now().Add(time.Minute))
 	h := sha256.New()
 	if n, err := io.CopyN(h, s, int64(len(sent))); err != nil || [32]byte(h.Sum(nil)) != want {
 		t.Fatalf("%d bytes, %v, or another hash", n, err)
@@ -233,7 +233,7 @@ func TestCloseDeliversEverythingFirst(t *testing.T) {
 func TestCloseGivesUpOnAVanishedPeer(t *testing.T) {
 	t.Parallel()
 	o := options()
-	o.IdleTimeout = 300 * time.Millisecond // shorter than Linger
+	o.IdleTimeout = 3 * time.Second // shorter than Linger
 	closed := make(chan error, 1)
 	gone := make(chan struct{})
 	l := listen(t, o, func(c *Conn) {

@@ -7,9 +7,15 @@ import (
 	kcpgo "github.com/xtaci/kcp-go/v5"
 )
 
-// socketBuffer is what a listener's socket may hold each way; the system may
-// allow less (net.core.rmem_max). All sessions share it.
-const socketBuffer = 4 << 20
+const (
+	// socketBuffer is what a listener's socket may hold each way; the system
+	// may allow less (net.core.rmem_max). All sessions share it. Linux doubles
+	// it and counts 768 bytes for a short datagram, so it holds 10,000 of them.
+	// No more: what has waited for longer is of no use to a game.
+	socketBuffer = 4 << 20
+	// maxBacklog bounds the sessions that nobody has accepted.
+	maxBacklog = 1024
+)
 
 // Listener accepts sessions. Its methods are safe for concurrent use.
 type Listener struct {
@@ -22,10 +28,11 @@ type Listener struct {
 
 // Stats are a listener's counts.
 type Stats struct {
-	Sessions int    // live
-	Unproven int    // those whose client has acknowledged nothing yet
-	Refused  uint64 // first datagrams for which there was no room
-	Dropped  uint64 // datagrams that belong to no session and begin none
+	Sessions   int    // live
+	Unproven   int    // those whose client has not proven its address
+	Refused    uint64 // first datagrams for which there was no room
+	Challenged uint64 // first datagrams that were answered by a challenge only
+	Dropped    uint64 // datagrams that belong to no session, or prove what is not so
 }
 
 // Listen listens on a UDP address. On a host of several addresses give one: an
@@ -44,8 +51,7 @@ func (t *Transport) Listen(addr string) (*Listener, error) {
 
 // Serve is Listen on a socket, which it owns from here on.
 func (t *Transport) Serve(socket *net.UDPConn) (*Listener, error) {
-	socket.SetReadBuffer(socketBuffer) // as much as the system gives
-	socket.SetWriteBuffer(socketBuffer)
+	enlarge(socket)
 	g := newGuard(t, socket)
 	listener, err := kcpgo.ServeConn(nil, t.DataShards, t.ParityShards, g)
 	if err != nil {
@@ -54,9 +60,10 @@ func (t *Transport) Serve(socket *net.UDPConn) (*Listener, error) {
 	}
 	l := &Listener{
 		guard: g, listener: listener,
-		backlog: make(chan *Conn, maxUnproven),
+		backlog: make(chan *Conn, maxBacklog),
 		closed:  make(chan struct{}),
 	}
+	go g.challengeStrangers()
 	go l.collect()
 	return l, nil
 }
@@ -64,6 +71,7 @@ func (t *Transport) Serve(socket *net.UDPConn) (*Listener, error) {
 // collect takes the sessions that kcp-go makes, whose own backlog is short. It
 // ends when the socket is closed.
 func (l *Listener) collect() {
+	defer close(l.guard.strangers) // its only sender has ended, which is kcp-go's reader
 	defer l.listener.Close()
 	for {
 		s, err := l.listener.AcceptKCP()
@@ -83,8 +91,8 @@ func (l *Listener) collect() {
 		}
 		select {
 		case l.backlog <- c:
-		default: // cannot be: a session in the backlog is unproven
-			c.Abort()
+		default:
+			c.end(errCrowded)
 		}
 		select {
 		case <-l.closed:
@@ -118,7 +126,7 @@ func (l *Listener) Stats() Stats {
 	g := l.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return Stats{g.live, g.unproven.Len(), g.refused.Load(), g.dropped.Load()}
+	return Stats{len(g.sessions), g.unproven.Len(), g.refused.Load(), g.challenged.Load(), g.dropped.Load()}
 }
 
 // Close ends accepting, and the sessions that nobody has accepted. The others

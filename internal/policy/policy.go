@@ -16,7 +16,8 @@
 //
 // An IPv4-mapped IPv6 address (::ffff:a.b.c.d) is its IPv4 address, and zones
 // count for nothing. An IPv6 address that carries an IPv4 address to a
-// translator (see carriers) must pass steps 2 to 4 as both, and step 5 as IPv6.
+// translator or through a tunnel, or several (see carriers), must pass steps 2
+// to 4 as each of them, and step 5 as IPv6.
 //
 // What lies behind another machine is out of sight: a port that a router or a
 // container's host forwards back to the gateway needs a deny rule.
@@ -126,7 +127,8 @@ func (p *Policy) Check(ap netip.AddrPort) error {
 	if by, why := p.forbids(ip, port); why != nil {
 		return &Denial{Addr: ap, Why: why, By: by}
 	}
-	if v4, ok := carried(ip); ok {
+	list, n := carried(ip)
+	for _, v4 := range list[:n] {
 		if by, why := p.forbids(v4, port); why != nil {
 			return &Denial{Addr: ap, Carried: v4, Why: why, By: by}
 		}

@@ -39,7 +39,7 @@ func spellings(v4 string, port uint16) []string {
 	ip := netip.MustParseAddr(v4)
 	b := ip.As4()
 	p := ":" + strings.TrimPrefix(netip.AddrPortFrom(ip, port).String(), v4+":")
-	sixToFour := netip.AddrFrom16([16]byte{0x20, 0x02, b[0], b[1], b[2], b[3], 14: 0x12, 15: 0x34})
+	form := func(b ...byte) string { return "[" + netip.AddrFrom16([16]byte(b)).String() + "]" + p }
 	return []string{
 		v4 + p,
 		"[::ffff:" + v4 + "]" + p,
@@ -49,7 +49,14 @@ func spellings(v4 string, port uint16) []string {
 		"[64:ff9b:1::" + v4 + "]" + p,
 		"[::ffff:0:" + v4 + "]" + p,
 		"[::" + v4 + "]" + p,
-		"[" + sixToFour.String() + "]" + p,
+		"[2001:db8::5efe:" + v4 + "]" + p,
+		"[2001:db8::200:5efe:" + v4 + "]" + p,
+		"[2001:db8::100:5efe:" + v4 + "%eth0]" + p,
+		"[2001:db8::300:5efe:" + v4 + "]" + p,
+		// 6to4, and Teredo's server and client.
+		form(0x20, 0x02, b[0], b[1], b[2], b[3], 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34),
+		form(0x20, 0x01, 0, 0, b[0], b[1], b[2], b[3], 0x80, 0, 0x12, 0x34, 0xf7, 0xf7, 0xf7, 0xf7),
+		form(0x20, 0x01, 0, 0, 8, 8, 8, 8, 0x80, 0, 0x12, 0x34, ^b[0], ^b[1], ^b[2], ^b[3]),
 	}
 }
 
@@ -160,6 +167,59 @@ func TestAllowRulesAllowNothingElse(t *testing.T) {
 	check(t, p, ErrDenied, "10.0.0.9:4000", "[::ffff:10.0.0.9]:4000")
 	// A translated address is somewhere else, if only by the way it takes.
 	check(t, p, ErrUnlisted, "[64:ff9b::10.0.0.7]:4000", "[2002:a00:7::]:4000", "[::10.0.0.7]:4000")
+}
+
+// nat64 returns an IPv4 address as a network's own NAT64 may have it, by prefixes
+// of 48, 56, 64 and 96 bits (RFC 6052 section 2.2).
+func nat64(v4 string, behind byte) []string {
+	b, x := netip.MustParseAddr(v4).As4(), behind
+	var list []string
+	for _, form := range [][16]byte{
+		{0, 0x64, 0xff, 0x9b, 0, 1, b[0], b[1], 0, b[2], b[3], x, x, x, x, x},
+		{0, 0x64, 0xff, 0x9b, 0, 1, 0, b[0], 0, b[1], b[2], b[3], x, x, x, x},
+		{0, 0x64, 0xff, 0x9b, 0, 1, 0x12, 0x34, 0, b[0], b[1], b[2], b[3], x, x, x},
+		{0, 0x64, 0xff, 0x9b, 0, 1, 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, b[0], b[1], b[2], b[3]},
+		{0, 0x64, 0xff, 0x9b, 0, 1, 12: b[0], 13: b[1], 14: b[2], 15: b[3]},
+	} {
+		list = append(list, netip.AddrPortFrom(netip.AddrFrom16(form), 80).String())
+	}
+	return list
+}
+
+func TestALocalNAT64IsJudgedByEveryLengthOfItsPrefix(t *testing.T) {
+	p := New(nil, rules(t, "10.0.0.0/8", "192.168.1.1"))
+	p.Own(netip.MustParseAddrPort("127.0.0.1:80"))
+	for _, behind := range []byte{0, 1, 8, 99} { // translators do not look at it
+		check(t, p, ErrSensitive, nat64("169.254.169.254", behind)...)
+		check(t, p, ErrSensitive, nat64("100.100.100.200", behind)...)
+		check(t, p, ErrDenied, nat64("10.0.0.7", behind)...)
+		check(t, p, ErrDenied, nat64("192.168.1.1", behind)...)
+		check(t, p, ErrOwn, nat64("127.0.0.1", behind)...)
+		check(t, p, ErrNever, nat64("224.0.0.1", behind)...)
+		check(t, p, nil, nat64("203.0.113.9", behind)...)
+	}
+	check(t, p, ErrNever, "[64:ff9b:1::]:80", "[64:ff9b:1::1]:80", "[64:ff9b:1::0.9.9.9]:80")
+}
+
+func TestAnAddressMayCarrySeveral(t *testing.T) {
+	p := New(nil, rules(t, "10.0.0.0/8"))
+	for addr, want := range map[string]string{
+		"[2002:a00:7::5efe:8.8.8.8]:80":           "10.0.0.7", // 6to4, and ISATAP within
+		"[2002:808:808::5efe:10.0.0.7]:80":        "10.0.0.7",
+		"[2001:0:a00:7:8000:1234:f7f7:f7f7]:80":   "10.0.0.7", // Teredo
+		"[2001:0:808:808:8000:1234:f5ff:fff8]:80": "10.0.0.7",
+		"[64:ff9b:1:a00:0:700:808:808]:80":        "10.0.0.7",
+		"[64:ff9b:1::5efe:10.0.0.7]:80":           "10.0.0.7",
+	} {
+		var d *Denial
+		if err := p.Check(netip.MustParseAddrPort(addr)); !errors.As(err, &d) || d.Carried.String() != want {
+			t.Errorf("Check(%s): %v, want it denied for %s", addr, err, want)
+		}
+	}
+	check(t, p, nil, "[2002:808:808::5efe:8.8.8.8]:80", "[2001:0:808:808:8000:1234:f7f7:f7f7]:80",
+		// No interface identifiers of ISATAP, and no prefix of Teredo.
+		"[2001:db8::5eff:10.0.0.7]:80", "[2001:db8::400:5efe:10.0.0.7]:80", "[2001:db8::1:5efe:10.0.0.7]:80",
+		"[2001:1:a00:7:8000:1234:f5ff:fff8]:80")
 }
 
 func TestAnIPv6RuleCoversNoIPv4Address(t *testing.T) {

@@ -19,8 +19,12 @@ type Header struct {
 	// addresses are never in their IPv6 form.
 	Source, Destination netip.AddrPort
 	// UniqueID is the proxy's id of the connection, or empty. It is any bytes,
-	// at most maxUniqueID.
+	// at most maxUniqueID. Only version 2 has room for it.
 	UniqueID string
+	// Hops is how many gateways have passed the connection on, by their own
+	// count: two that forward to each other can so end their circle. It is 0
+	// where none has said so. Only version 2 has room for it.
+	Hops uint8
 }
 
 // Why there is no header. ErrMalformed comes wrapped in what is wrong, the two
@@ -56,8 +60,9 @@ const (
 //
 // Only TCP has addresses here. The valid rest (UNKNOWN, LOCAL, unspecified,
 // UDP, Unix sockets) is taken as "not known", which the specification allows
-// for whatever a receiver does not support, as long as it is all of it. The
-// optional checksum is not verified.
+// for whatever a receiver does not support, as long as it is all of it. TLVs
+// must be whole, and a checksum among them must be right, except where what
+// stands there is to be skipped unread: behind LOCAL and unspecified.
 func Parse(b []byte) (h Header, n int, err error) {
 	switch {
 	case agree(b, signature1):
@@ -129,15 +134,8 @@ func measureBinary(b []byte) (int, error) {
 	}
 	addresses := 0
 	if len(b) > 13 {
-		switch proxyproto.AddressFamilyAndProtocol(b[13]) {
-		case proxyproto.UNSPEC:
-		case proxyproto.TCPv4, proxyproto.UDPv4:
-			addresses = 12
-		case proxyproto.TCPv6, proxyproto.UDPv6:
-			addresses = 36
-		case proxyproto.UnixStream, proxyproto.UnixDatagram:
-			addresses = 216
-		default:
+		known := false
+		if addresses, known = addressesSize(b[13]); !known {
 			return 0, malformed("an unknown address family or protocol")
 		}
 	}
@@ -158,26 +156,44 @@ func measureBinary(b []byte) (int, error) {
 	return prefixSize + payload, nil
 }
 
+// addressesSize returns how many bytes of addresses version 2 has for a family
+// and protocol, and whether there is such a one.
+func addressesSize(family byte) (int, bool) {
+	switch proxyproto.AddressFamilyAndProtocol(family) {
+	case proxyproto.UNSPEC:
+		return 0, true
+	case proxyproto.TCPv4, proxyproto.UDPv4:
+		return 12, true
+	case proxyproto.TCPv6, proxyproto.UDPv6:
+		return 36, true
+	case proxyproto.UnixStream, proxyproto.UnixDatagram:
+		return 216, true
+	}
+	return 0, false
+}
+
 // decode reads a complete header.
-func decode(b []byte) (Header, error) {
-	if !hasAddresses(b) {
-		return Header{}, nil
+func decode(b []byte) (h Header, err error) {
+	if b[0] == signature2[0] && b[12] == proxy {
+		if size, _ := addressesSize(b[13]); size > 0 {
+			err = h.readTLVs(b, prefixSize+size)
+		}
+	}
+	if err != nil || !hasAddresses(b) {
+		return h, err
 	}
 	// Version 1 must come out of one read: the library takes a line that
 	// arrives in pieces for an attack.
-	h, err := proxyproto.Read(bufio.NewReaderSize(bytes.NewReader(b), maxLine))
+	lib, err := proxyproto.Read(bufio.NewReaderSize(bytes.NewReader(b), maxLine))
 	if err != nil {
-		return Header{}, malformed(err)
+		return h, malformed(err)
 	}
-	src, dst, ok := h.TCPAddrs()
+	src, dst, ok := lib.TCPAddrs()
 	if !ok {
-		return Header{}, malformed("no addresses")
+		return h, malformed("no addresses")
 	}
-	id, err := uniqueID(h)
-	if err != nil {
-		return Header{}, err
-	}
-	return Header{unmap(src.AddrPort()), unmap(dst.AddrPort()), id}, nil
+	h.Source, h.Destination = unmap(src.AddrPort()), unmap(dst.AddrPort())
+	return h, nil
 }
 
 // hasAddresses tells whether a complete header has a client's TCP address.
@@ -187,21 +203,4 @@ func hasAddresses(b []byte) bool {
 	}
 	family := proxyproto.AddressFamilyAndProtocol(b[13])
 	return b[12] == proxy && (family == proxyproto.TCPv4 || family == proxyproto.TCPv6)
-}
-
-func uniqueID(h *proxyproto.Header) (string, error) {
-	tlvs, err := h.TLVs()
-	if err != nil {
-		return "", malformed(err)
-	}
-	for _, tlv := range tlvs {
-		if tlv.Type != proxyproto.PP2_TYPE_UNIQUE_ID {
-			continue
-		}
-		if len(tlv.Value) > maxUniqueID {
-			return "", malformed("the unique id is too long")
-		}
-		return string(tlv.Value), nil
-	}
-	return "", nil
 }

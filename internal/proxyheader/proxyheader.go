@@ -22,54 +22,65 @@ const (
 	maxUniqueID = 128
 )
 
-// Append appends the header that tells a backend of a client: src is the
-// client, dst is where the client connected to. Version 0 appends nothing, 1
-// and 2 are the protocol's. Version 2 carries id as PP2_TYPE_UNIQUE_ID unless
-// it is empty; version 1 has no room for it.
+// Append appends the header that tells a backend of a client. Version 0 appends
+// nothing, 1 and 2 are the protocol's. Version 2 carries UniqueID as
+// PP2_TYPE_UNIQUE_ID unless it is empty, and Hops unless they are 0; version 1
+// has no room for them.
 //
 // The client's address is told whenever it is known, because a backend that is
 // not told takes every client for the gateway, which it may trust more:
 //   - addresses of two families are both told as IPv6, the IPv4 one mapped;
-//   - an invalid or unspecified dst, as that of an unconnected socket, is told
-//     as the unspecified address of src's family, with dst's port.
+//   - an invalid or unspecified Destination, as that of an unconnected socket, is
+//     told as the unspecified address of Source's family, with its port.
 //
-// Zones are left out. Only for an invalid src the header says that nothing is
-// known: UNKNOWN in version 1, LOCAL without id in version 2.
+// Zones are left out. Only for an invalid Source the header says that nothing is
+// known: UNKNOWN in version 1, LOCAL without anything in version 2.
 //
 // The error is for another version or a longer id; b comes back as it was.
-func Append(b []byte, version int, src, dst netip.AddrPort, id string) ([]byte, error) {
+func Append(b []byte, version int, h Header) ([]byte, error) {
 	if version == 0 {
 		return b, nil
 	}
 	if version != 1 && version != 2 {
 		return b, fmt.Errorf("there is no version %d of the PROXY protocol", version)
 	}
-	if version == 2 && len(id) > maxUniqueID {
-		return b, fmt.Errorf("a unique id of %d bytes; at most %d are allowed", len(id), maxUniqueID)
+	if version == 2 && len(h.UniqueID) > maxUniqueID {
+		return b, fmt.Errorf("a unique id of %d bytes; at most %d are allowed", len(h.UniqueID), maxUniqueID)
 	}
-	h := &proxyproto.Header{Version: byte(version), Command: proxyproto.LOCAL}
-	if src.IsValid() {
-		src = unmap(src)
-		dst = destination(src.Addr(), dst)
-		h.Command = proxyproto.PROXY
-		h.TransportProtocol = proxyproto.TCPv6
+	lib := &proxyproto.Header{Version: byte(version), Command: proxyproto.LOCAL}
+	if h.Source.IsValid() {
+		src := unmap(h.Source)
+		dst := destination(src.Addr(), h.Destination)
+		lib.Command = proxyproto.PROXY
+		lib.TransportProtocol = proxyproto.TCPv6
 		if src.Addr().Is4() && dst.Addr().Is4() {
-			h.TransportProtocol = proxyproto.TCPv4
+			lib.TransportProtocol = proxyproto.TCPv4
 		}
-		h.SourceAddr = net.TCPAddrFromAddrPort(src)
-		h.DestinationAddr = net.TCPAddrFromAddrPort(dst)
-		if id != "" {
-			err := h.SetTLVs([]proxyproto.TLV{{Type: proxyproto.PP2_TYPE_UNIQUE_ID, Value: []byte(id)}})
-			if err != nil {
+		lib.SourceAddr = net.TCPAddrFromAddrPort(src)
+		lib.DestinationAddr = net.TCPAddrFromAddrPort(dst)
+		if version == 2 {
+			if err := lib.SetTLVs(h.tlvs()); err != nil {
 				return b, err
 			}
 		}
 	}
-	header, err := h.Format()
+	header, err := lib.Format()
 	if err != nil {
 		return b, err
 	}
 	return append(b, header...), nil
+}
+
+// tlvs returns what version 2 says behind the addresses.
+func (h *Header) tlvs() []proxyproto.TLV {
+	var list []proxyproto.TLV
+	if h.UniqueID != "" {
+		list = append(list, proxyproto.TLV{Type: proxyproto.PP2_TYPE_UNIQUE_ID, Value: []byte(h.UniqueID)})
+	}
+	if h.Hops > 0 {
+		list = append(list, proxyproto.TLV{Type: typeHops, Value: []byte{h.Hops}})
+	}
+	return list
 }
 
 // destination returns dst in the form that goes with a client at src.

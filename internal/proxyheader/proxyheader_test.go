@@ -20,7 +20,7 @@ func addrPort(s string) netip.AddrPort {
 
 func mustAppend(t testing.TB, version int, src, dst, id string) string {
 	t.Helper()
-	b, err := Append(nil, version, addrPort(src), addrPort(dst), id)
+	b, err := Append(nil, version, Header{Source: addrPort(src), Destination: addrPort(dst), UniqueID: id})
 	if err != nil {
 		t.Fatalf("Append(%d, %q, %q, %q): %v", version, src, dst, id, err)
 	}
@@ -131,7 +131,7 @@ func TestAHeaderIsReadBackByTheLibrary(t *testing.T) {
 
 func TestAHeaderIsAppended(t *testing.T) {
 	for _, version := range []int{0, 1, 2} {
-		b, err := Append([]byte("x"), version, addrPort("127.0.0.1:1"), addrPort("127.0.0.1:2"), "")
+		b, err := Append([]byte("x"), version, Header{Source: addrPort("127.0.0.1:1"), Destination: addrPort("127.0.0.1:2")})
 		want := "x" + mustAppend(t, version, "127.0.0.1:1", "127.0.0.1:2", "")
 		if err != nil || string(b) != want {
 			t.Errorf("version %d: %q, %v; want %q", version, b, err, want)
@@ -154,7 +154,7 @@ func TestAnUnknownVersionAndALongIDAreRefused(t *testing.T) {
 		{1, longest + "i", true},
 		{0, longest + "i", true},
 	} {
-		b, err := Append([]byte("x"), tt.version, addrPort("127.0.0.1:1"), addrPort("127.0.0.1:2"), tt.id)
+		b, err := Append([]byte("x"), tt.version, Header{Source: addrPort("127.0.0.1:1"), Destination: addrPort("127.0.0.1:2"), UniqueID: tt.id})
 		if (err == nil) != tt.ok {
 			t.Errorf("version %d, id of %d bytes: error %v", tt.version, len(tt.id), err)
 		}
@@ -186,17 +186,17 @@ func TestTheLongestLineFitsIntoTheSpecification(t *testing.T) {
 // FuzzAnAppendedHeaderIsParsed makes addresses of 4, 16 and any other number
 // of bytes, the last of which are no address.
 func FuzzAnAppendedHeaderIsParsed(f *testing.F) {
-	f.Add([]byte{127, 0, 0, 1}, uint16(1), []byte{10, 0, 0, 1}, uint16(2), "id")
-	f.Add([]byte{127, 0, 0, 1}, uint16(65535), bytes.Repeat([]byte{0xff}, 16), uint16(0), "")
-	f.Add(make([]byte, 16), uint16(0), []byte{0, 0, 0, 0}, uint16(7), strings.Repeat("\x00", maxUniqueID))
-	f.Add([]byte(mapped[:16]), uint16(0), []byte{}, uint16(7), "\r\n")
-	f.Add([]byte{}, uint16(1), []byte(ipv6[:16]), uint16(2), strings.Repeat("x", maxUniqueID+1))
-	f.Fuzz(func(t *testing.T, srcIP []byte, srcPort uint16, dstIP []byte, dstPort uint16, id string) {
+	f.Add([]byte{127, 0, 0, 1}, uint16(1), []byte{10, 0, 0, 1}, uint16(2), "id", uint8(7))
+	f.Add([]byte{127, 0, 0, 1}, uint16(65535), bytes.Repeat([]byte{0xff}, 16), uint16(0), "", uint8(255))
+	f.Add(make([]byte, 16), uint16(0), []byte{0, 0, 0, 0}, uint16(7), strings.Repeat("\x00", maxUniqueID), uint8(0))
+	f.Add([]byte(mapped[:16]), uint16(0), []byte{}, uint16(7), "\r\n", uint8(0))
+	f.Add([]byte{}, uint16(1), []byte(ipv6[:16]), uint16(2), strings.Repeat("x", maxUniqueID+1), uint8(0))
+	f.Fuzz(func(t *testing.T, srcIP []byte, srcPort uint16, dstIP []byte, dstPort uint16, id string, hops uint8) {
 		srcAddr, _ := netip.AddrFromSlice(srcIP)
 		dstAddr, _ := netip.AddrFromSlice(dstIP)
 		src, dst := netip.AddrPortFrom(srcAddr, srcPort), netip.AddrPortFrom(dstAddr, dstPort)
 		for version := 1; version <= 2; version++ {
-			b, err := Append(nil, version, src, dst, id)
+			b, err := Append(nil, version, Header{src, dst, id, hops})
 			if err != nil {
 				if version == 2 && len(id) > maxUniqueID {
 					continue
@@ -208,7 +208,7 @@ func FuzzAnAppendedHeaderIsParsed(f *testing.F) {
 				want.Source = netip.AddrPortFrom(srcAddr.Unmap(), srcPort)
 				want.Destination = netip.AddrPortFrom(dstAddr.Unmap(), dstPort)
 				if version == 2 {
-					want.UniqueID = id
+					want.UniqueID, want.Hops = id, hops
 				}
 			}
 			h, n, err := Parse(append(b, "data"...))
@@ -241,11 +241,11 @@ func BenchmarkAppend(b *testing.B) {
 		{"v2/IPv6", 2, "[2001:db8::1:2]:51234", "[2001:db8::2]:8080"},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
-			src, dst := addrPort(bb.src), addrPort(bb.dst)
+			h := Header{Source: addrPort(bb.src), Destination: addrPort(bb.dst), UniqueID: "0123456789abcdef"}
 			buf := make([]byte, 0, 256)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := Append(buf, bb.version, src, dst, "0123456789abcdef"); err != nil {
+				if _, err := Append(buf, bb.version, h); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -21,64 +20,11 @@ const (
 	maxChain = 8
 	// maxRecords is how many addresses or targets of one name are used.
 	maxRecords = 256
-	// systemTTL is for how long the system's answers are used: as long as Go
-	// trusts what it has read of a hosts file.
-	systemTTL = 5 * time.Second
-	// partialTTL bounds the time to live of one family's addresses, if the
-	// server failed to answer for the other.
-	partialTTL = 5 * time.Second
 )
-
-// lookupSystem finds addresses as the system does.
-func (r *Resolver) lookupSystem(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
-	ips, err := r.system.LookupNetIP(ctx, "ip", name)
-	if err != nil {
-		return nil, 0, err
-	}
-	for i, ip := range ips {
-		ips[i] = ip.Unmap()
-	}
-	return ips[:min(len(ips), maxRecords)], systemTTL, nil
-}
-
-// lookupAddresses asks for the addresses of both families at once.
-func (r *Resolver) lookupAddresses(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
-	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
-		// Name servers know nothing of it (RFC 6761 section 6.3).
-		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, maxTTL, nil
-	}
-	var v4, v6 found
-	var wg sync.WaitGroup
-	wg.Go(func() { v6 = r.client.find(ctx, name, dns.TypeAAAA) })
-	v4 = r.client.find(ctx, name, dns.TypeA)
-	wg.Wait()
-
-	ips := addresses(slices.Concat(v4.records, v6.records))
-	if len(ips) == 0 {
-		// What one of them failed to tell might have been an address.
-		if v4.err == nil || isNotFound(v4.err) && v6.err != nil {
-			v4.err = v6.err
-		}
-		if v4.err == nil {
-			v4.err = notFound(name)
-		}
-		return nil, min(v4.ttl, v6.ttl), v4.err
-	}
-	ttl := maxTTL
-	for _, f := range []found{v4, v6} {
-		switch {
-		case f.err == nil:
-			ttl = min(ttl, f.ttl)
-		case !isNotFound(f.err):
-			ttl = min(ttl, partialTTL)
-		}
-	}
-	return ips, ttl, nil
-}
 
 // lookupServices asks for the targets of a service. Their addresses, if they
 // come along, are remembered.
-func (r *Resolver) lookupServices(ctx context.Context, name string) ([]Service, time.Duration, error) {
+func (r *Resolver) lookupServices(ctx context.Context, name string, _ func([]Service)) ([]Service, time.Duration, error) {
 	f := r.client.find(ctx, name, dns.TypeSRV)
 	if f.err != nil {
 		return nil, f.ttl, f.err

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,18 +32,18 @@ const (
 	// staleUse is for how long, since a lookup failed, nobody waits for the next:
 	// servers are down. Afterwards they may be back.
 	staleUse = 30 * time.Second
-	// patience is how long a lookup may take before those who wait for it get
-	// the answer that has run out, if there is one (RFC 8767 section 5: the
-	// client response timer).
-	patience = 500 * time.Millisecond
 	// warnEvery is the least time between two warnings.
 	warnEvery = time.Minute
 )
 
+// lookupFunc finds the values of a name, and for how long they may be used. When it
+// has a part of them, and the rest is slow, it may call early with those, once.
+type lookupFunc[T comparable] func(ctx context.Context, name string, early func([]T)) ([]T, time.Duration, error)
+
 // cache remembers the answers for names and looks up what it does not know.
 // Times are counted from when it was made.
 type cache[T comparable] struct {
-	lookup  func(ctx context.Context, name string) ([]T, time.Duration, error)
+	lookup  lookupFunc[T]
 	timeout time.Duration
 	max     int // answers
 	log     *slog.Logger
@@ -76,14 +75,7 @@ type answer[T comparable] struct {
 	called atomic.Bool  // the refresh was started
 }
 
-// flight is a lookup under way.
-type flight[T comparable] struct {
-	began  time.Time
-	done   chan struct{} // closed behind the writing of answer
-	answer *answer[T]
-}
-
-func newCache[T comparable](o Options, lookup func(context.Context, string) ([]T, time.Duration, error)) *cache[T] {
+func newCache[T comparable](o Options, lookup lookupFunc[T]) *cache[T] {
 	start := time.Now()
 	c := &cache[T]{
 		lookup:  lookup,
@@ -106,49 +98,32 @@ func (c *cache[T]) close() {
 	c.wg.Wait()
 }
 
-// get returns the values of a name, and looks them up if need be.
-func (c *cache[T]) get(ctx context.Context, name string) ([]T, error) {
+// get returns the values of a name, and looks them up if need be. If those are a
+// part, it returns the flight that finds the rest.
+func (c *cache[T]) get(ctx context.Context, name string) ([]T, *flight[T], error) {
 	if a := c.find(name); a != nil {
-		return a.values, a.err
+		return a.values, nil, a.err
 	}
 	if !isName(name) { // and would be refused or misread elsewhere
-		return nil, notFound(name)
+		return nil, nil, notFound(name)
 	}
 	if ctx.Err() != nil {
-		return nil, ended(ctx, name)
+		return nil, nil, ended(ctx, name)
 	}
 	c.mu.Lock()
 	a, f := c.answers[name], c.flights[name]
 	if a != nil && c.now() < a.expires { // somebody was quicker
 		c.mu.Unlock()
-		return a.values, a.err
+		return a.values, nil, a.err
 	}
 	if f == nil {
 		f = c.start(name)
 	}
 	c.mu.Unlock()
 	if f == nil {
-		return nil, &net.DNSError{Err: "the resolver is closed", Name: name, IsTemporary: true}
+		return nil, nil, &net.DNSError{Err: "the resolver is closed", Name: name, IsTemporary: true}
 	}
 	return c.wait(ctx, name, a, f)
-}
-
-// wait waits for a lookup, and not for long if there is an old answer.
-func (c *cache[T]) wait(ctx context.Context, name string, old *answer[T], f *flight[T]) ([]T, error) {
-	var late <-chan time.Time
-	if old.usable(c.now()) {
-		t := time.NewTimer(patience - time.Since(f.began))
-		defer t.Stop()
-		late = t.C
-	}
-	select {
-	case <-f.done:
-		return f.answer.values, f.answer.err
-	case <-late:
-		return old.values, nil
-	case <-ctx.Done():
-		return nil, ended(ctx, name)
-	}
 }
 
 // find returns the answer that may be used without waiting, or nil. It starts a
@@ -173,39 +148,6 @@ func (c *cache[T]) find(name string) *answer[T] {
 		c.mu.Unlock()
 	}
 	return a
-}
-
-// start starts a lookup, with c.mu held. It returns nil if the cache is closed.
-func (c *cache[T]) start(name string) *flight[T] {
-	if c.closed {
-		return nil
-	}
-	name = strings.Clone(name) // it may be part of something larger
-	f := &flight[T]{began: time.Now(), done: make(chan struct{})}
-	c.flights[name] = f
-	c.wg.Add(1)
-	go c.fly(name, f)
-	return f
-}
-
-// fly looks up a name, whoever waits for it.
-func (c *cache[T]) fly(name string, f *flight[T]) {
-	defer c.wg.Done()
-	ctx, cancel := context.WithTimeout(c.ctx, c.timeout)
-	defer cancel()
-	values, ttl, err := c.lookup(ctx, name)
-
-	now := c.now()
-	c.mu.Lock()
-	old := c.answers[name]
-	f.answer = old.next(now, values, ttl, err)
-	delete(c.flights, name)
-	c.store(name, f.answer)
-	c.mu.Unlock()
-	close(f.done)
-	if f.answer.failed {
-		c.warn(now, name, err)
-	}
 }
 
 // next returns the answer that follows on a, which may be nil.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/layer"
 )
 
 func TestAnAnswerIsUsedForItsTimeToLive(t *testing.T) {
@@ -276,12 +278,12 @@ func TestTheEndOfACallerIsNotTheEndOfTheLookup(t *testing.T) {
 	eventually(t, "the question", func() bool { return s.queries("a.test. A") == 2 })
 	gone := errors.New("the client is gone")
 	cancel(gone)
-	if err := <-failed; !errors.Is(err, gone) || isTimeout(err) || isNotFound(err) {
+	if err := <-failed; !errors.Is(err, gone) || layer.IsTimeout(err) || isNotFound(err) {
 		t.Errorf("cancelled: %v", err)
 	}
 	late, cancelLate := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancelLate()
-	if _, err := r.Addresses(late, "a.test"); !isTimeout(err) {
+	if _, err := r.Addresses(late, "a.test"); !layer.IsTimeout(err) {
 		t.Errorf("past its deadline: %v", err)
 	}
 	release()

@@ -2,12 +2,9 @@ package resolve
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -16,38 +13,16 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/harness"
 )
 
 // patient bounds what should take no time.
 const patient = 20 * time.Second
 
-// TestMain fails if goroutines are left behind.
-func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	if flag.Lookup("test.fuzz").Value.String() != "" {
-		os.Exit(code) // the fuzzer leaves some of its own
-	}
-	for deadline := time.Now().Add(patient); runtime.NumGoroutine() > before; {
-		if time.Now().After(deadline) {
-			buf := make([]byte, 1<<20)
-			fmt.Fprintf(os.Stderr, "goroutines leak:\n%s\n", buf[:runtime.Stack(buf, true)])
-			os.Exit(1)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { harness.Main(m) }
 
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patient); !condition(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("not in time: " + what)
-		}
-	}
-}
+var eventually = harness.Eventually
 
 // server is a name server on 127.0.0.1, by UDP and TCP.
 type server struct {

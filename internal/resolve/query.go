@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/layer"
 )
 
 const (
@@ -54,7 +56,7 @@ func (c *client) query(ctx context.Context, name string, qtype uint16) (*dns.Msg
 				c.first.Store(uint32(s))
 				return m, nil
 			}
-			if isTimeout(err) {
+			if layer.IsTimeout(err) {
 				silent = append(silent, s)
 			}
 		}
@@ -86,7 +88,7 @@ func ask(ctx context.Context, tries int, server, name string, qtype uint16) (*dn
 			Err:         err.Error(),
 			Name:        strings.TrimSuffix(name, "."),
 			Server:      server,
-			IsTimeout:   isTimeout(err),
+			IsTimeout:   layer.IsTimeout(err),
 			IsTemporary: true,
 		}
 	}
@@ -135,12 +137,6 @@ func responds(m, q *dns.Msg) bool {
 		m.Question[0].Qtype == q.Question[0].Qtype &&
 		m.Question[0].Qclass == q.Question[0].Qclass &&
 		strings.EqualFold(m.Question[0].Name, q.Question[0].Name)
-}
-
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.As(err, &ne) && ne.Timeout()
 }
 
 // systemServers returns the name servers in a file in the form of

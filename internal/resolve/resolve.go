@@ -10,9 +10,11 @@ package resolve
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,9 +30,9 @@ const (
 
 // Options are the settings of a Resolver. The zero value asks the system.
 type Options struct {
-	// Server is the HOST:PORT of the name server to ask, by UDP and TCP. A
-	// HOST that is a name is looked up by the system for each question. Names
-	// are fully qualified: no search domain is ever appended.
+	// Server is the HOST:PORT of the name server to ask, by UDP and TCP; see
+	// [CheckServer]. A HOST that is a name is looked up by the system for each
+	// question. Names are fully qualified: no search domain is ever appended.
 	//
 	// If it is empty, addresses are found by the system's resolver, with its
 	// hosts file and search domains, and kept for 5 seconds, since it does not
@@ -76,8 +78,24 @@ type Service struct {
 	Priority uint16
 }
 
+// CheckServer tells whether nobody can be asked at the HOST:PORT of a Server: it
+// wants an IP address, brackets around it if it is IPv6, or a host name, and a
+// port from 1 to 65535. Names are not looked up.
+func CheckServer(server string) error {
+	host, port, err := net.SplitHostPort(server)
+	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 {
+		return fmt.Errorf("%q is no name server: want HOST:PORT with a port from 1 to 65535, as 127.0.0.1:53", server)
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil && !isName(host) || ip.IsMulticast() {
+		return fmt.Errorf("%q is no name server: want an IP address or a host name before the port, as 127.0.0.1:53", server)
+	}
+	return nil
+}
+
 // New returns a Resolver, which the caller closes. Nothing runs in the
-// background until something is asked.
+// background until something is asked. If Server is faulty, every lookup fails
+// with the error of CheckServer.
 func New(o Options) *Resolver {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
@@ -93,7 +111,8 @@ func New(o Options) *Resolver {
 	}
 	r := &Resolver{}
 	if o.Server != "" {
-		r.client.servers = func() ([]string, error) { return []string{o.Server}, nil }
+		err := CheckServer(o.Server)
+		r.client.servers = func() ([]string, error) { return []string{o.Server}, err }
 		r.addresses = newCache(o, r.lookupAddresses)
 	} else {
 		r.client.servers = func() ([]string, error) { return systemServers("/etc/resolv.conf") }
@@ -113,13 +132,31 @@ func (r *Resolver) Close() {
 
 // Addresses returns the IP addresses of a name, at least one. A Server's come
 // IPv4 first, within a family as answered; the system's come as it sorts them.
+// Addresses of one family are returned alone if the other's are not there 50 ms
+// later; see [Resolver.AddressesAndLate].
 //
 // Every error is a *net.DNSError: IsNotFound if the name does not exist or has
 // no address, IsTimeout if no server answered in time or ctx's deadline passed,
 // and otherwise IsTemporary if a server failed. When ctx ends, only this call
 // does: the lookup goes on for others, and for the cache.
 func (r *Resolver) Addresses(ctx context.Context, name string) ([]netip.Addr, error) {
-	return r.addresses.get(ctx, r.addressKey(name))
+	ips, _, err := r.addresses.get(ctx, r.addressKey(name))
+	return ips, err
+}
+
+// AddressesAndLate is Addresses for a caller that can begin with a part of the
+// addresses: late brings the others when the lookup has found them, in one slice,
+// and is closed when it is over. Nobody needs to receive from it. It is nil if no
+// more will come.
+//
+// It is a channel, and not a second call or an iterator, because a dial that has
+// begun waits for several things at once.
+func (r *Resolver) AddressesAndLate(ctx context.Context, name string) (ips []netip.Addr, late <-chan []netip.Addr, err error) {
+	ips, f, err := r.addresses.get(ctx, r.addressKey(name))
+	if f != nil {
+		late = r.addresses.rest(f)
+	}
+	return ips, late, err
 }
 
 // Services returns the targets that DNS lists under a name, at least one, by
@@ -128,7 +165,8 @@ func (r *Resolver) Addresses(ctx context.Context, name string) ([]netip.Addr, er
 // service is "decidedly not available" (RFC 2782, a target of ".") and that no
 // target can be used are IsNotFound.
 func (r *Resolver) Services(ctx context.Context, name string) ([]Service, error) {
-	return r.services.get(ctx, fold(name))
+	list, _, err := r.services.get(ctx, fold(name))
+	return list, err
 }
 
 // addressKey returns the name under which addresses are cached.

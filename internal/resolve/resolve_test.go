@@ -7,11 +7,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"gateway/internal/layer"
 )
 
 func TestAddressesComeIPv4FirstThenAsAnswered(t *testing.T) {
@@ -72,6 +75,33 @@ func TestAServerThatIsNotThereIsAnErrorAtOnce(t *testing.T) {
 	var e *net.DNSError
 	if !errors.As(err, &e) || e.IsTimeout || e.IsNotFound || !e.IsTemporary {
 		t.Errorf("%+v", err)
+	}
+}
+
+func TestAServerIsAnAddressOrANameAndAPort(t *testing.T) {
+	for _, server := range []string{"127.0.0.1:53", "[::1]:8600", "[fe80::1%eth0]:53", "dns.test:65535", "DNS-1.test.:1"} {
+		if err := CheckServer(server); err != nil {
+			t.Errorf("%s: %v", server, err)
+		}
+	}
+	for _, server := range []string{
+		"", ":", ":53", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:00", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:+53",
+		"127.0.0.1:domain", "127.0.0.1:53:53", "::1:53", "[::1]", "[::1]:0", "127.1:53", "a..test:53", "a b:53", "udp://127.0.0.1:53",
+		"224.0.0.251:5353", "[ff02::fb]:5353", "127.0.0.1:53\n", "127.0.0.1:5 3",
+	} {
+		err := CheckServer(server)
+		if err == nil || !strings.Contains(err.Error(), strconv.Quote(server)) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: %v", server, err)
+		}
+		if server == "" {
+			continue // the system
+		}
+		r, _ := start(t, Options{Server: server})
+		_, lookup := r.Addresses(t.Context(), "a.test")
+		var e *net.DNSError
+		if !errors.As(lookup, &e) || e.IsNotFound || e.Err != err.Error() {
+			t.Errorf("%q: a lookup fails with %v", server, lookup)
+		}
 	}
 }
 
@@ -207,7 +237,7 @@ func TestGarbageByTCPIsAFailure(t *testing.T) {
 		w.Write([]byte("garbage"))
 	})
 	r, _ := start(t, Options{Server: s.addr})
-	if list, err := r.Services(t.Context(), "_g._tcp.test"); err == nil || isTimeout(err) || isNotFound(err) {
+	if list, err := r.Services(t.Context(), "_g._tcp.test"); err == nil || layer.IsTimeout(err) || isNotFound(err) {
 		t.Errorf("%v, %v", list, err)
 	}
 }

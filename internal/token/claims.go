@@ -10,8 +10,14 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// leeway is by how much an issuer's clock may differ from ours, in seconds.
-const leeway = 60
+const (
+	// leeway is by how much an issuer's clock may differ from ours, in seconds.
+	leeway = 60
+	// maxYears is how far ahead a token may expire. What lies beyond was most
+	// likely meant in milliseconds, as JavaScript's Date.now() counts, and would
+	// be good for 50,000 years.
+	maxYears = 10
+)
 
 // claims are the registered claims that are looked at (RFC 7519 section 4.1).
 // The others, iat among them, say nothing about when a token is good for what.
@@ -35,6 +41,8 @@ func validate(payload []byte, audience string, now time.Time) (subject string, e
 		return "", ErrNoExpiry
 	case seconds >= c.Expiry.seconds+leeway: // "on or after" (section 4.1.4)
 		return "", ErrExpired
+	case c.Expiry.seconds > float64(now.AddDate(maxYears, 0, 0).Unix())+leeway:
+		return "", ErrExpiryFar
 	case c.NotBefore.set && seconds < c.NotBefore.seconds-leeway:
 		return "", ErrNotYet
 	case c.Subject.value == "":

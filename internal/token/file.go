@@ -3,10 +3,11 @@ package token
 import (
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"time"
+
+	"gateway/internal/smallfile"
 )
 
 const (
@@ -90,7 +91,7 @@ func (k *Keys) read() (changed bool, err error) {
 	if v.info, err = os.Stat(k.file); err != nil {
 		return false, err
 	}
-	data, err := readFile(k.file)
+	data, err := smallfile.Read(k.file, maxFile)
 	if err != nil {
 		v.info = nil
 		return false, err
@@ -113,17 +114,4 @@ func (k *Keys) read() (changed bool, err error) {
 	}
 	k.set.Store(set)
 	return true, nil
-}
-
-func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(data) > maxFile {
-		err = fmt.Errorf("%s is larger than %d bytes: that is no key set", name, maxFile)
-	}
-	return data, err
 }

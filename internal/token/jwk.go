@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/json"
@@ -39,7 +40,7 @@ func (s *keySet) reachable(k *key) bool { return k.kid != "" || s.alone[k.kind] 
 // sealer returns the first key that can make tokens, or nil.
 func (s *keySet) sealer() *key {
 	for _, k := range s.keys {
-		if k.secret != nil && s.reachable(k) {
+		if k.makes && s.reachable(k) {
 			return k
 		}
 	}
@@ -52,8 +53,8 @@ const maxKid = 100
 
 // parseSet reads a JWK Set (RFC 7517 section 5). A key that is not understood
 // is an error, although the standard would have it ignored: its tokens would
-// all be refused, and nobody would know why. Members that are not understood
-// are ignored, key_ops among them, because use says it all.
+// all be refused, and nobody would know why. So is a key that may not open
+// tokens. Members that are not understood are ignored.
 //
 // Errors say which key is at fault and what to do, and never hold any of it.
 func parseSet(data []byte) (*keySet, error) {
@@ -123,6 +124,7 @@ type jwk struct {
 	Use text    `json:"use"`
 	Alg text    `json:"alg"`
 	Kid text    `json:"kid"`
+	Ops ops     `json:"key_ops"`
 	D   present `json:"d"`
 }
 
@@ -130,7 +132,7 @@ type jwk struct {
 func parseKey(raw []byte) (*key, error) {
 	var j jwk
 	if json.Unmarshal(raw, &j) != nil {
-		return nil, errors.New("want a JSON object with no member twice, and strings for kty, crv, use, alg and kid")
+		return nil, errors.New("want a JSON object with no member twice, strings for kty, crv, use, alg and kid, and a list of different strings for key_ops")
 	}
 	of, err := j.classify()
 	if err != nil {
@@ -142,12 +144,45 @@ func parseKey(raw []byte) (*key, error) {
 	if j.Kid.set && (j.Kid.value == "" || len(j.Kid.value) > maxKid) {
 		return nil, fmt.Errorf("kid must have 1 to %d bytes: change it, or remove it if no other key is for %s", maxKid, of)
 	}
+	if !j.Ops.permit(of.opens()) {
+		return nil, fmt.Errorf("key_ops must hold %q, which is what the key is for here: add it, or remove key_ops", of.opens())
+	}
 	var material jose.JSONWebKey
 	if material.UnmarshalJSON(raw) != nil {
 		return nil, errors.New("the key is damaged: want k (oct), x (OKP), or x and y (EC) as base64url without padding, x and y on the curve")
 	}
-	return newKey(of, j.Kid.value, material.Key)
+	k, err := newKey(of, j.Kid.value, material.Key)
+	if err == nil {
+		k.makes = k.secret != nil && j.Ops.permit(of.makes())
+	}
+	return k, err
 }
+
+// ops is the member key_ops: what a key may be used for, beside its use (RFC 7517
+// section 4.3).
+type ops struct {
+	list []string
+	set  bool // the member is there
+}
+
+var errNoOps = errors.New("want a list of different strings")
+
+func (o *ops) UnmarshalJSON(b []byte) error {
+	var list []text // which, unlike strings, are not made of null
+	if len(b) == 0 || b[0] != '[' || json.Unmarshal(b, &list) != nil {
+		return errNoOps
+	}
+	o.set = true
+	for _, op := range list {
+		if !op.set || slices.Contains(o.list, op.value) {
+			return errNoOps
+		}
+		o.list = append(o.list, op.value)
+	}
+	return nil
+}
+
+func (o *ops) permit(op string) bool { return !o.set || slices.Contains(o.list, op) }
 
 // classify tells what a key is good for by its type and use.
 func (j *jwk) classify() (kind, error) {

@@ -31,10 +31,27 @@ func (k kind) String() string {
 	return k.alg
 }
 
-// key opens tokens of its kind, and makes them if it is a secret.
+// opens returns the word of key_ops for opening a token of the kind.
+func (k kind) opens() string {
+	if k == dirA256GCM {
+		return "decrypt"
+	}
+	return "verify"
+}
+
+// makes returns that for making one.
+func (k kind) makes() string {
+	if k == dirA256GCM {
+		return "encrypt"
+	}
+	return "sign"
+}
+
+// key opens tokens of its kind, and makes them if it is a secret and may.
 type key struct {
 	kind
-	kid string // "" for none
+	kid   string // "" for none
+	makes bool
 
 	secret []byte            // dirA256GCM and hs256
 	aead   cipher.AEAD       // dirA256GCM

@@ -47,6 +47,7 @@ const (
 	ErrNoSubject   Error = "token_no_sub"
 	ErrNoExpiry    Error = "token_no_exp"
 	ErrExpired     Error = "token_expired"
+	ErrExpiryFar   Error = "token_exp_far"  // more than ten years ahead: in milliseconds, perhaps
 	ErrNotYet      Error = "token_not_yet"  // nbf is to come
 	ErrAudience    Error = "token_audience" // aud is missing, or names others
 )
@@ -94,8 +95,8 @@ func (k *Keys) Open(token []byte, now time.Time) (subject string, err error) {
 
 // The reasons why no token can be made.
 var (
-	ErrTTL      = errors.New("a token needs a time to live of at least a second")
-	ErrNoSealer = errors.New("no key of the set can make tokens: that takes an oct key (-keygen makes one), not a public one")
+	ErrTTL      = errors.New("a token needs a time to live from a second to ten years")
+	ErrNoSealer = errors.New("no key of the set can make tokens: that takes an oct key (-keygen makes one), not a public one, and one whose key_ops, if it has any, hold encrypt (use enc) or sign (use sig)")
 )
 
 // Seal returns a token for the subject that expires at now + ttl, in whole
@@ -103,7 +104,7 @@ var (
 // audience is set, the token is for it. What the subject means is the caller's
 // to check. The error is ErrTTL or ErrNoSealer.
 func (k *Keys) Seal(subject string, ttl time.Duration, now time.Time) (string, error) {
-	if ttl < time.Second {
+	if ttl < time.Second || now.Add(ttl).After(now.AddDate(maxYears, 0, 0)) {
 		return "", ErrTTL
 	}
 	key := k.set.Load().sealer()

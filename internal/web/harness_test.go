@@ -6,15 +6,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -23,35 +20,26 @@ import (
 	"github.com/coder/websocket"
 
 	"gateway/internal/address"
+	"gateway/internal/harness"
 )
 
 // otherProcess tells whether this process was started to be something else than
 // a test, and was it.
 var otherProcess func() bool
 
-// TestMain fails if goroutines are left behind.
 func TestMain(m *testing.M) {
 	if otherProcess != nil && otherProcess() {
 		return
 	}
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	if flag.Lookup("test.fuzz").Value.String() != "" {
-		os.Exit(code) // the fuzzer leaves some of its own
-	}
-	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
-	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; {
-		if time.Now().After(deadline) {
-			buf := make([]byte, 1<<20)
-			fmt.Fprintf(os.Stderr, "goroutines leak:\n%s\n", buf[:runtime.Stack(buf, true)])
-			os.Exit(1)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	os.Exit(code)
+	harness.Main(m, func() error {
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		return nil
+	})
 }
 
-const patience = 20 * time.Second
+const patience = harness.Patience
+
+var eventually = harness.Eventually
 
 // statusError is what the fake gate's Open and Dial fail with.
 type statusError int
@@ -443,15 +431,6 @@ func receive[T any](t testing.TB, c <-chan T) T {
 	case <-time.After(patience):
 		t.Fatal("waited in vain")
 		panic("unreachable")
-	}
-}
-
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not: %s", what)
-		}
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
 )
 
 // memoryServer is set in the environment of a process that does nothing but
@@ -74,7 +76,7 @@ func residentMemory(t *testing.T, pid int) int {
 
 // A client that has proven nothing costs little, whatever it has sent.
 func TestAnUnprovenClientCostsAtMost16KB(t *testing.T) {
-	if raceDetector {
+	if harness.RaceEnabled {
 		t.Skip("the race detector takes memory of its own")
 	}
 	const clients = 2000

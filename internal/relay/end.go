@@ -1,0 +1,69 @@
+package relay
+
+import (
+	"errors"
+	"syscall"
+
+	"gateway/internal/layer"
+)
+
+// End is the account of a finished tunnel.
+type End struct {
+	Up, Down int64 // bytes from client to backend, and back
+	Ending
+}
+
+// Ending tells who ended a tunnel and how.
+type Ending struct {
+	By  Side
+	How How
+}
+
+// Side is one of those who may end a tunnel.
+type Side uint8
+
+const (
+	Client Side = iota
+	Backend
+	Gateway
+)
+
+func (s Side) String() string { return [...]string{"client", "backend", "gateway"}[s] }
+
+// How is a way in which a tunnel ends.
+type How uint8
+
+const (
+	unended  How = iota
+	FIN          // it finished, and so did the other side
+	Reset        // it broke the connection
+	Timeout      // silent for too long, or its host is gone
+	Shutdown     // cut because the relay was closed
+	Failure      // anything else
+)
+
+func (h How) String() string {
+	return [...]string{"", "fin", "reset", "timeout", "shutdown", "error"}[h]
+}
+
+// Note records who ended the tunnel and how. The first reset, time-out or cut
+// tells more than a FIN, before or after it.
+func (e *Ending) Note(by Side, how How) {
+	if e.How == unended || e.How == FIN && how != FIN {
+		e.By, e.How = by, how
+	}
+}
+
+// HowOf tells what the error of a read or a write says about the peer.
+func HowOf(err error) How {
+	switch {
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return Reset
+	case errors.Is(err, syscall.ETIMEDOUT), layer.IsTimeout(err),
+		// What the network said last, and the kernel says when it gives up.
+		errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return Timeout // keepalive, retransmission or KCP gave up
+	default:
+		return Failure
+	}
+}

@@ -1,0 +1,145 @@
+// Package relay joins a client and a backend, connections of any kind, and
+// keeps what TCP promises its two ends as if they had spoken directly:
+//
+//   - Each direction ends by itself: a FIN is passed on, and the other
+//     direction goes on until it ends too.
+//   - What was read is delivered: a backend that closes or resets right after
+//     its last byte still has every byte delivered, then the client sees FIN.
+//   - A client's reset reaches the backend as a reset.
+//   - Backpressure: at most one buffer of a direction is read ahead of what its
+//     receiver takes.
+//   - A tunnel of which one side has finished is bounded by inactivity; a
+//     whole one too, if so configured.
+//
+// Where a transport has no half-close, layer.CloseWrite is the end. The words
+// for how tunnels end and how long they rest (Ending, Bounds) are also those of
+// whoever relays otherwise.
+package relay
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gateway/internal/layer"
+)
+
+// Options say how a Relay works.
+type Options struct {
+	// Pump moves bytes from src to dst until src ends, then it returns nil, or
+	// until one of them fails, then it returns that error. It reads again only
+	// when dst has taken what was read.
+	Pump   func(dst io.Writer, src io.Reader) error
+	Bounds Bounds
+	Log    *slog.Logger
+}
+
+// Relay relays with two goroutines a tunnel. Its methods are safe for
+// concurrent use.
+type Relay struct {
+	Options
+	start  time.Time
+	copied atomic.Int64 // by finished tunnels
+
+	mu       sync.Mutex
+	tunnels  map[*tunnel]struct{}
+	sweeping bool // a sweep is due
+	closed   bool
+}
+
+// New returns a relay. It must be closed.
+func New(o Options) *Relay {
+	return &Relay{Options: o, start: time.Now(), tunnels: make(map[*tunnel]struct{})}
+}
+
+// Run joins a client and a backend, both connected, and owns both: when it
+// returns, both are closed. early is what the client has already sent for the
+// backend.
+func (r *Relay) Run(client, backend net.Conn, early []byte) End {
+	t := &tunnel{relay: r, client: client, backend: backend}
+	t.rest.Begin(0, r.now())
+	if r.add(t) {
+		var both sync.WaitGroup
+		both.Go(t.runDown)
+		t.runUp(early)
+		both.Wait()
+	} else {
+		t.cut(Shutdown)
+	}
+	t.close()
+	r.remove(t)
+	t.end.Up, t.end.Down = t.up.moved.Load(), t.down.moved.Load()
+	r.copied.Add(t.end.Up + t.end.Down)
+	return t.end
+}
+
+// Copied returns how many bytes finished tunnels have moved.
+func (r *Relay) Copied() int64 { return r.copied.Load() }
+
+// Close cuts all tunnels and lets no new one in. It does not wait for them.
+func (r *Relay) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	for t := range r.tunnels {
+		t.cut(Shutdown)
+	}
+}
+
+// add registers a tunnel; false means that the relay is closed.
+func (r *Relay) add(t *tunnel) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	r.tunnels[t] = struct{}{}
+	if !r.sweeping {
+		r.sweeping = true
+		time.AfterFunc(r.Bounds.SweepPeriod(), r.sweep)
+	}
+	return true
+}
+
+func (r *Relay) remove(t *tunnel) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.tunnels, t)
+}
+
+// now is the sweeper's clock, in nanoseconds.
+func (r *Relay) now() int64 { return time.Since(r.start).Nanoseconds() }
+
+// sweep cuts the tunnels that rest too long, and calls itself again as long
+// as there are tunnels.
+func (r *Relay) sweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	for t := range r.tunnels {
+		t.sweep(now)
+	}
+	if r.sweeping = len(r.tunnels) > 0; r.sweeping {
+		time.AfterFunc(r.Bounds.SweepPeriod(), r.sweep)
+	}
+}
+
+// survive keeps a bug in one tunnel from ending all the others.
+func (t *tunnel) survive() {
+	if v := recover(); v != nil {
+		t.relay.Log.Error("panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
+		t.cut(Failure)
+	}
+}
+
+// close closes both connections, of which both directions have ended. What is
+// still under way arrives. A TLS client has had its close_notify by then.
+func (t *tunnel) close() {
+	layer.Socket(t.client).Close()
+	layer.Socket(t.backend).Close()
+}

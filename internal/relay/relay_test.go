@@ -1,0 +1,289 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience is how long a test waits for what must come.
+const patience = 20 * time.Second
+
+func TestMain(m *testing.M) {
+	before := runtime.NumGoroutine()
+	code := m.Run()
+	for deadline := time.Now().Add(patience); code == 0 && runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			buf := make([]byte, 1<<16)
+			os.Stderr.Write(buf[:runtime.Stack(buf, true)])
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func copyAll(dst io.Writer, src io.Reader) error {
+	_, err := io.Copy(dst, src)
+	return err
+}
+
+// start relays between a client and a backend, whose far ends it returns.
+func start(t *testing.T, o Options, early string) (client, backend *net.TCPConn, r *Relay, ended chan End) {
+	t.Helper()
+	if o.Pump == nil {
+		o.Pump = copyAll
+	}
+	if o.Bounds.HalfClosed == 0 {
+		o.Bounds.HalfClosed = time.Hour
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	r = New(o)
+	client, here := pair(t)
+	there, backend := pair(t)
+	ended = make(chan End, 1)
+	go func() { ended <- r.Run(here, there, []byte(early)) }()
+	t.Cleanup(r.Close)
+	return client, backend, r, ended
+}
+
+// pair returns the ends of a connection.
+func pair(t *testing.T) (a, b *net.TCPConn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, conn := range []net.Conn{c, d} {
+		conn.SetDeadline(time.Now().Add(patience))
+		t.Cleanup(func() { conn.Close() })
+	}
+	d.SetDeadline(time.Time{}) // the relay's own
+	return c.(*net.TCPConn), d.(*net.TCPConn)
+}
+
+func read(t *testing.T, c net.Conn, want string) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if n, err := io.ReadFull(c, got); string(got[:n]) != want {
+		t.Fatalf("read %q, %v; want %q", got[:n], err, want)
+	}
+}
+
+func end(t *testing.T, ended chan End, want End) {
+	t.Helper()
+	select {
+	case got := <-ended:
+		if got != want {
+			t.Errorf("ended %+v, want %+v", got, want)
+		}
+	case <-time.After(patience):
+		t.Fatal("Run does not return")
+	}
+}
+
+func TestEachDirectionEndsByItselfAndBothAreCounted(t *testing.T) {
+	client, backend, r, ended := start(t, Options{}, "early ")
+	io.WriteString(client, "question")
+	client.CloseWrite()
+	if got, err := io.ReadAll(backend); string(got) != "early question" || err != nil {
+		t.Errorf("the backend got %q, %v", got, err)
+	}
+	io.WriteString(backend, "a longer answer")
+	backend.Close()
+	if got, err := io.ReadAll(client); string(got) != "a longer answer" || err != nil {
+		t.Errorf("the client got %q, %v", got, err)
+	}
+	end(t, ended, End{Up: 14, Down: 15, Ending: Ending{Client, FIN}})
+	if n := r.Copied(); n != 29 {
+		t.Errorf("%d bytes in all", n)
+	}
+}
+
+func TestAClientsResetIsAResetForTheBackend(t *testing.T) {
+	client, backend, _, ended := start(t, Options{}, "")
+	io.WriteString(client, "x")
+	read(t, backend, "x")
+	client.SetLinger(0)
+	client.Close()
+	if _, err := backend.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the backend's read ended with %v", err)
+	}
+	end(t, ended, End{Up: 1, Ending: Ending{Client, Reset}})
+}
+
+func TestABackendsResetIsTheEndOfWhatItSent(t *testing.T) {
+	client, backend, _, ended := start(t, Options{}, "")
+	io.WriteString(backend, "last words")
+	read(t, client, "last")
+	backend.SetLinger(0)
+	backend.Close()
+	if rest, err := io.ReadAll(client); !strings.HasPrefix(" words", string(rest)) || err != nil {
+		t.Errorf("read %q, %v", rest, err)
+	}
+	client.Close()
+	if got := <-ended; got.Ending != (Ending{Backend, Reset}) {
+		t.Errorf("ended %+v", got)
+	}
+}
+
+func TestWhatRestsIsCutByItsBound(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		bounds Bounds
+		half   bool
+	}{
+		{"a whole tunnel", Bounds{Idle: 50 * time.Millisecond, HalfClosed: time.Hour}, false},
+		{"a half-closed one", Bounds{HalfClosed: 50 * time.Millisecond}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			client, backend, _, ended := start(t, Options{Bounds: tt.bounds}, "")
+			want := End{Up: 1, Ending: Ending{Gateway, Timeout}}
+			io.WriteString(client, "x")
+			read(t, backend, "x")
+			if tt.half {
+				client.CloseWrite()
+			}
+			end(t, ended, want)
+			if _, err := io.ReadAll(client); err != nil {
+				t.Errorf("the client's read ended with %v", err)
+			}
+		})
+	}
+}
+
+func TestABackendThatGotLessThanAllIsResetWhenTheTunnelIsCut(t *testing.T) {
+	client, backend, r, ended := start(t, Options{}, "")
+	for err := error(nil); err == nil; { // until nobody takes any more
+		client.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		_, err = client.Write(make([]byte, 1<<16))
+	}
+	r.Close()
+	if got := <-ended; got.Ending != (Ending{Gateway, Shutdown}) {
+		t.Errorf("ended %+v", got)
+	}
+	if _, err := io.Copy(io.Discard, backend); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the backend was told %v, want a reset", err)
+	}
+}
+
+func TestAClosedRelayLetsNothingIn(t *testing.T) {
+	r := New(Options{Pump: copyAll, Bounds: Bounds{HalfClosed: time.Hour}, Log: slog.New(slog.DiscardHandler)})
+	r.Close()
+	client, here := pair(t)
+	there, backend := pair(t)
+	if got := r.Run(here, there, []byte("early")); got != (End{Ending: Ending{Gateway, Shutdown}}) {
+		t.Errorf("ended %+v", got)
+	}
+	for _, c := range []net.Conn{client, backend} {
+		if n, err := c.Read(make([]byte, 1)); n > 0 || err == nil {
+			t.Errorf("read %d bytes", n)
+		}
+	}
+}
+
+func TestABugInOneTunnelEndsOnlyThatOne(t *testing.T) {
+	var log strings.Builder
+	_, _, _, ended := start(t, Options{
+		Pump: func(io.Writer, io.Reader) error { panic("a bug") },
+		Log:  slog.New(slog.NewTextHandler(&log, nil)),
+	}, "")
+	end(t, ended, End{Ending: Ending{Gateway, Failure}})
+	if !strings.Contains(log.String(), "a bug") || !strings.Contains(log.String(), "TestABugInOneTunnel") {
+		t.Errorf("logged %q", log.String())
+	}
+}
+
+func TestTheFirstFailureTellsMoreThanAFIN(t *testing.T) {
+	for _, tt := range []struct {
+		notes []Ending
+		want  Ending
+	}{
+		{[]Ending{{Client, FIN}, {Backend, FIN}}, Ending{Client, FIN}},
+		{[]Ending{{Client, FIN}, {Backend, Reset}}, Ending{Backend, Reset}},
+		{[]Ending{{Backend, Reset}, {Client, FIN}, {Gateway, Timeout}}, Ending{Backend, Reset}},
+		{[]Ending{{Gateway, Shutdown}, {Client, Reset}}, Ending{Gateway, Shutdown}},
+	} {
+		var e Ending
+		for _, n := range tt.notes {
+			e.Note(n.By, n.How)
+		}
+		if e != tt.want {
+			t.Errorf("%v: %v, want %v", tt.notes, e, tt.want)
+		}
+	}
+}
+
+func TestErrorsTellHowAPeerEnded(t *testing.T) {
+	for err, want := range map[error]How{
+		syscall.ECONNRESET:     Reset,
+		syscall.EPIPE:          Reset,
+		syscall.ETIMEDOUT:      Timeout,
+		syscall.EHOSTUNREACH:   Timeout,
+		os.ErrDeadlineExceeded: Timeout,
+		syscall.EBADF:          Failure,
+	} {
+		if got := HowOf(&net.OpError{Op: "read", Err: err}); got != want {
+			t.Errorf("%v: %v, want %v", err, got, want)
+		}
+	}
+}
+
+func TestRestIsCountedFromTheLastProgress(t *testing.T) {
+	b := Bounds{Idle: 10, HalfClosed: 5}
+	var r Rest
+	r.Begin(0, 100)
+	for i, step := range []struct {
+		progress int64
+		half     bool
+		now      int64
+		want     bool
+	}{
+		{0, false, 109, false},
+		{1, false, 110, false}, // it moved
+		{1, false, 119, false},
+		{1, false, 120, true},
+		{1, true, 121, false}, // another bound begins
+		{1, true, 125, false},
+		{1, true, 126, true},
+	} {
+		if got := r.TooLong(b, step.progress, step.half, step.now); got != step.want {
+			t.Errorf("step %d: %v", i, got)
+		}
+	}
+	if b.Idle = 0; r.TooLong(b, 1, false, 1000) || r.TooLong(b, 1, false, 1e18) {
+		t.Error("what has no bound is bounded")
+	}
+}
+
+func TestTheSweepIsFineEnoughForItsBounds(t *testing.T) {
+	for _, tt := range []struct {
+		b    Bounds
+		want time.Duration
+	}{
+		{Bounds{HalfClosed: time.Minute}, time.Second},
+		{Bounds{Idle: 2 * time.Second, HalfClosed: time.Minute}, 200 * time.Millisecond},
+		{Bounds{Idle: time.Millisecond, HalfClosed: time.Minute}, 10 * time.Millisecond},
+	} {
+		if got := tt.b.SweepPeriod(); got != tt.want {
+			t.Errorf("%+v: %v, want %v", tt.b, got, tt.want)
+		}
+	}
+}

@@ -1,0 +1,275 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gateway/internal/address"
+	"gateway/internal/certificate"
+	"gateway/internal/flagvalue"
+	"gateway/internal/kcp"
+	"gateway/internal/policy"
+	"gateway/internal/smallfile"
+	"gateway/internal/token"
+)
+
+// parseConfig reads the command line and the environment, where a flag wins
+// over its twin, and validates them. What they name is for load to read. Its
+// errors name the flag or variable at fault, and never hold a secret.
+// flag.ErrHelp asks for the help.
+func parseConfig(args []string) (*Config, error) {
+	cfg := defaultConfig()
+	fs := flag.NewFlagSet("gateway", flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // errors are the caller's to print
+	all := settings(cfg)
+	for _, s := range all {
+		fs.Var(s.value, s.name, s.usage)
+	}
+	if err := fs.Parse(args); err != nil {
+		return nil, explainFlagError(err, all)
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("flags are written -name=value; %s stands without a flag", strayArgument(args, fs.Args()))
+	}
+	if cfg.Action == actionVersion || cfg.Action == actionKeygen {
+		return cfg, nil // whatever else is wrong
+	}
+	if err := cfg.readEnvironment(fs, all); err != nil {
+		return nil, err
+	}
+	if err := cfg.settleListening(); err != nil {
+		return nil, err
+	}
+	if err := cfg.checkTLS(); err != nil {
+		return nil, err
+	}
+	return cfg, cfg.checkTokens()
+}
+
+// explainFlagError says of package flag's errors what to do, and nothing that may
+// be a secret.
+func explainFlagError(err error, all []setting) error {
+	text := err.Error()
+	if strings.HasPrefix(text, "bad flag syntax") { // repeats the value too
+		return errors.New("flags are written -name=value; one has a wrong beginning")
+	}
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		names := make([]string, len(all))
+		for i, s := range all {
+			names[i] = s.name
+		}
+		if near := flagvalue.Nearest(name, names); near != "" {
+			return fmt.Errorf("there is no flag -%s: did you mean -%s?", name, near)
+		}
+		return fmt.Errorf("there is no flag -%s", name)
+	}
+	if rest, ok := strings.CutPrefix(text, "invalid boolean flag "); ok {
+		return errors.New("-" + rest)
+	}
+	return err
+}
+
+// strayArgument names the first argument that is no flag's: by its place, unless
+// it is a plain word. Anything else may be a secret that lost its flag.
+func strayArgument(args, rest []string) string {
+	word := rest[0]
+	if len(word) <= 10 && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz") == "" {
+		return strconv.Quote(word)
+	}
+	return fmt.Sprintf("argument %d of %d", len(args)-len(rest)+1, len(args))
+}
+
+// readEnvironment sets what the command line has not.
+func (cfg *Config) readEnvironment(fs *flag.FlagSet, all []setting) error {
+	cfg.sources = make(map[string]string)
+	fs.Visit(func(f *flag.Flag) { cfg.sources[f.Name] = "-" + f.Name })
+	for _, s := range all {
+		text, ok := os.LookupEnv(envName(s.name))
+		if !ok || cfg.sources[s.name] != "" || s.group == groupActions {
+			continue
+		}
+		if err := s.value.Set(text); err != nil {
+			return fmt.Errorf("invalid value %q for %s: %w", text, envName(s.name), err)
+		}
+		cfg.sources[s.name] = envName(s.name)
+	}
+	return nil
+}
+
+// load reads the files that the configuration names, and makes of them what the
+// gateway works with: what can be made is valid. Its errors name the flag,
+// variable or file at fault, and never hold a secret. log is told when one of
+// the files changes later.
+func (cfg *Config) load(log *slog.Logger) error {
+	if cfg.TLSCert != "" {
+		reloader, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
+		if err != nil {
+			return fmt.Errorf("%s and %s: %w", cfg.sources["tls-cert"], cfg.sources["tls-key"], err)
+		}
+		cfg.tlsConfig = certificate.Config(reloader)
+	}
+	var err error
+	if cfg.TokenKeys != "" {
+		if cfg.tokens, err = token.Load(cfg.TokenKeys, cfg.TokenAudience, log); err != nil {
+			return fmt.Errorf("%s: %w", cfg.sources["token-keys"], err)
+		}
+	}
+	if cfg.kcp, err = kcp.New(kcp.Options{
+		Mode:          cfg.KCPMode,
+		SendWindow:    cfg.KCPSendWindow,
+		ReceiveWindow: cfg.KCPReceiveWindow,
+		MTU:           cfg.KCPMTU,
+		DataShards:    cfg.KCPDataShards,
+		ParityShards:  cfg.KCPParityShards,
+		Crypt:         cfg.KCPCrypt,
+		Key:           cfg.KCPKey,
+		IdleTimeout:   cfg.KCPIdleTimeout,
+	}); err != nil {
+		return err // names the flag
+	}
+	return cfg.loadSecrets()
+}
+
+// loadSecrets gathers the secrets of all sources.
+func (cfg *Config) loadSecrets() error {
+	// A shell's echo and many secret stores leave a newline at the end, which
+	// nobody means and nobody sees.
+	if secret := strings.TrimRight(cfg.secret, "\r\n"); secret != "" {
+		cfg.addSecrets(cfg.sources["secret"], []byte(secret))
+	}
+	if cfg.secretFile != "" {
+		secrets, err := readSecrets(cfg.secretFile)
+		if err != nil {
+			return fmt.Errorf("%s: %w", cfg.sources["secret-file"], err)
+		}
+		cfg.addSecrets(cfg.sources["secret-file"], secrets...)
+	}
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		secrets, err := readSecrets(filepath.Join(dir, "secret"))
+		if err == nil {
+			cfg.addSecrets("$CREDENTIALS_DIRECTORY/secret", secrets...)
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("$CREDENTIALS_DIRECTORY: %w", err)
+		}
+	}
+	if cfg.TokenKeys != "" {
+		cfg.SecretSources = append(cfg.SecretSources, cfg.sources["token-keys"])
+	}
+	if len(cfg.Secrets) == 0 && cfg.opensLines() {
+		if cfg.Action == actionSeal && cfg.TokenKeys != "" {
+			return errors.New("-seal needs -ttl for a token, or a secret for a sealed line")
+		}
+		return errors.New("a secret is required: set -secret-file, GATEWAY_SECRET, -secret, or a systemd credential named secret; or -token-keys and -legacy=0")
+	}
+	return nil
+}
+
+// addSecrets adds those that are new.
+func (cfg *Config) addSecrets(source string, secrets ...[]byte) {
+	cfg.SecretSources = append(cfg.SecretSources, source)
+	for _, s := range secrets {
+		if !slices.ContainsFunc(cfg.Secrets, func(have []byte) bool { return string(have) == string(s) }) {
+			cfg.Secrets = append(cfg.Secrets, s)
+		}
+	}
+}
+
+const (
+	maxSecretFile = 1 << 20 // bytes
+	maxSecrets    = 100     // in a file
+)
+
+// readSecrets reads a file of secrets, at least one.
+func readSecrets(name string) ([][]byte, error) {
+	text, err := smallfile.Read(name, maxSecretFile)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.IndexByte(text, 0) >= 0 { // UTF-16 is full of them
+		return nil, fmt.Errorf("%s holds a zero byte: save it as UTF-8", name)
+	}
+	var secrets [][]byte
+	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
+		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+		if strings.TrimSpace(line) == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		secrets = append(secrets, []byte(line))
+	}
+	switch {
+	case len(secrets) == 0:
+		return nil, fmt.Errorf("%s holds no secret: want one a line", name)
+	case len(secrets) > maxSecrets:
+		return nil, fmt.Errorf("%s holds %d secrets, want at most %d: a line that does not open costs an attempt for each", name, len(secrets), maxSecrets)
+	}
+	return secrets, nil
+}
+
+// targetsOf returns how many targets a route has that is perhaps none.
+func targetsOf(r *address.Route) int {
+	if r == nil {
+		return 0
+	}
+	return r.Len()
+}
+
+// warnings lists what is allowed but unwise.
+func (cfg *Config) warnings() []string {
+	var list []string
+	for i, s := range cfg.Secrets {
+		if len(s) < shortSecret {
+			list = append(list, fmt.Sprintf("secret %d of %d is short: under %d bytes it can be guessed by whoever holds a sealed line (openssl rand -base64 24 makes a good one)",
+				i+1, len(cfg.Secrets), shortSecret))
+		}
+	}
+	rules := policy.New(cfg.Allow, cfg.Deny)
+	for _, l := range cfg.Listen {
+		for i := range targetsOf(l.forward) {
+			to := l.forward.Target(i).Addr
+			if !to.IP.IsValid() { // names are judged when they are looked up
+				continue
+			}
+			if err := rules.Check(netip.AddrPortFrom(to.IP, to.Port)); err != nil {
+				list = append(list, fmt.Sprintf("a backend of %s will not be reached: %v", l.addr, err))
+			}
+		}
+	}
+	if host, _, _ := net.SplitHostPort(cfg.Pprof); cfg.Pprof != "" {
+		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsPrivate()) {
+			list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")
+		}
+	}
+	return append(list, unknownVariables(os.Environ())...)
+}
+
+// unknownVariables warns about what looks like a setting in the environment and
+// is none, a misspelt GATEWAY_ALLOW for instance. What Kubernetes sets for a
+// service whose name begins with gateway is no mistake: GATEWAY_PORT,
+// GATEWAY_SERVICE_HOST, GATEWAY_WEB_PORT_80_TCP and the like.
+func unknownVariables(environ []string) []string {
+	known := make(map[string]bool)
+	for _, s := range settings(defaultConfig()) {
+		known[envName(s.name)] = s.group != groupActions
+	}
+	var list []string
+	for _, pair := range environ {
+		name, _, _ := strings.Cut(pair, "=")
+		if !strings.HasPrefix(name, "GATEWAY_") || known[name] ||
+			strings.Contains(name, "_PORT") || strings.Contains(name, "_SERVICE_") {
+			continue
+		}
+		list = append(list, name+" is in the environment but is no setting: it has no effect (gateway -help lists all flags)")
+	}
+	return list
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"runtime/metrics"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"gateway/internal/balance"
+	"gateway/internal/harness"
+	"gateway/internal/relay"
+)
+
+// splice(2) stops at urgent data for good: what stood behind it was once left
+// behind, and the receiver took the FIN for the end of it all.
+func TestUrgentDataAmongBulkIsNoEnd(t *testing.T) {
+	piece := bytes.Repeat([]byte("0123456789abcdef"), 16<<10) // 256 KiB
+	onEveryRelay(t, func(t *testing.T, g *testGateway) {
+		sent := make(chan struct{})
+		got := make(chan []byte, 1)
+		backend := startBackend(t, func(b *net.TCPConn) {
+			<-sent
+			all, _ := io.ReadAll(b)
+			got <- all
+		})
+		c := openTunnel(t, g.addr, backend)
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, c, string(piece))
+		raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, c, string(piece))
+		c.CloseWrite()
+		close(sent)
+		if all := <-got; len(all) != 2*len(piece) || !bytes.Equal(all[:len(piece)], piece) || !bytes.Equal(all[len(piece):], piece) {
+			t.Errorf("%d bytes arrived of %d", len(all), 2*len(piece))
+		}
+	})
+}
+
+// For want of splice or of pipes bulk is copied. Its share of a turn was then
+// once without bounds: with 300 streams, a handshake took longer than 10 s.
+func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
+	const streams = 64
+	for _, buffer := range []int64{4096, 64} {
+		g := startLoops(t, 1, func(cfg *Config) { cfg.Splice, cfg.Buffer = false, int(buffer) })
+		l := g.loops.all[0]
+		begin := make(chan struct{})
+		backend := startBackend(t, func(b *net.TCPConn) {
+			<-begin
+			b.Write(make([]byte, 1<<20))
+		})
+		var clients []net.Conn
+		for range streams {
+			clients = append(clients, openTunnel(t, g.addr, backend))
+		}
+		message := openTunnel(t, g.addr, startEcho(t))
+
+		release := hold(t, l)
+		close(begin)
+		for _, s := range l.slots { // held, it looks away
+			if s.state == stateOpen && s.upstream.backend.String() == backend {
+				eventually(t, "much can be read", func() bool {
+					n, err := unix.IoctlGetInt(int(s.sockets[backendSide].fd), unix.TIOCINQ)
+					return err == nil && n >= 32<<10
+				})
+			}
+		}
+		send(t, message, "hello")
+		delivered(t, message)
+		// A loop runs what it is sent behind the events that there are and
+		// before bulk has its turn.
+		var events, portion int64
+		done := make(chan struct{})
+		l.reactor.post(func() {
+			events = l.copied
+			so := l.totalCopied.Load() + l.copied
+			l.reactor.post(func() { portion = l.totalCopied.Load() - so; close(done) })
+		})
+		release()
+		inTime(t, done, "the loop does not go on")
+		if most := streams*buffer + int64(len("hello")); events > most {
+			t.Errorf("-buffer=%d: %d bytes were copied before messages had their turn; want at most %d", buffer, events, most)
+		}
+		if most := (bulkBytes + turnBytes) / max(buffer, leastCost) * buffer; portion > most {
+			t.Errorf("-buffer=%d: %d bytes were copied in one turn; want at most %d", buffer, portion, most)
+		}
+		expect(t, message, "hello")
+		for _, c := range clients {
+			c.Close()
+		}
+	}
+}
+
+func TestAHostThatIsGoneIsATimeOutWhateverTheNetworkSays(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH} {
+		if how := relay.HowOf(&net.OpError{Op: "read", Err: errno}); how != relay.Timeout {
+			t.Errorf("%v is logged as %q", strings.ToLower(errno.Error()), how)
+		}
+	}
+}
+
+func TestThousandsOfTunnelsLeaveLoopsAsGoodAsNew(t *testing.T) {
+	for _, n := range []int{1, 3} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			storm := harness.NewStorm(t, 1000, true)
+			g := startConfigured(t, func(cfg *Config) { cfg.Loops, cfg.Resolver = n, storm.Resolver }, nil)
+			storm.Run(t, g.addr, (*harness.Log)(&g.log))
+			wantAtRest(t, g)
+		})
+	}
+}
+
+// A bug in the account of a tunnel does not keep its target busy for ever.
+func TestABugInAnAccountReleasesTheTarget(t *testing.T) {
+	for _, loops := range []int{3, -1} {
+		var bug accountBug
+		bug.on.Store(true)
+		g := startConfigured(t, func(cfg *Config) {
+			cfg.Loops, cfg.Balance = loops, balance.LeastConn
+		}, bug.into)
+		a, b := harness.StartGreeter(t, "a"), harness.StartGreeter(t, "b")
+		route := a + "," + b
+		group := occupy(t, g, route)
+		for i := range 3 {
+			c := openTunnel(t, g.addr, route)
+			expect(t, c, "b")
+			c.Close()
+			g.log.waitLine(t, "panic", i+1)
+			wantIdle(t, group, b)
+		}
+	}
+}
+
+// A loop that sleeps in a raw wait holds a processor that the collector has to
+// stop; see loop.wait. The bound is coarse, for machines that are busy; what
+// was measured is logged.
+func TestTheWorldStopsQuicklyUnderLoadAndAtRest(t *testing.T) {
+	for _, load := range []string{"at rest", "under load"} {
+		t.Run(load, func(t *testing.T) {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1)) // as serve does
+			g := startGateway(t, nil)
+			backend := startEcho(t)
+			stop := make(chan struct{})
+			var clients sync.WaitGroup
+			for range 16 {
+				c := openTunnel(t, g.addr, backend)
+				if load == "at rest" {
+					continue
+				}
+				clients.Go(func() {
+					buf := make([]byte, 64)
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+							c.Write(buf)
+							io.ReadFull(c, buf)
+						}
+					}
+				})
+			}
+			samples := []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}}
+			metrics.Read(samples)
+			before := append([]uint64(nil), samples[0].Value.Float64Histogram().Counts...)
+			for range 100 {
+				runtime.GC()
+			}
+			metrics.Read(samples)
+			close(stop)
+			clients.Wait()
+			h := samples[0].Value.Float64Histogram()
+			var all, seen uint64
+			for i, n := range h.Counts {
+				all += n - before[i]
+			}
+			quantile := func(q float64) float64 {
+				seen = 0
+				for i, n := range h.Counts {
+					if seen += n - before[i]; float64(seen) >= q*float64(all) {
+						return h.Buckets[i+1]
+					}
+				}
+				return 0
+			}
+			t.Logf("%d pauses: half within %.3f ms, 90 %% within %.3f ms, 99 %% within %.3f ms",
+				all, 1e3*quantile(.5), 1e3*quantile(.9), 1e3*quantile(.99))
+			if p90 := quantile(.9); p90 > 20e-3 {
+				t.Errorf("90 %% of the pauses are within %.1f ms only", 1e3*p90)
+			}
+		})
+	}
+}

@@ -1,0 +1,27 @@
+//go:build !linux
+
+package main
+
+import (
+	"errors"
+	"net"
+
+	"gateway/internal/address"
+)
+
+// loops do not exist where there is no epoll: goroutines serve everything. A nil
+// *loops takes nothing.
+type loops struct{}
+
+func newLoops(*Config, *ledger, func(int, *rules, session, []byte)) (*loops, error) {
+	return nil, errors.New("not supported by this operating system")
+}
+
+func (*loops) serve(*net.TCPListener, *address.Route, <-chan struct{}, func() *rules) error {
+	panic("no loops")
+}
+
+func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool { return false }
+func (*loops) elsewhere() func()                                         { return func() {} }
+func (*loops) close()                                                    {}
+func (*loops) moved() (spliced, copied int64)                            { return 0, 0 }

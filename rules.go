@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"gateway/internal/address"
+	"gateway/internal/balance"
+	"gateway/internal/handshake"
+	"gateway/internal/policy"
+	"gateway/internal/proxyheader"
+	"gateway/internal/token"
+)
+
+// rules say what a client's request means and where it may lead. They know
+// nothing of sockets, and wait only where a ctx bounds it, so that the two ways
+// in share them: a goroutine that reads and waits (Gateway.serveConn), and the
+// event loops. They never change; a connection keeps those that it began with.
+type rules struct {
+	trusted          []netip.Prefix // peers that tell of their clients by a PROXY header
+	tls              *tls.Config    // nil: clients do not speak TLS
+	handshakeTimeout time.Duration  // from accept to the end of the request
+	handshakeMax     int            // of a sealed line, in bytes
+
+	keys   *keyring    // opens sealed lines; nil: none is
+	tokens *token.Keys // opens tokens; nil: none is
+
+	policy    *policy.Policy // where backends may be
+	routes    *balance.Table // whose turn it is among several backends
+	services  directory      // whom DNS lists
+	attempts  int            // to dial in all, at least one
+	timeout   time.Duration  // of one attempt
+	sendProxy int            // version of the PROXY header for backends; 0: none
+}
+
+// directory lists the targets of a service, at least one: the same slice as long
+// as the list is the same.
+type directory interface {
+	find(ctx context.Context, name string) ([]balance.Target, error)
+}
+
+func newRules(cfg *Config, services directory) *rules {
+	r := &rules{
+		trusted:          cfg.TrustedProxies,
+		tls:              cfg.tlsConfig,
+		handshakeTimeout: cfg.HandshakeTimeout,
+		handshakeMax:     cfg.HandshakeMax,
+		tokens:           cfg.tokens,
+		policy:           policy.New(cfg.Allow, cfg.Deny),
+		routes:           balance.NewTable(cfg.Balance),
+		services:         services,
+		attempts:         cfg.Retry,
+		timeout:          cfg.Timeout,
+		sendProxy:        cfg.proxyVersion(),
+	}
+	if cfg.Legacy {
+		r.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+	}
+	return r
+}
+
+// arrival is the beginning of a connection. forward is where its listener
+// leads to, or nil where the client says so.
+func (r *rules) arrival(peer netip.AddrPort, forward *address.Route) session {
+	s := session{client: peer, accepted: time.Now()}
+	if forward != nil {
+		s.form, s.forward = handshake.Forward, forward
+	}
+	s.proxied = slices.ContainsFunc(r.trusted, func(p netip.Prefix) bool { return p.Contains(peer.Addr()) })
+	return s
+}
+
+// request is what a client asks for.
+type request struct {
+	route address.Route // to the backend
+	early []byte        // what came behind the request, for the backend
+}
+
+// The ways in which an address that opens is of no use.
+var (
+	errWrongWay = unauthorized("wrong_way") // it is for HTTP, and the client brings bytes
+	errNotToken = unauthorized("not_token") // a sealed line, and -legacy=0
+)
+
+// request reads a request from all that a client has sent so far, and opens
+// its address; of HTTP and TLS it only tells which it is, and early is the
+// beginning. The result aliases received. The error is handshake.ErrIncomplete
+// as long as more has to be read; otherwise it is a *refusal. The session learns
+// the form and what a trusted proxy says. ctx bounds the wait for a slow key
+// derivation.
+func (r *rules) request(ctx context.Context, s *session, received []byte) (request, error) {
+	b, err := r.believe(s, received)
+	if err != nil {
+		return request{}, err
+	}
+	if s.forward != nil && !s.forward.Has("http") {
+		return request{*s.forward, b}, nil
+	}
+	if len(b) == 0 {
+		return request{}, handshake.ErrIncomplete
+	}
+	s.form = handshake.Sniff(b, r.tls != nil && !s.secure && !s.kcp)
+	switch {
+	case s.forward != nil && s.form != handshake.TLS && s.form != handshake.Unknown:
+		s.form = handshake.HTTP // net/http answers to what is not
+	case s.form == handshake.HTTP && s.kcp:
+		s.form = handshake.Line
+	}
+	if s.form == handshake.HTTP || s.form == handshake.TLS {
+		return request{early: b}, nil
+	}
+	sealed, early, err := s.form.Parse(b, r.handshakeMax)
+	switch err {
+	case nil:
+	case handshake.ErrTooLong:
+		return request{}, errTooLong
+	case handshake.ErrBadLength:
+		return request{}, errBadLength
+	default:
+		return request{}, err
+	}
+	route, err := r.open(ctx, s.form, sealed)
+	if err != nil {
+		return request{}, err
+	}
+	if route.Has("http") {
+		return request{}, errWrongWay
+	}
+	return request{route, early}, nil
+}
+
+// open returns the route in a sealed line or a token, which a request of the
+// given form held. The error is a *refusal.
+func (r *rules) open(ctx context.Context, form handshake.Form, sealed []byte) (address.Route, error) {
+	switch {
+	case r.tokens != nil && token.Looks(sealed):
+		return r.openToken(sealed)
+	case r.keys == nil:
+		return address.Route{}, errNotToken
+	case form == handshake.Binary:
+		return r.keys.openRaw(ctx, sealed)
+	}
+	return r.keys.open(ctx, sealed)
+}
+
+func (r *rules) openToken(text []byte) (address.Route, error) {
+	subject, err := r.tokens.Open(text, time.Now())
+	if err != nil {
+		return address.Route{}, &refusal{status: handshake.Unauthorized, reason: err.Error(), cause: err}
+	}
+	route, err := address.ParseRoute(subject)
+	if err != nil {
+		return address.Route{}, errBadAddress
+	}
+	return route, nil
+}
+
+// slowKDF tells whether to open a sealed line may take milliseconds.
+func (r *rules) slowKDF() bool { return r.keys != nil && r.keys.slowKDF() }
+
+// maxHops is how many gateways may pass a connection on to each other. Two that
+// forward to each other by mistake would else do so until they are full.
+const maxHops = 8
+
+var errForwardLoop = &refusal{status: handshake.BadGateway, reason: "forward_loop",
+	cause: fmt.Errorf("%d gateways have passed this connection on: do they forward to each other?", maxHops)}
+
+// believe reads the PROXY header that a trusted proxy has to send, and returns
+// what stands behind it. Nobody else's is looked for.
+func (r *rules) believe(s *session, received []byte) ([]byte, error) {
+	if !s.proxied || s.header > 0 {
+		return received[s.header:], nil
+	}
+	if len(received) == 0 {
+		return nil, handshake.ErrIncomplete
+	}
+	h, n, err := proxyheader.Parse(received)
+	switch {
+	case errors.Is(err, proxyheader.ErrIncomplete):
+		return nil, handshake.ErrIncomplete
+	case err != nil:
+		return nil, errNoHeader
+	}
+	s.header, s.hops = n, h.Hops
+	if h.Hops >= maxHops {
+		return nil, errForwardLoop
+	}
+	if h.Source.IsValid() {
+		s.client, s.local = h.Source, h.Destination
+	}
+	return received[n:], nil
+}
+
+// requestMax is the most that is read of a client before its request is
+// complete, or refused; in bytes.
+func (r *rules) requestMax() int {
+	most := handshake.Size(r.handshakeMax)
+	if len(r.trusted) > 0 {
+		most += proxyheader.MaxSize
+	}
+	return most
+}
+
+// permit asks the policy whether a backend may be connected. The error is a
+// *refusal.
+func (r *rules) permit(backend netip.AddrPort) error {
+	return denial(r.policy.Check(backend))
+}
+
+// permitBroadcast is permit for what only the system knows: whether a network's
+// broadcast address is meant. It is asked before a datagram goes there, and
+// when the kernel refuses to connect.
+func (r *rules) permitBroadcast(backend netip.AddrPort) error {
+	return denial(r.policy.CheckBroadcast(backend))
+}
+
+func denial(err error) error {
+	if err != nil {
+		return &refusal{status: handshake.BadGateway, reason: "denied", cause: err}
+	}
+	return nil
+}

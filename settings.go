@@ -1,0 +1,417 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"gateway/internal/address"
+	"gateway/internal/balance"
+	"gateway/internal/flagvalue"
+	"gateway/internal/kcp"
+	"gateway/internal/policy"
+	"gateway/internal/sockopt"
+)
+
+// minBuffer is the least -buffer, in bytes: less is more system calls than work.
+const minBuffer = 64
+
+// setting is one flag.
+type setting struct {
+	group string
+	name  string
+	arg   string // placeholder of its value in -help; empty for none
+	value flag.Value
+	usage string
+}
+
+// The groups of -help, in their order.
+const (
+	groupSecrets   = "Secrets"
+	groupListening = "Listening"
+	groupRequest   = "The client's request"
+	groupBackend   = "The backend"
+	groupTunnel    = "The tunnel"
+	groupKCP       = "KCP, for clients and backends on UDP"
+	groupProcess   = "The process"
+	groupActions   = "Actions, instead of serving"
+)
+
+// settings lists every flag, grouped as -help shows them. The current values
+// in cfg are the defaults.
+func settings(cfg *Config) []setting {
+	act := func(a action) flag.Value { return &actionValue{cfg, a} }
+	return []setting{
+		{groupSecrets, "secret", "PASSPHRASE", flagvalue.String(&cfg.secret),
+			"seals and opens addresses. The process list shows it, so prefer -secret-file,\n" +
+				"GATEWAY_SECRET, or systemd's LoadCredential=secret:FILE, which is read like\n" +
+				"-secret-file. Every source that is given counts, in this order; at least one\n" +
+				"is required, unless all listeners forward"},
+		{groupSecrets, "secret-file", "FILE", flagvalue.String(&cfg.secretFile),
+			"one secret a line: all open, the first seals; blank lines and lines that\n" +
+				"start with # are skipped"},
+		{groupSecrets, "kdf", "LIST", flagvalue.Parsed(&cfg.KDFs, parseKDFs, joinKDFs),
+			"key derivations to try, in order; the first seals. md5: OpenSSL before 1.1.0,\n" +
+				"CryptoJS. sha256: OpenSSL since. pbkdf2: openssl enc -pbkdf2; it costs\n" +
+				"milliseconds of CPU for each bad line, so it is tried only when named here"},
+		{groupSecrets, "token-keys", "FILE", flagvalue.String(&cfg.TokenKeys),
+			"keys (a JWK Set, see -keygen) that open JOSE tokens, which expire, wherever a\n" +
+				"sealed line is taken. Read again when it changes"},
+		{groupSecrets, "token-audience", "NAME", flagvalue.String(&cfg.TokenAudience),
+			"whom a token's aud must name; empty: anybody"},
+		{groupSecrets, "legacy", "0|1", flagvalue.Switch(&cfg.Legacy),
+			"0 refuses sealed lines: tokens only, and no secret is needed"},
+
+		{groupListening, "addr", "ADDRESS", flagvalue.Address(&cfg.addr, false),
+			"host:port to listen on. :port is every IPv4 and IPv6 address, 0.0.0.0:port\n" +
+				"every IPv4 address; port 0 is a free one, which the log names"},
+		{groupListening, "forward", "TARGET", flagvalue.Parsed(&cfg.forward, parseForward, targetText),
+			"host:port to which every client of -addr goes: a plain port forward, without\n" +
+				"handshake, status or secret. Like a sealed address it may be several with\n" +
+				"weights, A:1*2,B:1, or srv:NAME; http://host:port speaks HTTP"},
+		{groupListening, "listen", "ADDRESS=sealed|forward:TARGET", (*listenValue)(&cfg.Listen),
+			"one more address to listen on, for sealed lines or as a plain port forward.\n" +
+				"May be repeated (separated by spaces in GATEWAY_LISTEN). With -listen and\n" +
+				"neither -addr nor -forward, there is no -addr"},
+		{groupListening, "reuse", "0|1", flagvalue.Switch(&cfg.Reuse),
+			"1 sets SO_REUSEPORT, for several processes on one address"},
+		{groupListening, "trusted-proxies", "CIDRS", flagvalue.Sum(&cfg.TrustedProxies, parsePrefix, ""),
+			"peers that must send a PROXY protocol header (v1 or v2) first, whose client\n" +
+				"address is believed, separated by commas; empty: nobody is believed"},
+		{groupListening, "tls-cert", "FILE", flagvalue.String(&cfg.TLSCert),
+			"certificate chain in PEM form: clients may then speak TLS. Read again when it\n" +
+				"changes"},
+		{groupListening, "tls-key", "FILE", flagvalue.String(&cfg.TLSKey),
+			"the certificate's private key"},
+
+		{groupRequest, "handshake-timeout", "TIME", flagvalue.Duration(&cfg.HandshakeTimeout),
+			"for the whole request, however it dribbles"},
+		{groupRequest, "handshake-max", "BYTES", flagvalue.Int(&cfg.HandshakeMax, 1, 1<<20),
+			"largest sealed line or token, in whatever form it comes; 2048 by default where\n" +
+				"-token-keys is set"},
+		{groupRequest, "http-header-max", "BYTES", flagvalue.Int(&cfg.HTTPHeaderMax, 4097, 1<<20),
+			"largest header of an HTTP request"},
+		{groupRequest, "ws-origins", "PATTERNS", flagvalue.List(&cfg.WSOrigins, parseOrigin, "want hosts, or * for all"),
+			"hosts (game.example, *.example) whose web pages may open WebSockets,\n" +
+				"separated by commas"},
+
+		{groupBackend, "retry", "ATTEMPTS", flagvalue.Int(&cfg.Retry, 1, 1000),
+			"to connect, in all; only a time-out is tried again"},
+		{groupBackend, "timeout", "TIME", flagvalue.Duration(&cfg.Timeout),
+			"for each attempt, its name lookup included"},
+		{groupBackend, "balance", "first|roundrobin|random|leastconn|source", flagvalue.Parsed(&cfg.Balance, balance.ParseAlgorithm, balance.Algorithm.String),
+			"which of several backends a client gets, by HAProxy's names: the first in order\n" +
+				"that answers, each in turn by weight, any, the one with the fewest tunnels,\n" +
+				"or by the client's address"},
+		{groupBackend, "resolver", "ADDRESS", flagvalue.Server(&cfg.Resolver),
+			"host:port of the name server to ask, for srv: and all names (Consul: port\n" +
+				"8600); empty: the system's"},
+		{groupBackend, "resolver-timeout", "TIME", flagvalue.Duration(&cfg.ResolverTimeout),
+			"for one lookup by a name server, with all repetitions"},
+		{groupBackend, "allow", "RULES", flagvalue.Sum(&cfg.Allow, policy.ParseRule, "want rules, or nothing at all"),
+			"where backends may be, and nowhere else: CIDR, CIDR:PORT or CIDR:FROM-TO,\n" +
+				"separated by commas; may be repeated. Link-local and metadata addresses\n" +
+				"(169.254.0.0/16, fe80::/10 and the clouds') need a rule within their range;\n" +
+				"empty: everywhere else"},
+		{groupBackend, "deny", "RULES", flagvalue.Sum(&cfg.Deny, policy.ParseRule, "want rules, or nothing at all"),
+			"where backends may not be, in the same form, whatever -allow says"},
+		{groupBackend, "send-proxy", "off|v1|v2", flagvalue.OneOf(&cfg.SendProxy, "off", "v1", "v2"),
+			"tell backends the client's address, by a PROXY protocol header before anything\n" +
+				"else; v2 carries a unique id too, which the log has"},
+
+		{groupTunnel, "buffer", "BYTES", flagvalue.Int(&cfg.Buffer, minBuffer, 16<<20),
+			"of the copy buffer. It has no effect on long runs of data on Linux, which\n" +
+				"are spliced inside the kernel; a read that fills it is what starts one"},
+		{groupTunnel, "splice", "0|1", flagvalue.Switch(&cfg.Splice),
+			"0 copies everything through user space, on Linux too"},
+		{groupTunnel, "loops", "COUNT", flagvalue.Int(&cfg.Loops, -1, 1024),
+			"event loops, on Linux; 0 is one for each CPU the process may use, -1 serves\n" +
+				"with goroutines as other systems do"},
+		{groupTunnel, "idle-timeout", "TIME", flagvalue.DurationOrZero(&cfg.IdleTimeout, 0),
+			"after which a tunnel ends through which no byte has moved; 0: never"},
+		{groupTunnel, "half-close-timeout", "TIME", flagvalue.Duration(&cfg.HalfCloseTimeout),
+			"the same for a tunnel of which one side has finished"},
+		{groupTunnel, "keepalive", "TIME", flagvalue.DurationOrZero(&cfg.Keepalive, sockopt.MaxKeepalive),
+			"of silence after which TCP asks both ends, and a ping asks a WebSocket's\n" +
+				"client, whether they are there; 0: never"},
+		{groupTunnel, "tcp-user-timeout", "TIME", flagvalue.DurationOrZero(&cfg.UserTimeout, sockopt.MaxUserTimeout),
+			"after which a peer that acknowledges nothing, or takes nothing, is given up\n" +
+				"(TCP_USER_TIMEOUT, Linux); 0: the kernel's, about 15 minutes"},
+
+		{groupKCP, "kcp", "ADDRESS", flagvalue.Address(&cfg.KCP, true),
+			"host:port to listen on for KCP clients, the same as -addr most of the time;\n" +
+				"empty: off. Backends sealed as kcp://host:port are dialed in any case"},
+		{groupKCP, "kcp-mode", "normal|fast|fast2|fast3", flagvalue.OneOf(&cfg.KCPMode, "normal", "fast", "fast2", "fast3"),
+			"how early what may be lost is sent again, as in kcptun"},
+		{groupKCP, "kcp-sndwnd", "PACKETS", flagvalue.Int(&cfg.KCPSendWindow, kcp.MinWindow, kcp.MaxWindow),
+			"that a session may have in flight"},
+		{groupKCP, "kcp-rcvwnd", "PACKETS", flagvalue.Int(&cfg.KCPReceiveWindow, kcp.MinWindow, kcp.MaxWindow),
+			"that a session may have unread"},
+		{groupKCP, "kcp-mtu", "BYTES", flagvalue.Int(&cfg.KCPMTU, kcp.MinMTU, kcp.MaxMTU),
+			"largest datagram, without the headers of IP and UDP"},
+		{groupKCP, "kcp-datashard", "COUNT", flagvalue.Int(&cfg.KCPDataShards, 0, kcp.MaxShards),
+			"packets of a Reed-Solomon group, the same at both ends; 0: no such correction"},
+		{groupKCP, "kcp-parityshard", "COUNT", flagvalue.Int(&cfg.KCPParityShards, 0, kcp.MaxShards),
+			"packets added to a group, the same at both ends"},
+		{groupKCP, "kcp-crypt", "none|aes", flagvalue.OneOf(&cfg.KCPCrypt, "none", "aes"),
+			"AES-256 around each datagram, the same at both ends; it does not authenticate"},
+		{groupKCP, "kcp-key", "PASSPHRASE", flagvalue.String(&cfg.KCPKey),
+			"of -kcp-crypt=aes, as in kcptun. The process list shows it, so prefer\n" +
+				"GATEWAY_KCP_KEY"},
+		{groupKCP, "kcp-idle-timeout", "TIME", flagvalue.Duration(&cfg.KCPIdleTimeout),
+			"after which a session ends through which no byte has moved: KCP has no FIN,\n" +
+				"so nothing else tells that a peer is gone"},
+
+		{groupProcess, "pidfile", "FILE", flagvalue.String(&cfg.PIDFile),
+			"holds the process id while the gateway runs, with a line for each gateway\n" +
+				"that names the file; empty: none"},
+		{groupProcess, "drain", "TIME", flagvalue.DurationOrZero(&cfg.Drain, 0),
+			"that tunnels get to finish after SIGTERM or SIGINT; a second signal ends them\n" +
+				"at once"},
+		{groupProcess, "log-format", "text|json", flagvalue.OneOf(&cfg.LogFormat, "text", "json"),
+			"of the log on standard error"},
+		{groupProcess, "log-level", "debug|info|warn|error", flagvalue.Parsed(&cfg.LogLevel, parseLevel, levelText),
+			"the least that is logged"},
+		{groupProcess, "pprof", "ADDRESS", flagvalue.Address(&cfg.Pprof, true),
+			"host:port of net/http/pprof; keep it private; empty: off"},
+
+		{groupActions, "seal", "ADDRESS", act(actionSeal),
+			"print the sealed line for host:port, for several with commas between, or for\n" +
+				"srv:name; with -ttl, a token"},
+		{groupActions, "ttl", "TIME", flagvalue.DurationOrZero(&cfg.TTL, 0),
+			"how long the token of -seal is good, which -token-keys makes; 0: a sealed line"},
+		{groupActions, "open", "LINE", act(actionOpen),
+			"print the address in a sealed line or token; exit 1 if it does not open"},
+		{groupActions, "keygen", "", act(actionKeygen),
+			"print a fresh key set for -token-keys"},
+		{groupActions, "check", "", act(actionCheck),
+			"validate the configuration; exit 0 or 2"},
+		{groupActions, "version", "", act(actionVersion),
+			"print version, Go version and commit"},
+	}
+}
+
+func defaultConfig() *Config {
+	return &Config{
+		KDFs:             []kdf{kdfMD5, kdfSHA256},
+		Legacy:           true,
+		addr:             "0.0.0.0:0",
+		HandshakeTimeout: 10 * time.Second,
+		HandshakeMax:     1024,
+		HTTPHeaderMax:    8192,
+		WSOrigins:        []string{"*"},
+		Retry:            1,
+		Timeout:          3 * time.Second,
+		ResolverTimeout:  2 * time.Second,
+		SendProxy:        "off",
+		Buffer:           16384,
+		Splice:           true,
+		HalfCloseTimeout: 60 * time.Second,
+		Keepalive:        30 * time.Second,
+		KCPMode:          "fast3",
+		KCPSendWindow:    1024,
+		KCPReceiveWindow: 1024,
+		KCPMTU:           1350,
+		KCPCrypt:         "none",
+		KCPIdleTimeout:   60 * time.Second,
+		PIDFile:          "gateway.pid",
+		Drain:            30 * time.Second,
+		LogFormat:        "text",
+		LogLevel:         slog.LevelInfo,
+	}
+}
+
+// envName returns the environment twin of a flag.
+func envName(flagName string) string {
+	return "GATEWAY_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+}
+
+// printHelp writes what -help says.
+func printHelp(w io.Writer) {
+	fmt.Fprint(w, `gateway lets TCP clients through to the backends whose sealed addresses they
+bring, and keeps the backends' own addresses out of sight.
+
+  gateway -secret-file=secret -addr=:8000
+  gateway -secret-file=secret -seal=10.0.0.7:4000
+`)
+	group := ""
+	for _, s := range settings(defaultConfig()) {
+		if s.group != group {
+			group = s.group
+			fmt.Fprintf(w, "\n%s\n", group)
+		}
+		head := "-" + s.name
+		if s.arg != "" {
+			head += "=" + s.arg
+		}
+		if def := s.value.String(); def != "" {
+			head += "  (default " + def + ")"
+		}
+		fmt.Fprintf(w, "  %s\n      %s\n", head, strings.ReplaceAll(s.usage, "\n", "\n      "))
+	}
+	fmt.Fprint(w, `
+Environment
+  Each setting above, but no action, can also be given as GATEWAY_NAME with
+  dashes as underscores: GATEWAY_SECRET_FILE=secret. A flag wins.
+
+Exit codes
+  0 ended by a signal, also when tunnels had to be cut; 1 failed while running,
+  or the line of -open does not open; 2 wrong flags or environment, or a file
+  named in them cannot be read
+`)
+}
+
+// The values that only this program has.
+
+// actionValue sets the one action of the command line.
+type actionValue struct {
+	cfg    *Config
+	action action
+}
+
+func (v *actionValue) String() string { return "" }
+
+func (v *actionValue) Set(s string) error {
+	if v.IsBoolFlag() {
+		on, err := strconv.ParseBool(s)
+		if err != nil {
+			return errors.New("want no value")
+		}
+		if !on {
+			return nil
+		}
+	}
+	if v.cfg.Action != actionServe && v.cfg.Action != v.action {
+		return fmt.Errorf("-%s is given too: one action at a time", v.cfg.Action)
+	}
+	v.cfg.Action, v.cfg.Arg = v.action, s
+	return nil
+}
+
+func (v *actionValue) IsBoolFlag() bool {
+	return v.action == actionCheck || v.action == actionVersion || v.action == actionKeygen
+}
+
+// listenValue is a list of addresses to listen on.
+type listenValue []listening
+
+func (v *listenValue) String() string { return "" }
+
+func (v *listenValue) Set(s string) error {
+	for word := range strings.FieldsSeq(s) {
+		addr, what, _ := strings.Cut(word, "=")
+		l := listening{setting: "listen"}
+		err := flagvalue.Address(&l.addr, false).Set(addr)
+		if err != nil {
+			return fmt.Errorf("%w, before =sealed or =forward:TARGET", err)
+		}
+		if target, ok := strings.CutPrefix(what, "forward:"); ok {
+			if l.forward, err = parseTarget(target); err != nil {
+				return err
+			}
+		} else if what != "sealed" {
+			return errors.New("want ADDRESS=sealed or ADDRESS=forward:HOST:PORT")
+		}
+		// Port 0 is another port each time.
+		same := slices.IndexFunc(*v, func(have listening) bool {
+			return have.addr == l.addr && !strings.HasSuffix(l.addr, ":0")
+		})
+		if same < 0 {
+			*v = append(*v, l)
+		} else if targetText(l.forward) != targetText((*v)[same].forward) {
+			return fmt.Errorf("want one use of %s", l.addr)
+		}
+	}
+	return nil
+}
+
+// parseForward is parseTarget, or nil for nothing.
+func parseForward(s string) (*address.Route, error) {
+	if s == "" {
+		return nil, nil
+	}
+	return parseTarget(s)
+}
+
+// parseTarget reads a route to a backend, or to one of several.
+func parseTarget(s string) (*address.Route, error) {
+	r, err := address.ParseRoute(s)
+	if err != nil {
+		return nil, fmt.Errorf("want host:port, several such or srv:name (%w)", err)
+	}
+	return &r, nil
+}
+
+func targetText(r *address.Route) string {
+	if r == nil {
+		return ""
+	}
+	return r.String()
+}
+
+// parsePrefix reads a network, or an address, which is one.
+func parsePrefix(word string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(word)
+	if addr, aerr := netip.ParseAddr(word); aerr == nil && addr.Zone() == "" {
+		p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+		return p, fmt.Errorf("%q: want addresses or networks such as 10.0.0.0/8 and fd00::/8, without bits beyond the prefix", word)
+	}
+	return p, nil
+}
+
+// parseOrigin reads a pattern as path.Match has them.
+func parseOrigin(word string) (string, error) {
+	host := word
+	if scheme, rest, ok := strings.Cut(word, "://"); ok {
+		if host = rest; scheme != "http" && scheme != "https" {
+			host = ""
+		}
+	}
+	_, err := path.Match(word, "")
+	if err != nil || host == "" || strings.ContainsAny(host, "/ ") {
+		return "", fmt.Errorf("%q: want hosts, with http:// or https:// before them or without, and no path; * stands for anything", word)
+	}
+	return word, nil
+}
+
+func parseLevel(s string) (slog.Level, error) {
+	for _, l := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+		if strings.EqualFold(s, l.String()) {
+			return l, nil
+		}
+	}
+	return 0, errors.New("want debug, info, warn or error")
+}
+
+func levelText(l slog.Level) string { return strings.ToLower(l.String()) }
+
+// parseKDFs reads a list of key derivations, each at most once.
+func parseKDFs(s string) ([]kdf, error) {
+	var list []kdf
+	for name := range strings.SplitSeq(s, ",") {
+		k := kdf(name)
+		if k != kdfMD5 && k != kdfSHA256 && k != kdfPBKDF2 || slices.Contains(list, k) {
+			return nil, errors.New("want md5, sha256 and pbkdf2, each at most once, separated by commas")
+		}
+		list = append(list, k)
+	}
+	return list, nil
+}
+
+func joinKDFs(list []kdf) string {
+	names := make([]string, len(list))
+	for i, k := range list {
+		names[i] = string(k)
+	}
+	return strings.Join(names, ",")
+}

@@ -1,0 +1,315 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"gateway/internal/flagvalue"
+	"gateway/internal/policy"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+type taken struct {
+	text string
+	want any
+}
+
+// settingTests has a row for each setting: its default, what it takes and what
+// it refuses.
+var settingTests = []struct {
+	name    string
+	get     func(*Config) any
+	def     any
+	takes   []taken
+	refuses []string
+}{
+	{"secret", func(c *Config) any { return c.secret }, "",
+		[]taken{{"x", "x"}, {"a=b", "a=b"}, {" # ", " # "}, {"密码", "密码"}}, nil},
+	{"secret-file", func(c *Config) any { return c.secretFile }, "",
+		nil, nil}, // see config_test.go
+	{"kdf", func(c *Config) any { return joinKDFs(c.KDFs) }, "md5,sha256",
+		[]taken{{"md5", "md5"}, {"sha256", "sha256"}, {"pbkdf2", "pbkdf2"}, {"sha256,md5", "sha256,md5"},
+			{"pbkdf2,sha256,md5", "pbkdf2,sha256,md5"}},
+		[]string{"", ",", "md4", "MD5", "md5,", ",md5", "md5,,sha256", "md5,md5", "sha256,md5,sha256", "md5 sha256"}},
+	{"token-keys", func(c *Config) any { return c.TokenKeys }, "", nil, nil}, // see token_test.go
+	{"token-audience", func(c *Config) any { return c.TokenAudience }, "", nil, nil},
+	{"legacy", func(c *Config) any { return c.Legacy }, true, nil, []string{"", "2", "no"}},
+	{"addr", func(c *Config) any { return c.addr }, "0.0.0.0:0",
+		[]taken{{":0", ":0"}, {":65535", ":65535"}, {"127.0.0.1:8000", "127.0.0.1:8000"}, {"[::1]:8000", "[::1]:8000"},
+			{"localhost:8000", "localhost:8000"}},
+		[]string{"", "8000", ":", "127.0.0.1", "127.0.0.1:", "::1", "::1:8000", ":65536", ":-1", ":+1", ":http", ":1x",
+			"http://127.0.0.1:80", "a:b:1"}},
+	{"forward", func(c *Config) any { return targetText(c.forward) }, "",
+		[]taken{{"127.0.0.1:80", "127.0.0.1:80"}, {"[::1]:80", "[::1]:80"}, {"db.internal:5432", "db.internal:5432"}, {"", ""}},
+		[]string{"127.0.0.1", ":80", "127.1:80", "http", "a b:1", "127.0.0.1:0", "127.0.0.1:http"}},
+	{"listen", func(c *Config) any { return listenText(c) }, "",
+		[]taken{
+			{":8000=sealed", "listen :8000"},
+			{"127.0.0.1:8000=forward:10.0.0.1:80", "listen 127.0.0.1:8000 10.0.0.1:80"},
+			{"[::1]:8000=forward:[::1]:80", "listen [::1]:8000 [::1]:80"},
+			{":1=sealed :2=forward:a.b:3", "listen :1, listen :2 a.b:3"},
+		},
+		[]string{":8000", ":8000=", ":8000=open", "=sealed", "8000=sealed", ":8000=forward", ":8000=forward:", ":8000=forward:80",
+			":8000=forward:127.1:80", ":8000=sealed:x", ":8000=SEALED", ":70000=sealed", ":1=sealed,:2=sealed", ":1=sealed :1=forward:a:1"}},
+	{"reuse", func(c *Config) any { return c.Reuse }, false,
+		[]taken{{"1", true}, {"0", false}, {"true", true}, {"false", false}},
+		[]string{"", "2", "-1", "yes", "01"}},
+	{"trusted-proxies", func(c *Config) any { return fmt.Sprint(flagvalue.Sum(&c.TrustedProxies, parsePrefix, "")) }, "",
+		[]taken{{"", ""}, {"10.0.0.0/8", "10.0.0.0/8"}, {"10.0.0.7,::1", "10.0.0.7/32,::1/128"}, {"10.0.0.7, fd00::/8", "10.0.0.7/32,fd00::/8"}},
+		[]string{"10.0.0.0/33", "10.0.0.1/8", "ten", "fe80::1%eth0", "fe80::%eth0/64", "10.0.0.0/8:80", "::ffff:10.0.0.0/104", "any"}},
+	{"tls-cert", func(c *Config) any { return c.TLSCert }, "", nil, nil}, // see tls_test.go
+	{"tls-key", func(c *Config) any { return c.TLSKey }, "", nil, nil},
+	{"http-header-max", func(c *Config) any { return c.HTTPHeaderMax }, 8192,
+		[]taken{{"4097", 4097}, {"65536", 65536}},
+		[]string{"", "0", "4096", "-1", "8k", "1048577"}},
+	{"ws-origins", func(c *Config) any { return fmt.Sprint(flagvalue.List(&c.WSOrigins, parseOrigin, "")) }, "*",
+		[]taken{{"*", "*"}, {"game.example,*.game.example", "game.example,*.game.example"},
+			{"https://game.example", "https://game.example"}},
+		[]string{"", ",", "[", "game.example,[a", "https://", "https://game.example/", "game.example/play", "ftp://game.example", "https://a/b"}},
+	{"handshake-timeout", func(c *Config) any { return c.HandshakeTimeout }, 10 * time.Second,
+		[]taken{{"3", 3 * time.Second}, {"250ms", 250 * time.Millisecond}},
+		[]string{"", "0", "0s", "-1", "soon"}},
+	{"handshake-max", func(c *Config) any { return c.HandshakeMax }, 1024,
+		[]taken{{"44", 44}, {"4096", 4096}, {"1048576", 1 << 20}},
+		[]string{"", "0", "-1", "1.5", "1k", "1e3", "0x400", "1_024", " 1024", "1048577", "99999999999999999999"}},
+	{"retry", func(c *Config) any { return c.Retry }, 1,
+		[]taken{{"1", 1}, {"3", 3}, {"1000", 1000}},
+		[]string{"", "0", "-1", "1.5", "1001", "once", "99999999999999999999"}},
+	{"timeout", func(c *Config) any { return c.Timeout }, 3 * time.Second,
+		[]taken{{"3", 3 * time.Second}, {"1500ms", 1500 * time.Millisecond}},
+		[]string{"", "0", "-1s", "3 seconds"}},
+	{"balance", func(c *Config) any { return c.Balance.String() }, "first",
+		[]taken{{"first", "first"}, {"roundrobin", "roundrobin"}, {"random", "random"}, {"leastconn", "leastconn"}, {"source", "source"}},
+		[]string{"", "FIRST", "rr", "static-rr", "first,random"}},
+	{"resolver", func(c *Config) any { return c.Resolver }, "",
+		[]taken{{"", ""}, {"127.0.0.1:8600", "127.0.0.1:8600"}, {"[::1]:53", "[::1]:53"}},
+		[]string{"127.0.0.1", "localhost", ":65536", "127.0.0.1:0", ":53"}},
+	{"resolver-timeout", func(c *Config) any { return c.ResolverTimeout }, 2 * time.Second,
+		[]taken{{"1", time.Second}, {"300ms", 300 * time.Millisecond}},
+		[]string{"", "0", "-1s"}},
+	{"allow", func(c *Config) any { return flagvalue.Sum(&c.Allow, policy.ParseRule, "").String() }, "",
+		[]taken{{"", ""}, {"10.0.0.0/8", "10.0.0.0/8"}, {"10.0.0.0/8:4000-4999,fd00::/8", "10.0.0.0/8:4000-4999,fd00::/8"}},
+		[]string{"10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/8:0", "10.0.0.0/8:2-1", "ten", ",", "host:80", "10.0.0.0/8:http"}},
+	{"deny", func(c *Config) any { return flagvalue.Sum(&c.Deny, policy.ParseRule, "").String() }, "",
+		[]taken{{"", ""}, {"10.0.0.7/32:22", "10.0.0.7:22"}, {"::/0", "::/0"}},
+		[]string{"10.0.0.0/33", "fe80::%1/64", "10.0.0.0/-1"}},
+	{"send-proxy", func(c *Config) any { return c.SendProxy }, "off",
+		[]taken{{"off", "off"}, {"v1", "v1"}, {"v2", "v2"}},
+		[]string{"", "1", "V1", "v3", "on"}},
+	{"buffer", func(c *Config) any { return c.Buffer }, 16384,
+		[]taken{{"64", 64}, {"65536", 65536}, {"16777216", 16 << 20}},
+		[]string{"", "0", "-1", "16k", "16777217"}},
+	{"splice", func(c *Config) any { return c.Splice }, true,
+		[]taken{{"1", true}, {"0", false}},
+		[]string{"", "2", "no"}},
+	{"loops", func(c *Config) any { return c.Loops }, 0,
+		[]taken{{"-1", -1}, {"0", 0}, {"4", 4}, {"1024", 1024}},
+		[]string{"", "-2", "1025", "all"}},
+	{"idle-timeout", func(c *Config) any { return c.IdleTimeout }, time.Duration(0),
+		[]taken{{"0", time.Duration(0)}, {"90", 90 * time.Second}, {"1h", time.Hour}},
+		[]string{"", "-1", "never"}},
+	{"half-close-timeout", func(c *Config) any { return c.HalfCloseTimeout }, time.Minute,
+		[]taken{{"30", 30 * time.Second}, {"1500ms", 1500 * time.Millisecond}},
+		[]string{"", "0", "-1s"}},
+	{"keepalive", func(c *Config) any { return c.Keepalive }, 30 * time.Second,
+		[]taken{{"0", time.Duration(0)}, {"15", 15 * time.Second}, {"2m", 2 * time.Minute}, {"9h", 9 * time.Hour}},
+		[]string{"", "-1", "off", "32768", "9h1s"}},
+	{"tcp-user-timeout", func(c *Config) any { return c.UserTimeout }, time.Duration(0),
+		[]taken{{"0", time.Duration(0)}, {"20", 20 * time.Second}, {"596h", 596 * time.Hour}},
+		[]string{"", "-1", "off", "597h"}},
+	{"kcp", func(c *Config) any { return c.KCP }, "",
+		[]taken{{"", ""}, {":8000", ":8000"}, {"127.0.0.1:8000", "127.0.0.1:8000"}},
+		[]string{"8000", "localhost", ":65536"}},
+	{"kcp-mode", func(c *Config) any { return c.KCPMode }, "fast3",
+		[]taken{{"normal", "normal"}, {"fast", "fast"}, {"fast2", "fast2"}, {"fast3", "fast3"}},
+		[]string{"", "fast4", "FAST"}},
+	{"kcp-sndwnd", func(c *Config) any { return c.KCPSendWindow }, 1024,
+		[]taken{{"16", 16}, {"32768", 32768}},
+		[]string{"", "0", "15", "32769"}},
+	{"kcp-rcvwnd", func(c *Config) any { return c.KCPReceiveWindow }, 1024,
+		[]taken{{"16", 16}, {"32768", 32768}},
+		[]string{"", "0", "15", "32769"}},
+	{"kcp-mtu", func(c *Config) any { return c.KCPMTU }, 1350,
+		[]taken{{"256", 256}, {"1500", 1500}},
+		[]string{"", "255", "1501"}},
+	{"kcp-datashard", func(c *Config) any { return c.KCPDataShards }, 0, nil,
+		[]string{"", "-1", "129"}},
+	{"kcp-parityshard", func(c *Config) any { return c.KCPParityShards }, 0, nil,
+		[]string{"", "-1", "129"}},
+	{"kcp-crypt", func(c *Config) any { return c.KCPCrypt }, "none", nil,
+		[]string{"", "xor", "AES"}},
+	{"kcp-key", func(c *Config) any { return c.KCPKey }, "", nil, nil},
+	{"kcp-idle-timeout", func(c *Config) any { return c.KCPIdleTimeout }, time.Minute,
+		[]taken{{"30", 30 * time.Second}, {"1500ms", 1500 * time.Millisecond}},
+		[]string{"", "0", "-1s"}},
+	{"pidfile", func(c *Config) any { return c.PIDFile }, "gateway.pid",
+		[]taken{{"", ""}, {"/run/gateway.pid", "/run/gateway.pid"}}, nil},
+	{"drain", func(c *Config) any { return c.Drain }, 30 * time.Second,
+		[]taken{{"0", time.Duration(0)}, {"5", 5 * time.Second}, {"1h", time.Hour}},
+		[]string{"", "-1", "-1s", "forever"}},
+	{"log-format", func(c *Config) any { return c.LogFormat }, "text",
+		[]taken{{"text", "text"}, {"json", "json"}},
+		[]string{"", "xml", "text,json"}},
+	{"log-level", func(c *Config) any { return c.LogLevel }, slog.LevelInfo,
+		[]taken{{"debug", slog.LevelDebug}, {"info", slog.LevelInfo}, {"warn", slog.LevelWarn}, {"error", slog.LevelError},
+			{"DEBUG", slog.LevelDebug}},
+		[]string{"", "all", "warning", "0", "info+1"}},
+	{"pprof", func(c *Config) any { return c.Pprof }, "",
+		[]taken{{"", ""}, {"127.0.0.1:6060", "127.0.0.1:6060"}, {":6060", ":6060"}},
+		[]string{"6060", "localhost", "localhost:", ":65536"}},
+}
+
+// listenText describes all that a configuration listens on.
+func listenText(c *Config) string {
+	var list []string
+	for _, l := range c.Listen {
+		text := l.setting + " " + l.addr
+		if l.forward != nil {
+			text += " " + l.forward.String()
+		}
+		list = append(list, text)
+	}
+	return strings.Join(list, ", ")
+}
+
+// configOf parses a command line that has to be right, with testSecret.
+func configOf(t testing.TB, args ...string) *Config {
+	t.Helper()
+	cfg, err := loadConfig(append([]string{"-secret=" + testSecret}, args...))
+	if err != nil {
+		t.Fatalf("%q: %v", args, err)
+	}
+	return cfg
+}
+
+// loadConfig parses a configuration and loads what it names.
+func loadConfig(args []string) (*Config, error) {
+	cfg, err := parseConfig(args)
+	if err != nil || cfg.Action == actionVersion || cfg.Action == actionKeygen {
+		return cfg, err
+	}
+	return cfg, cfg.load(slog.New(slog.DiscardHandler))
+}
+
+// refusedConfig parses what has to be refused and returns the error's text.
+func refusedConfig(t testing.TB, args ...string) string {
+	t.Helper()
+	cfg, err := loadConfig(args)
+	if err == nil {
+		t.Errorf("%q was taken: %+v", args, cfg)
+		return ""
+	}
+	return err.Error()
+}
+
+func TestEverySettingHasItsRowAndItsDefault(t *testing.T) {
+	cfg, err := loadConfig([]string{"-version"}) // the one that needs no secret
+	if err != nil {
+		t.Fatal(err)
+	}
+	var have, want []string
+	for _, s := range settings(defaultConfig()) {
+		if s.group != groupActions {
+			want = append(want, s.name)
+		}
+	}
+	for _, tt := range settingTests {
+		have = append(have, tt.name)
+		if got := tt.get(cfg); got != tt.def {
+			t.Errorf("-%s is %v by default, want %v", tt.name, got, tt.def)
+		}
+	}
+	slices.Sort(have)
+	slices.Sort(want)
+	if !slices.Equal(have, want) {
+		t.Errorf("the table has %v, the gateway %v", have, want)
+	}
+}
+
+func TestEachFlagTakesWhatIsRight(t *testing.T) {
+	for _, tt := range settingTests {
+		for _, v := range tt.takes {
+			for _, args := range [][]string{
+				{"-" + tt.name + "=" + v.text},
+				{"--" + tt.name + "=" + v.text},
+				{"-" + tt.name, v.text},
+				{"-" + tt.name + "=" + v.text, "-" + tt.name + "=" + v.text},
+			} {
+				if got := tt.get(configOf(t, args...)); got != v.want {
+					t.Errorf("%q: %v, want %v", args, got, v.want)
+				}
+			}
+		}
+	}
+}
+
+func TestEachFlagRefusesWhatIsWrongAndIsNamed(t *testing.T) {
+	for _, tt := range settingTests {
+		for _, text := range tt.refuses {
+			msg := refusedConfig(t, "-secret="+testSecret, "-"+tt.name+"="+text)
+			for _, want := range []string{"-" + tt.name + ":", `"` + text + `"`, ": want "} {
+				if !strings.Contains(msg, want) {
+					t.Errorf("-%s=%s: %q does not say %q", tt.name, text, msg, want)
+				}
+			}
+		}
+	}
+}
+
+func TestOneActionAtATime(t *testing.T) {
+	for _, tt := range []struct {
+		args   string
+		action action
+		arg    string
+	}{
+		{"", actionServe, ""},
+		{"-check", actionCheck, ""},
+		{"-check=1", actionCheck, ""},
+		{"-check -check", actionCheck, ""},
+		{"-version", actionVersion, ""},
+		{"-seal=h:1", actionSeal, "h:1"},
+		{"-seal h:1", actionSeal, "h:1"},
+		{"-seal=", actionSeal, ""},
+		{"-seal=h:1 -seal=h:2", actionSeal, "h:2"},
+		{"-open=" + goldenLine, actionOpen, goldenLine},
+		{"-check=false", actionServe, ""},
+		{"-version=false -seal=h:1 -check=0", actionSeal, "h:1"},
+	} {
+		cfg := configOf(t, strings.Fields(tt.args)...)
+		if cfg.Action != tt.action || tt.arg != "" && cfg.Arg != tt.arg {
+			t.Errorf("%s: %q of %q, want %q of %q", tt.args, cfg.Action, cfg.Arg, tt.action, tt.arg)
+		}
+	}
+
+	actions := []string{"-check", "-version", "-seal=h:1", "-open=x"}
+	for _, a := range actions {
+		for _, b := range actions {
+			if a == b {
+				continue
+			}
+			msg := refusedConfig(t, "-secret="+testSecret, a, b)
+			for _, want := range []string{"one action at a time", strings.Split(a, "=")[0][1:], strings.Split(b, "=")[0][1:]} {
+				if !strings.Contains(msg, want) {
+					t.Errorf("%s %s: %q does not say %q", a, b, msg, want)
+				}
+			}
+		}
+	}
+	for _, a := range []string{"-check=maybe", "-version=2"} {
+		if msg := refusedConfig(t, "-secret="+testSecret, a); !strings.Contains(msg, "want no value") {
+			t.Errorf("%s: %q", a, msg)
+		}
+	}
+}
+
+func TestHelpIsNoError(t *testing.T) {
+	for _, args := range [][]string{{"-help"}, {"--help"}, {"-h"}, {"-retry=2", "-help"}} {
+		if _, err := loadConfig(args); !errors.Is(err, flag.ErrHelp) {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
