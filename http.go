@@ -11,6 +11,7 @@ import (
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/relay"
+	"gateway/internal/sockopt"
 	"gateway/internal/web"
 )
 
@@ -40,10 +41,17 @@ func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront 
 		PingInterval:     cfg.Keepalive,
 		Origins:          cfg.WSOrigins,
 		ShareBackends:    cfg.proxyVersion() == 0,
+		Readable:         readable,
 		Broken:           layer.Broken,
 		Log:              l.log,
 	})
 	return f
+}
+
+// readable tells whether a read from a connection would not block.
+func readable(c net.Conn) bool {
+	raw := layer.RawConn(c)
+	return raw != nil && sockopt.Readable(raw)
 }
 
 type connectionKey struct{}
