@@ -38,6 +38,7 @@ type Config struct {
 	TrustedProxies  []netip.Prefix
 	TLSCert, TLSKey string // both or none
 	HTTPHeaderMax   int    // bytes
+	HTTPIdleTimeout time.Duration
 	WSOrigins       []string
 
 	HandshakeTimeout time.Duration

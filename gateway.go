@@ -95,7 +95,7 @@ func (g *Gateway) serveConn(c *connection, received []byte) {
 	case c.session.form == handshake.TLS:
 		g.serveTLS(c, req.early)
 	case c.session.form == handshake.HTTP:
-		g.serveHTTP(c, req.early)
+		g.afresh(c, func() { g.serveHTTP(c, req.early) })
 	default:
 		g.serveTunnel(c, req)
 	}
@@ -115,11 +115,17 @@ func (g *Gateway) serveTLS(c *connection, hello []byte) {
 	c.Conn = conn
 	s := &c.session
 	s.secure, s.form, s.header, s.proxied = true, handshake.Unknown, 0, false
-	// Not here: this goroutine's stack has grown with the handshake.
+	g.afresh(c, func() { g.serveConn(c, nil) })
+}
+
+// afresh goes on with a client in a new goroutine, since the stack of this one has
+// grown, and the client may rest for long.
+func (g *Gateway) afresh(c *connection, serve func()) {
 	done := g.loops.elsewhere()
 	go func() {
 		defer done()
-		g.serveConn(c, nil)
+		defer g.survive(c)
+		serve()
 	}()
 }
 
@@ -153,17 +159,14 @@ func (g *Gateway) serveTunnel(c *connection, req request) {
 	}
 	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
 	g.clients.remove(c.socket)
-	// Not here: this goroutine's stack has grown with TLS, and a tunnel rests.
-	go g.runTunnel(c, backend, early)
+	g.afresh(c, func() { g.runTunnel(c, backend, early) })
 }
 
 // runTunnel relays until the tunnel ends, or until a loop has taken it.
 func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
-	defer g.survive(c)
 	if g.loops.take(&c.session, &c.upstream, c.Conn, backend, early) {
 		return
 	}
-	defer g.loops.elsewhere()()
 	g.ledger.ended(&c.session, &c.upstream, g.relay.Run(c.Conn, backend, early))
 }
 

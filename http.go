@@ -32,18 +32,19 @@ type httpFront struct {
 func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront {
 	f := &httpFront{ledger: l, dialer: d, relay: r}
 	f.server = web.NewServer(f, web.Options{
-		HeaderMax:        cfg.HTTPHeaderMax,
-		LineMax:          cfg.HandshakeMax,
-		HeaderTimeout:    cfg.HandshakeTimeout,
-		KeepAliveTimeout: keepAliveTimeout,
-		IdleTimeout:      cfg.IdleTimeout,
-		HalfCloseTimeout: cfg.HalfCloseTimeout,
-		PingInterval:     cfg.Keepalive,
-		Origins:          cfg.WSOrigins,
-		ShareBackends:    cfg.proxyVersion() == 0,
-		Readable:         readable,
-		Broken:           layer.Broken,
-		Log:              l.log,
+		HeaderMax:          cfg.HTTPHeaderMax,
+		LineMax:            cfg.HandshakeMax,
+		HeaderTimeout:      cfg.HandshakeTimeout,
+		KeepAliveTimeout:   keepAliveTimeout,
+		BackendIdleTimeout: backendIdle(cfg.HTTPIdleTimeout),
+		IdleTimeout:        cfg.IdleTimeout,
+		HalfCloseTimeout:   cfg.HalfCloseTimeout,
+		PingInterval:       cfg.Keepalive,
+		Origins:            cfg.WSOrigins,
+		ShareBackends:      cfg.proxyVersion() == 0,
+		Readable:           readable,
+		Broken:             layer.Broken,
+		Log:                l.log,
 	})
 	return f
 }
@@ -52,6 +53,15 @@ func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront 
 func readable(c net.Conn) bool {
 	raw := layer.RawConn(c)
 	return raw != nil && sockopt.Readable(raw)
+}
+
+// backendIdle is -http-idle-timeout in internal/web's words, where zero is its own
+// default and less is none.
+func backendIdle(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
 }
 
 type connectionKey struct{}

@@ -101,7 +101,7 @@ func settings(cfg *Config) []setting {
 			"clients that have not said yet where they want to go, after which the oldest of\n" +
 				"them gives way to the newest; 0: as many as an eighth of the memory that the\n" +
 				"process may use (GOMEMLIMIT, its control group) is enough for"},
-		{groupRequest, "http-header-max", "BYTES", flagvalue.Int(&cfg.HTTPHeaderMax, 4097, 1<<20),
+		{groupRequest, "http-header-max", "BYTES", flagvalue.Int(&cfg.HTTPHeaderMax, 128, 1<<20),
 			"largest header of an HTTP request"},
 		{groupRequest, "ws-origins", "PATTERNS", flagvalue.List(&cfg.WSOrigins, parseOrigin, "want hosts, or * for all"),
 			"hosts (game.example, *.example) whose web pages may open WebSockets,\n" +
@@ -127,6 +127,10 @@ func settings(cfg *Config) []setting {
 				"empty: everywhere else"},
 		{groupBackend, "deny", "RULES", flagvalue.Sum(&cfg.Deny, policy.ParseRule, "want rules, or nothing at all"),
 			"where backends may not be, in the same form, whatever -allow says"},
+		{groupBackend, "http-idle-timeout", "TIME", flagvalue.DurationOrZero(&cfg.HTTPIdleTimeout, 0),
+			"for which an HTTP connection to a backend is kept between two requests, unless\n" +
+				"the backend's Keep-Alive says less; below the 5 s after which Node.js closes.\n" +
+				"0: each request has its own"},
 		{groupBackend, "send-proxy", "off|v1|v2", flagvalue.OneOf(&cfg.SendProxy, "off", "v1", "v2"),
 			"tell backends the client's address, by a PROXY protocol header before anything\n" +
 				"else; v2 carries a unique id too, which the log has"},
@@ -211,6 +215,7 @@ func defaultConfig() *Config {
 		HandshakeTimeout: 10 * time.Second,
 		HandshakeMax:     1024,
 		HTTPHeaderMax:    8192,
+		HTTPIdleTimeout:  4 * time.Second,
 		WSOrigins:        []string{"*"},
 		Retry:            1,
 		Timeout:          3 * time.Second,

@@ -95,8 +95,8 @@ func (c *conn) setState(state http.ConnState) {
 	case http.StateIdle:
 		c.heading = true
 		restBy := time.Time{}
-		if c.server.KeepAliveTimeout > 0 {
-			restBy = time.Now().Add(c.server.KeepAliveTimeout)
+		if bound := c.restBound(); bound > 0 {
+			restBy = time.Now().Add(bound)
 		}
 		c.in.next(restBy)
 	case http.StateHijacked:
@@ -115,6 +115,15 @@ func (c *conn) setState(state http.ConnState) {
 		}
 		c.rest <- nil
 	}
+}
+
+// restBound is how long the connection may rest between requests; 0 for ever.
+func (c *conn) restBound() time.Duration {
+	bound := c.server.KeepAliveTimeout
+	if header := c.server.HeaderTimeout; !c.proven && header > 0 && (bound == 0 || header < bound) {
+		bound = header
+	}
+	return bound
 }
 
 // beginRequest is told that a head has come to its handler.

@@ -86,7 +86,8 @@ type Options struct {
 	// its headers, and the time in which a WebSocket without an address has
 	// to send one.
 	HeaderTimeout time.Duration
-	// KeepAliveTimeout bounds how long a connection rests between requests.
+	// KeepAliveTimeout bounds how long a connection rests between requests; before
+	// it has brought an address that opens, HeaderTimeout does, if that is less.
 	KeepAliveTimeout time.Duration
 	// IdleTimeout bounds how long nothing moves within a request, or in a
 	// connection that the backend upgraded.
