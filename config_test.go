@@ -373,7 +373,7 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 		"secret": "", "secret-file": "", "kdf": "md5,sha256",
 		"addr": "0.0.0.0:0", "forward": "", "listen": "", "reuse": "0",
 		"trusted-proxies": "", "tls-cert": "", "tls-key": "", "http-header-max": "8192", "ws-origins": "*",
-		"handshake-timeout": "10s", "handshake-max": "1024",
+		"handshake-timeout": "10s", "handshake-max": "1024", "max-pending": "0",
 		"retry": "1", "timeout": "3s", "balance": "first", "resolver": "", "resolver-timeout": "2s", "allow": "", "deny": "", "send-proxy": "off", "buffer": "16384",
 		"splice": "1", "loops": "0", "idle-timeout": "0", "half-close-timeout": "60s",
 		"keepalive": "30s", "tcp-user-timeout": "0",

@@ -11,6 +11,7 @@ import (
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/relay"
+	"gateway/internal/sockopt"
 	"gateway/internal/web"
 )
 
@@ -40,10 +41,17 @@ func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront 
 		PingInterval:     cfg.Keepalive,
 		Origins:          cfg.WSOrigins,
 		ShareBackends:    cfg.proxyVersion() == 0,
+		Readable:         readable,
 		Broken:           layer.Broken,
 		Log:              l.log,
 	})
 	return f
+}
+
+// readable tells whether a read from a connection would not block.
+func readable(c net.Conn) bool {
+	raw := layer.RawConn(c)
+	return raw != nil && sockopt.Readable(raw)
 }
 
 type connectionKey struct{}
@@ -71,12 +79,18 @@ func (f *httpFront) serve(ctx context.Context, c *connection, early []byte) {
 
 // Open is for web.Gate.
 func (f *httpFront) Open(ctx context.Context, sealed []byte) (address.Route, error) {
-	return connectionOf(ctx).rules.open(ctx, handshake.HTTP, sealed)
+	c := connectionOf(ctx)
+	route, err := c.rules.open(ctx, handshake.HTTP, sealed)
+	if err == nil {
+		c.proven()
+	}
+	return route, err
 }
 
 // Dial connects a backend and tells it of the client.
 func (f *httpFront) Dial(ctx context.Context, route address.Route) (net.Conn, error) {
 	c := connectionOf(ctx)
+	c.proven() // where the route is fixed, nobody has to open it
 	backend, err := f.dialer.connect(ctx, c.rules, &c.session, &c.upstream, route)
 	if err != nil {
 		return nil, err

@@ -97,6 +97,10 @@ func settings(cfg *Config) []setting {
 		{groupRequest, "handshake-max", "BYTES", flagvalue.Int(&cfg.HandshakeMax, 1, 1<<20),
 			"largest sealed line or token, in whatever form it comes; 2048 by default where\n" +
 				"-token-keys is set"},
+		{groupRequest, "max-pending", "COUNT", flagvalue.Int(&cfg.MaxPending, 0, 1<<24),
+			"clients that have not said yet where they want to go, after which the oldest of\n" +
+				"them gives way to the newest; 0: as many as an eighth of the memory that the\n" +
+				"process may use (GOMEMLIMIT, its control group) is enough for"},
 		{groupRequest, "http-header-max", "BYTES", flagvalue.Int(&cfg.HTTPHeaderMax, 4097, 1<<20),
 			"largest header of an HTTP request"},
 		{groupRequest, "ws-origins", "PATTERNS", flagvalue.List(&cfg.WSOrigins, parseOrigin, "want hosts, or * for all"),

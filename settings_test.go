@@ -63,6 +63,8 @@ var settingTests = []struct {
 		[]string{"10.0.0.0/33", "10.0.0.1/8", "ten", "fe80::1%eth0", "fe80::%eth0/64", "10.0.0.0/8:80", "::ffff:10.0.0.0/104", "any"}},
 	{"tls-cert", func(c *Config) any { return c.TLSCert }, "", nil, nil}, // see tls_test.go
 	{"tls-key", func(c *Config) any { return c.TLSKey }, "", nil, nil},
+	{"max-pending", func(c *Config) any { return c.MaxPending }, 0,
+		[]taken{{"0", 0}, {"100", 100}}, []string{"", "-1", "many", "16777217"}},
 	{"http-header-max", func(c *Config) any { return c.HTTPHeaderMax }, 8192,
 		[]taken{{"4097", 4097}, {"65536", 65536}},
 		[]string{"", "0", "4096", "-1", "8k", "1048577"}},
