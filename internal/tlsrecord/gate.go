@@ -71,8 +71,9 @@ func (g *Gate) Read(b []byte) (int, error) {
 		}
 		return n, nil
 	}
+	atStart := g.left == 0
 	if g.raw != nil && !g.opened.Load() {
-		if g.left == 0 {
+		if atStart {
 			g.left = g.awaitRecord()
 		}
 		b = b[:min(len(b), g.left)]
@@ -85,6 +86,9 @@ func (g *Gate) Read(b []byte) (int, error) {
 	}
 	n, err := g.Conn.Read(b)
 	g.left -= min(n, g.left)
+	if atStart && n == 0 {
+		g.left = 0 // a deadline has ended the wait: the record is still to come
+	}
 	if g.bound {
 		g.quota -= n
 	}
