@@ -56,8 +56,8 @@ func settings(cfg *Config) []setting {
 				"-secret-file. Every source that is given counts, in this order; at least one\n" +
 				"is required, unless all listeners forward"},
 		{groupSecrets, "secret-file", "FILE", flagvalue.String(&cfg.secretFile),
-			"one secret a line: all open, the first seals; blank lines and lines that\n" +
-				"start with # are skipped"},
+			"one secret a line, at most 100: all open, the first seals; blank lines and\n" +
+				"lines that start with # are skipped"},
 		{groupSecrets, "kdf", "LIST", flagvalue.Parsed(&cfg.KDFs, parseKDFs, joinKDFs),
 			"key derivations to try, in order; the first seals. md5: OpenSSL before 1.1.0,\n" +
 				"CryptoJS. sha256: OpenSSL since. pbkdf2: openssl enc -pbkdf2; it costs\n" +
@@ -104,8 +104,8 @@ func settings(cfg *Config) []setting {
 		{groupRequest, "http-header-max", "BYTES", flagvalue.Int(&cfg.HTTPHeaderMax, 128, 1<<20),
 			"largest header of an HTTP request"},
 		{groupRequest, "ws-origins", "PATTERNS", flagvalue.List(&cfg.WSOrigins, parseOrigin, "want hosts, or * for all"),
-			"hosts (game.example, *.example) whose web pages may open WebSockets,\n" +
-				"separated by commas"},
+			"hosts (game.example, *.example) whose web pages may open WebSockets, with\n" +
+				"https:// or http:// before them for that scheme alone, separated by commas"},
 
 		{groupBackend, "retry", "ATTEMPTS", flagvalue.Int(&cfg.Retry, 1, 1000),
 			"to connect, in all; only a time-out is tried again"},
@@ -136,8 +136,9 @@ func settings(cfg *Config) []setting {
 				"else; v2 carries a unique id too, which the log has"},
 
 		{groupTunnel, "buffer", "BYTES", flagvalue.Int(&cfg.Buffer, minBuffer, 16<<20),
-			"of the copy buffer. It has no effect on long runs of data on Linux, which\n" +
-				"are spliced inside the kernel; a read that fills it is what starts one"},
+			"of the copy buffer, 64 at least. It has no effect on long runs of data on\n" +
+				"Linux, which are spliced inside the kernel; a read that fills it is what starts\n" +
+				"one"},
 		{groupTunnel, "splice", "0|1", flagvalue.Switch(&cfg.Splice),
 			"0 copies everything through user space, on Linux too"},
 		{groupTunnel, "loops", "COUNT", flagvalue.Int(&cfg.Loops, -1, 1024),
@@ -201,7 +202,8 @@ func settings(cfg *Config) []setting {
 		{groupActions, "keygen", "", act(actionKeygen),
 			"print a fresh key set for -token-keys"},
 		{groupActions, "check", "", act(actionCheck),
-			"validate the configuration; exit 0 or 2"},
+			"validate the configuration, the files that it names, and for a moment the\n" +
+				"addresses to listen on; exit 0 or 2"},
 		{groupActions, "version", "", act(actionVersion),
 			"print version, Go version and commit"},
 	}

@@ -64,6 +64,23 @@ func (g *Gate) NetConn() net.Conn { return g.Conn }
 func (g *Gate) CloseWrite() error { return layer.CloseWrite(g.Conn) }
 
 func (g *Gate) Read(b []byte) (int, error) {
+	atStart := g.left == 0
+	if g.raw != nil && !g.opened.Load() {
+		if atStart {
+			g.left = g.awaitRecord()
+		}
+		b = b[:min(len(b), g.left)]
+	}
+	n, err := g.read(b)
+	g.left -= min(n, g.left)
+	if atStart && n == 0 {
+		g.left = 0 // a deadline has ended the wait: the record is still to come
+	}
+	return n, err
+}
+
+// read reads what was read already, and then from the connection.
+func (g *Gate) read(b []byte) (int, error) {
 	if len(g.early) > 0 {
 		n := copy(b, g.early)
 		if g.early = g.early[n:]; len(g.early) == 0 {
@@ -71,38 +88,34 @@ func (g *Gate) Read(b []byte) (int, error) {
 		}
 		return n, nil
 	}
-	if g.raw != nil && !g.opened.Load() {
-		if g.left == 0 {
-			g.left = g.awaitRecord()
-		}
-		b = b[:min(len(b), g.left)]
+	if !g.bound {
+		return g.Conn.Read(b)
 	}
-	if g.bound {
-		if g.quota == 0 {
-			return 0, ErrHandshakeTooLong
-		}
-		b = b[:min(len(b), g.quota)]
+	if g.quota == 0 {
+		return 0, ErrHandshakeTooLong
 	}
-	n, err := g.Conn.Read(b)
-	g.left -= min(n, g.left)
-	if g.bound {
-		g.quota -= n
-	}
+	n, err := g.Conn.Read(b[:min(len(b), g.quota)])
+	g.quota -= n
 	return n, err
 }
 
-// awaitRecord waits until the kernel has a whole record, or knows that none will
-// come, and returns how many bytes may be read: at least one, since a read tells
-// why there are none.
+// awaitRecord waits until all of a record is here or in the kernel, or it is known
+// that none will come, and returns how many bytes may be read: at least one, since
+// a read tells why there are none.
 func (g *Gate) awaitRecord() int {
 	var header [headerSize]byte
-	if n := sockopt.AwaitBytes(g.raw, header[:], headerSize); n < headerSize {
-		return max(n, 1)
+	n := copy(header[:], g.early)
+	if n < headerSize {
+		if n += sockopt.AwaitBytes(g.raw, header[n:], headerSize-n); n < headerSize {
+			return max(n, 1)
+		}
 	}
 	size := headerSize + int(header[3])<<8 + int(header[4])
 	if size > headerSize+maxRecord {
 		return headerSize // crypto/tls refuses it by its header
 	}
-	sockopt.AwaitBytes(g.raw, nil, size)
+	if missing := size - len(g.early); missing > 0 {
+		sockopt.AwaitBytes(g.raw, nil, missing)
+	}
 	return size
 }
