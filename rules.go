@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -197,7 +196,7 @@ func (r *rules) slowKDF() bool { return r.keys != nil && r.keys.slowKDF() }
 const maxHops = 8
 
 var errForwardLoop = &refusal{status: handshake.BadGateway, reason: "forward_loop",
-	cause: fmt.Errorf("%d gateways have passed this connection on: do they forward to each other?", maxHops)}
+	cause: errors.New("gateways pass this connection on and on: do they forward to each other?")}
 
 // believe reads the PROXY header that a trusted proxy has to send, and returns
 // what stands behind it. Nobody else's is looked for.
