@@ -77,6 +77,9 @@ func explainFlagError(err error, all []setting) error {
 	if rest, ok := strings.CutPrefix(text, "invalid boolean flag "); ok {
 		return errors.New("-" + rest)
 	}
+	if rest, ok := strings.CutPrefix(text, "invalid boolean value "); ok {
+		return errors.New("invalid value " + rest)
+	}
 	return err
 }
 
