@@ -47,6 +47,7 @@ type handshakes struct {
 	// need be. It owns the descriptor.
 	slowWay    func(fd int, r *rules, s session, received []byte)
 	away       *atomic.Int32 // connections that goroutines serve, of all loops
+	circles    *circles      // of all loops
 	localPorts localPorts
 	sockaddr   unix.RawSockaddrAny // scratch
 
@@ -70,6 +71,8 @@ func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, forward *addre
 	switch {
 	case l.closing:
 		l.abandon(t, errShutdown)
+	case forward != nil && l.circles.holds(peer.Addr()):
+		l.refuse(t, errForwardLoop)
 	case t.session.asks():
 		l.readRequest(t)
 	default:

@@ -132,7 +132,11 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 		return request{}, errTooLong
 	case handshake.ErrBadLength:
 		return request{}, errBadLength
-	default:
+	}
+	if hopeless := r.judge(s.form, s.form.Beginning(b)); hopeless != nil {
+		return request{}, hopeless
+	}
+	if err != nil {
 		return request{}, err
 	}
 	route, err := r.open(ctx, s.form, sealed)
@@ -143,6 +147,31 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 		return request{}, errWrongWay
 	}
 	return request{route, early}, nil
+}
+
+// judge refuses by its beginning what is neither a sealed line nor a token, so
+// that its client need not be waited for. Only where a length leads it, the
+// beginning is known as such; a line is what its newline says.
+func (r *rules) judge(form handshake.Form, beginning []byte) error {
+	line := "U2FsdGVkX1" // saltMagic in base64
+	if form == handshake.Binary {
+		line = saltMagic
+	}
+	switch {
+	case r.tokens != nil && agree(beginning, token.Start):
+		return nil
+	case r.keys == nil:
+		return errNotToken
+	case agree(beginning, line):
+		return nil
+	}
+	return errBadFormat
+}
+
+// agree tells whether b begins with s, as far as it goes.
+func agree(b []byte, s string) bool {
+	n := min(len(b), len(s))
+	return string(b[:n]) == s[:n]
 }
 
 // open returns the route in a sealed line or a token, which a request of the
@@ -179,7 +208,7 @@ func (r *rules) slowKDF() bool { return r.keys != nil && r.keys.slowKDF() }
 const maxHops = 8
 
 var errForwardLoop = &refusal{status: handshake.BadGateway, reason: "forward_loop",
-	cause: fmt.Errorf("%d gateways have passed this connection on: do they forward to each other?", maxHops)}
+	cause: errors.New("gateways pass this connection on and on: do they forward to each other?")}
 
 // believe reads the PROXY header that a trusted proxy has to send, and returns
 // what stands behind it. Nobody else's is looked for.

@@ -3,6 +3,8 @@
 package sockopt
 
 import (
+	"net/netip"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +21,23 @@ func ReusePort(network, address string, c syscall.RawConn) error {
 		return cerr
 	}
 	return err
+}
+
+// Bind binds a socket that net is about to bind to address, and reports whether it
+// did: nothing else than listening is then missing.
+func Bind(address string, c syscall.RawConn) (ok bool, err error) {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil || ap.Addr().Zone() != "" {
+		return false, nil
+	}
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(ap.Port()), Addr: ap.Addr().As16()}
+	if ap.Addr().Is4() {
+		sa = &unix.SockaddrInet4{Port: int(ap.Port()), Addr: ap.Addr().As4()}
+	}
+	if cerr := c.Control(func(fd uintptr) { err = os.NewSyscallError("bind", unix.Bind(int(fd), sa)) }); cerr != nil {
+		return false, cerr
+	}
+	return true, err
 }
 
 // Readable tells, without waiting, whether a read would not block; for a
