@@ -64,6 +64,31 @@ type unprovenState struct {
 	enter func(*testing.T, net.Conn)
 }
 
+// TestTheDocumentsListEveryStateOfAnUnprovenClient holds the table of docs/operating.md,
+// whose bounds the tests below hold.
+func TestTheDocumentsListEveryStateOfAnUnprovenClient(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, trusting := harness.TLSFiles(t)
+	for _, state := range unproven(t, trusting) {
+		most := mostLive
+		if strings.HasSuffix(state.name, " inside TLS") {
+			most = mostInTLS
+		}
+		_, rest, ok := strings.Cut(string(text), "\n| "+state.name+" | `-handshake-timeout` | ")
+		kib, _ := strconv.Atoi(strings.SplitN(rest, " KiB |\n", 2)[0])
+		if !ok || kib == 0 || kib<<10 > most {
+			t.Errorf("docs/operating.md has no row for %q, or not the time and %d KiB at most", state.name, most>>10)
+		}
+	}
+}
+
+// What an unproven client may cost, in bytes. Live memory is what it takes;
+// resident is with the collector's leave. A head of 8 KiB inside TLS costs both.
+const mostLive, mostResident, mostInTLS = 16 << 10, 32 << 10, 24 << 10
+
 // clientHello returns the first bytes that crypto/tls sends.
 func clientHello(t *testing.T, config *tls.Config) []byte {
 	t.Helper()
@@ -94,9 +119,7 @@ func resident(t *testing.T, pid int) int {
 }
 
 func TestAnUnprovenClientCostsLittleWhateverItHasSent(t *testing.T) {
-	// Live memory is what a client costs; resident is with the collector's leave.
-	// A head of 8 KiB inside TLS costs both.
-	const clients, mostLive, mostResident, mostInTLS = 500, 16 << 10, 32 << 10, 24 << 10
+	const clients = 500
 	if harness.RaceEnabled {
 		t.Skip("the race detector takes memory of its own")
 	}
