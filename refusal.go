@@ -68,6 +68,7 @@ const (
 // answer.
 var (
 	errClientGone = &refusal{reason: "client_gone", cause: errors.New("the client broke the connection while its backend was dialed")}
+	errGaveWay    = &refusal{reason: "gave_way", cause: errors.New("more clients than -max-pending had not said yet where they want to go, and this was the oldest")}
 	errShutdown   = &refusal{reason: "shutdown", cause: errors.New("the gateway ended")}
 	errInternal   = &refusal{reason: "internal", cause: errors.New("a bug or a failure of the gateway itself; the log says more")}
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -23,6 +24,7 @@ import (
 type rules struct {
 	trusted          []netip.Prefix // peers that tell of their clients by a PROXY header
 	tls              *tls.Config    // nil: clients do not speak TLS
+	httpHeaderMax    int            // of an HTTP request's head, in bytes
 	handshakeTimeout time.Duration  // from accept to the end of the request
 	handshakeMax     int            // of a sealed line, in bytes
 
@@ -49,6 +51,7 @@ func newRules(cfg *Config, services directory) *rules {
 		tls:              cfg.tlsConfig,
 		handshakeTimeout: cfg.HandshakeTimeout,
 		handshakeMax:     cfg.HandshakeMax,
+		httpHeaderMax:    cfg.HTTPHeaderMax,
 		tokens:           cfg.tokens,
 		policy:           policy.New(cfg.Allow, cfg.Deny),
 		routes:           balance.NewTable(cfg.Balance),
@@ -86,9 +89,12 @@ var (
 	errNotToken = unauthorized("not_token") // a sealed line, and -legacy=0
 )
 
+var errLongHello = &refusal{reason: "tls_failed",
+	cause: fmt.Errorf("tls_failed: the ClientHello is larger than %d bytes", handshake.HelloMax)}
+
 // request reads a request from all that a client has sent so far, and opens
-// its address; of HTTP and TLS it only tells which it is, and early is the
-// beginning. The result aliases received. The error is handshake.ErrIncomplete
+// its address; of HTTP and TLS it only tells which it is, once there is enough
+// to begin with, and early is that. The result aliases received. The error is handshake.ErrIncomplete
 // as long as more has to be read; otherwise it is a *refusal. The session learns
 // the form and what a trusted proxy says. ctx bounds the wait for a slow key
 // derivation.
@@ -111,6 +117,12 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 		s.form = handshake.Line
 	}
 	if s.form == handshake.HTTP || s.form == handshake.TLS {
+		switch err := s.form.Whole(b, r.httpHeaderMax); err {
+		case handshake.ErrTooLong:
+			return request{}, errLongHello
+		case handshake.ErrIncomplete:
+			return request{}, err
+		}
 		return request{early: b}, nil
 	}
 	sealed, early, err := s.form.Parse(b, r.handshakeMax)
@@ -227,7 +239,7 @@ func (r *rules) believe(s *session, received []byte) ([]byte, error) {
 // requestMax is the most that is read of a client before its request is
 // complete, or refused; in bytes.
 func (r *rules) requestMax() int {
-	most := handshake.Size(r.handshakeMax)
+	most := max(handshake.Size(r.handshakeMax), handshake.HelloMax+1, r.httpHeaderMax+1)
 	if len(r.trusted) > 0 {
 		most += proxyheader.MaxSize
 	}
