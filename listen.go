@@ -58,7 +58,7 @@ func checkAddress(cfg *Config, network, addr string, reuse bool) error {
 				return err
 			}
 		}
-		ok, err := sockopt.Bind(address, c)
+		ok, err := sockopt.Bind(network, address, c)
 		if ok && err == nil {
 			err = errBound
 		}

@@ -2,6 +2,7 @@ package process
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"gateway/internal/harness"
 )
@@ -131,6 +133,25 @@ func TestCheckTakesNoClientFromAGatewayThatServes(t *testing.T) {
 	if n := <-checked; n == 0 {
 		t.Error("nothing was checked meanwhile")
 	}
+}
+
+// visit opens a tunnel, says something and hears it, and leaves.
+func visit(gateway, line, text string) error {
+	c, err := net.Dial("tcp", gateway)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(4 * harness.Patience))
+	if _, err := io.WriteString(c, line+text); err != nil {
+		return err
+	}
+	want := "200" + text
+	got := make([]byte, len(want))
+	if n, err := io.ReadFull(c, got); string(got[:n]) != want {
+		return fmt.Errorf("read %q, %v", got[:n], err)
+	}
+	return nil
 }
 
 func TestAMistakeOnTheCommandLineIsNamed(t *testing.T) {

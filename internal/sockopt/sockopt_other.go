@@ -13,7 +13,7 @@ func ReusePort(network, address string, c syscall.RawConn) error {
 }
 
 // Bind returns false: the socket is net's to bind.
-func Bind(address string, c syscall.RawConn) (ok bool, err error) { return false, nil }
+func Bind(network, address string, c syscall.RawConn) (ok bool, err error) { return false, nil }
 
 // Readable returns false: the system is not asked here.
 func Readable(c syscall.RawConn) bool { return false }
