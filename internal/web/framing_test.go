@@ -286,7 +286,7 @@ func TestEmptyLinesAloneAreNoRequest(t *testing.T) {
 		t.Errorf("account %+v", <-f.served)
 	}
 	// Not even these may come without end.
-	c, br = f.raw(t, strings.Repeat("\r\n", testOptions.HeaderMax))
+	_, br = f.raw(t, strings.Repeat("\r\n", testOptions.HeaderMax))
 	if resp, err := http.ReadResponse(br, nil); err != nil || resp.StatusCode != 400 {
 		t.Error(resp, err)
 	}
