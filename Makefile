@@ -112,7 +112,8 @@ install: gateway
 # What the tests use beyond Go, git and make, from the packages of Debian and its
 # relatives. The race detector takes a C compiler.
 test-deps:
-	@for c in openssl:openssl systemd-analyze:systemd ip:iproute2 dnsmasq:dnsmasq-base; do \
+	@for c in openssl:openssl systemd-analyze:systemd ip:iproute2 dnsmasq:dnsmasq-base \
+		nc:netcat-openbsd python3:python3; do \
 		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
 	done; \
 	command -v "$$($(GO) env CC)" >/dev/null || missing="$$missing gcc libc6-dev"; \

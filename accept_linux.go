@@ -23,6 +23,7 @@ type crew struct {
 	all      []*acceptor
 	away     atomic.Int32 // connections that goroutines serve
 	maxConns int32        // that the descriptors suffice for
+	circles  circles
 
 	// EPOLLEXCLUSIVE wakes one loop for a connection, not all. Kernels before
 	// 4.5, and some that only look like Linux, refuse it.
@@ -122,6 +123,7 @@ func (l *acceptor) unlisten(fd int) {
 
 // pause stops accepting for a while: out of descriptors most of the time.
 func (l *acceptor) pause(sl *sharedListener, err error) {
+	l.circles.breakUp(&l.tunnels)
 	delay := sl.pace.next()
 	l.ledger.warnCannotAccept(err, delay)
 	unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, sl.fd, nil)

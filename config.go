@@ -15,6 +15,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/balance"
 	"gateway/internal/kcp"
+	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
@@ -37,10 +38,12 @@ type Config struct {
 	TrustedProxies  []netip.Prefix
 	TLSCert, TLSKey string // both or none
 	HTTPHeaderMax   int    // bytes
+	HTTPIdleTimeout time.Duration
 	WSOrigins       []string
 
 	HandshakeTimeout time.Duration
 	HandshakeMax     int // bytes
+	MaxPending       int // clients; 0: by the memory limit
 	Retry            int // attempts in all
 	Timeout          time.Duration
 	Balance          balance.Algorithm
@@ -209,6 +212,19 @@ func (cfg *Config) loopCount() int {
 
 func (cfg *Config) liveness() sockopt.Liveness {
 	return sockopt.Liveness{Keepalive: cfg.Keepalive, UserTimeout: cfg.UserTimeout}
+}
+
+// pendingBytes is what a client may cost that has proven nothing, in bytes, with
+// what the collector has not yet taken back.
+const pendingBytes = 32 << 10
+
+// maxPending returns how many clients may have proven nothing yet: as many as an
+// eighth of the memory is enough for.
+func (cfg *Config) maxPending() int {
+	if cfg.MaxPending > 0 {
+		return cfg.MaxPending
+	}
+	return int(min(max(memlimit.Limit()/8/pendingBytes, 128), 1<<16))
 }
 
 func (cfg *Config) bounds() relay.Bounds {

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"gateway/internal/layer"
+	"gateway/internal/pending"
+	"gateway/internal/tlsrecord"
 )
 
 // connection is a client that a goroutine serves. It speaks with the client
@@ -14,9 +16,20 @@ import (
 type connection struct {
 	net.Conn
 	socket   net.Conn
-	rules    *rules // those that it began with
+	rules    *rules          // those that it began with
+	ticket   *pending.Ticket // among those that have proven nothing
+	records  *tlsrecord.Gate // nil: no TLS
 	session  session
 	upstream upstream
+}
+
+// proven says that the client has brought an address that opened, or needs none.
+// It may be called again.
+func (c *connection) proven() {
+	c.ticket.Release()
+	if c.records != nil {
+		c.records.Open()
+	}
 }
 
 // connections is a set of sockets that can be cut from outside. The zero value

@@ -256,6 +256,7 @@ func FuzzSealedAddressesOpen(f *testing.F) {
 		f.Add(addr, awkwardSecrets[i%len(awkwardSecrets)])
 	}
 	limit := defaultConfig().HandshakeMax
+	f.Add(strings.Repeat("h", 63)+":1"+strings.Repeat(","+strings.Repeat("h", 63)+":1", 12), goldenSecret) // over it
 	f.Fuzz(func(t *testing.T, text, secret string) {
 		want, err := address.ParseRoute(text)
 		if err != nil || secret == "" {
@@ -263,6 +264,9 @@ func FuzzSealedAddressesOpen(f *testing.F) {
 		}
 		for _, k := range []kdf{kdfMD5, kdfSHA256} {
 			sealed := keysOf([]kdf{k}, secret).seal(want)
+			if len(sealed) > limit { // many targets with long names
+				t.Skip()
+			}
 			line, rest, err := handshake.Line.Parse([]byte(sealed+"\nrest"), limit)
 			if err != nil || string(rest) != "rest" {
 				t.Fatalf("a sealed line is no request: %q, %v", sealed, err)

@@ -16,9 +16,11 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
+	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/resolve"
 	"gateway/internal/sockopt"
+	"gateway/internal/tlsrecord"
 )
 
 // Gateway lets clients through to the backends whose sealed addresses they
@@ -32,7 +34,8 @@ type Gateway struct {
 	relay    *relay.Relay
 	loops    *loops // nil: goroutines serve
 	http     *httpFront
-	clients  connections // in serveConn, until another owns them
+	clients  connections     // in serveConn, until another owns them
+	pending  *pending.Budget // of those that have proven nothing
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
@@ -56,6 +59,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		stopping:  make(chan struct{}),
 		listeners: make(map[net.Listener]struct{}),
 		clients:   connections{all: make(map[net.Conn]struct{})},
+		pending:   pending.NewBudget(cfg.maxPending()),
 	}
 	g.dialer.resolver = hostLookup{g.resolver}
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
@@ -85,21 +89,61 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 func (g *Gateway) serveConn(c *connection, received []byte) {
 	defer g.survive(c)
 	req, err := g.readRequest(c, received)
-	if err == nil && c.session.form == handshake.TLS {
-		req, err = g.startTLS(c, req.early)
-	}
 	switch {
 	case err != nil:
 		g.refuse(c, err)
+	case c.session.form == handshake.TLS:
+		g.serveTLS(c, req.early)
 	case c.session.form == handshake.HTTP:
-		g.serveHTTP(c, req.early)
+		g.afresh(c, func() { g.serveHTTP(c, req.early) })
 	default:
 		g.serveTunnel(c, req)
 	}
 }
 
+// serveTLS speaks TLS with a client that has begun to, and serves what is inside.
+func (g *Gateway) serveTLS(c *connection, hello []byte) {
+	c.records = tlsrecord.NewGate(c.socket, bytes.Clone(hello))
+	conn := tls.Server(c.records, c.rules.tls)
+	c.SetDeadline(c.session.accepted.Add(c.rules.handshakeTimeout)) // Close closes the socket
+	if err := conn.Handshake(); err != nil {
+		g.refuse(c, g.whyNot(c, &refusal{reason: "tls_failed", cause: fmt.Errorf("tls_failed: %w", err)}))
+		return
+	}
+	c.SetDeadline(time.Time{})
+	c.records.HandshakeDone()
+	c.Conn = conn
+	s := &c.session
+	s.secure, s.form, s.header, s.proxied = true, handshake.Unknown, 0, false
+	g.afresh(c, func() { g.serveConn(c, nil) })
+}
+
+// afresh goes on with a client in a new goroutine, since the stack of this one has
+// grown, and the client may rest for long.
+func (g *Gateway) afresh(c *connection, serve func()) {
+	done := g.loops.elsewhere()
+	go func() {
+		defer done()
+		defer g.survive(c)
+		serve()
+	}()
+}
+
+// whyNot returns why a client was cut off that has not said all: err, unless the
+// gateway itself had a reason.
+func (g *Gateway) whyNot(c *connection, err error) error {
+	switch {
+	case g.baseCtx.Err() != nil:
+		return errShutdown
+	case c.ticket.GaveWay():
+		return errGaveWay
+	}
+	return err
+}
+
 // serveTunnel dials, answers and relays.
 func (g *Gateway) serveTunnel(c *connection, req request) {
+	c.proven()
 	backend, err := g.dial(c, req.route)
 	if err != nil {
 		g.refuse(c, err)
@@ -115,23 +159,21 @@ func (g *Gateway) serveTunnel(c *connection, req request) {
 	}
 	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
 	g.clients.remove(c.socket)
-	// Not here: this goroutine's stack has grown with TLS, and a tunnel rests.
-	go g.runTunnel(c, backend, early)
+	g.afresh(c, func() { g.runTunnel(c, backend, early) })
 }
 
 // runTunnel relays until the tunnel ends, or until a loop has taken it.
 func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
-	defer g.survive(c)
 	if g.loops.take(&c.session, &c.upstream, c.Conn, backend, early) {
 		return
 	}
-	defer g.loops.elsewhere()()
 	g.ledger.ended(&c.session, &c.upstream, g.relay.Run(c.Conn, backend, early))
 }
 
 // serveHTTP serves a client that speaks HTTP.
 func (g *Gateway) serveHTTP(c *connection, early []byte) {
 	defer g.ledger.done(&c.session, &c.upstream)
+	defer c.ticket.Release()
 	g.clients.remove(c.socket) // Close ends it by the front's own Close
 	g.http.serve(g.baseCtx, c, early)
 }
@@ -149,8 +191,14 @@ func (g *Gateway) serveDescriptor(fd int, r *rules, s session, received []byte) 
 		return
 	}
 	g.setKeepalive(conn.(*net.TCPConn))
-	g.clients.add(conn)
+	g.admit(c)
 	g.serveConn(c, received)
+}
+
+// admit takes a client in that has proven nothing yet.
+func (g *Gateway) admit(c *connection) {
+	g.clients.add(c.socket)
+	c.ticket = g.pending.Admit(func() { layer.Abort(c.socket) })
 }
 
 // setKeepalive undoes what net.FileConn does on its own: its own keepalive.
@@ -161,6 +209,10 @@ func (g *Gateway) setKeepalive(client *net.TCPConn) {
 		client.SetKeepAliveConfig(g.dialer.base.KeepAliveConfig)
 	}
 }
+
+// firstRead is how much of a request is read at first, in bytes: most sealed
+// lines and tokens fit in.
+const firstRead = 512
 
 // readRequest reads until there is a request. It gives up at the end of
 // handshakeTimeout.
@@ -182,38 +234,17 @@ func (g *Gateway) readRequest(c *connection, received []byte) (request, error) {
 		if g.baseCtx.Err() != nil {
 			return request{}, errShutdown
 		}
-		// As long as the request is incomplete, the buffer is not full.
-		if most := c.rules.requestMax(); cap(buf) < most {
-			buf = append(make([]byte, 0, most), buf...)
+		// As long as the request is incomplete, there is room for more of it.
+		if len(buf) == cap(buf) {
+			size := min(max(firstRead, 2*cap(buf)), c.rules.requestMax())
+			buf = append(make([]byte, 0, size), buf...)
 		}
 		n, err := c.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
-		switch {
-		case n > 0 || err == nil:
-		case g.baseCtx.Err() != nil:
-			return request{}, errShutdown
-		default:
-			return request{}, c.session.cutShort(buf, err)
+		if n == 0 && err != nil {
+			return request{}, g.whyNot(c, c.session.cutShort(buf, err))
 		}
 	}
-}
-
-// startTLS speaks TLS with a client that has begun to, and reads the request
-// inside.
-func (g *Gateway) startTLS(c *connection, early []byte) (request, error) {
-	conn := tls.Server(&replayed{Conn: c.socket, early: bytes.Clone(early), remote: c.session.client}, c.rules.tls)
-	ctx, cancel := context.WithDeadline(g.baseCtx, c.session.accepted.Add(c.rules.handshakeTimeout))
-	defer cancel()
-	if err := conn.HandshakeContext(ctx); err != nil {
-		if g.baseCtx.Err() != nil {
-			return request{}, errShutdown
-		}
-		return request{}, &refusal{reason: "tls_failed", cause: fmt.Errorf("tls_failed: %w", err)}
-	}
-	c.Conn = conn
-	s := &c.session
-	s.secure, s.form, s.header, s.proxied = true, handshake.Unknown, 0, false
-	return g.readRequest(c, nil)
 }
 
 // dial connects the backend for a client that waits. A client that breaks the
@@ -265,6 +296,7 @@ func (g *Gateway) refuse(c *connection, err error) {
 // dismiss closes a client that is accounted for and never had a tunnel.
 func (g *Gateway) dismiss(c *connection) {
 	c.socket.Close()
+	c.ticket.Release()
 	g.clients.remove(c.socket)
 	g.ledger.done(&c.session, &c.upstream)
 }

@@ -47,8 +47,12 @@ type handshakes struct {
 	// need be. It owns the descriptor.
 	slowWay    func(fd int, r *rules, s session, received []byte)
 	away       *atomic.Int32 // connections that goroutines serve, of all loops
+	circles    *circles      // of all loops
 	localPorts localPorts
 	sockaddr   unix.RawSockaddrAny // scratch
+
+	awaiting    int // clients that have not said all
+	maxAwaiting int // of those; the oldest gives way to the newest
 
 	requests deadlines // of clients that have not said all
 	dials    deadlines // of backends that are connecting
@@ -67,6 +71,8 @@ func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, forward *addre
 	switch {
 	case l.closing:
 		l.abandon(t, errShutdown)
+	case forward != nil && l.circles.holds(peer.Addr()):
+		l.refuse(t, errForwardLoop)
 	case t.session.asks():
 		l.readRequest(t)
 	default:
@@ -150,12 +156,29 @@ func (l *handshakes) awaitRequest(t *tunnel) {
 	l.requests.set(t, l.reactor.now)
 	if err := l.watch(t, c); err != nil {
 		l.abandon(t, errEmpty)
+		return
+	}
+	t.awaiting = true
+	if l.awaiting++; l.awaiting > l.maxAwaiting {
+		// They stand in the order in which they came.
+		if oldest := l.requests.first(); oldest != nil {
+			l.abandon(oldest, errGaveWay)
+		}
+	}
+}
+
+// heard says that a client has said all, or is not waited for any more.
+func (l *handshakes) heard(t *tunnel) {
+	if t.awaiting {
+		t.awaiting = false
+		l.awaiting--
 	}
 }
 
 // route takes a connection to where its client wants to go. received is all
 // that the client has sent so far.
 func (l *handshakes) route(t *tunnel, req request, received []byte) {
+	l.heard(t)
 	if !isPlain(req.route) {
 		l.leave(t, received)
 		return
@@ -182,6 +205,7 @@ func isPlain(r address.Route) bool {
 
 // leave hands a connection over to a goroutine, with what it has sent so far.
 func (l *handshakes) leave(t *tunnel, received []byte) {
+	l.heard(t)
 	c := &t.sockets[clientSide]
 	if c.watched {
 		unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, int(c.fd), nil)
@@ -397,6 +421,7 @@ func tcpAddr(a address.Address) net.Addr {
 // refuse answers with the status of an error, accounts for it, and lets the
 // client read it; see Gateway.refuse.
 func (l *handshakes) refuse(t *tunnel, err error) {
+	l.heard(t)
 	status := statusOf(err)
 	l.ledger.refused(&t.session, &t.upstream, status, err)
 	c := &t.sockets[clientSide]
@@ -440,6 +465,7 @@ func (l *handshakes) linger(t *tunnel) {
 
 // abandon ends a connection without an answer: there is nobody to read it.
 func (l *handshakes) abandon(t *tunnel, err error) {
+	l.heard(t)
 	if t.state != stateLinger { // that one has its account
 		l.ledger.refused(&t.session, &t.upstream, "", err)
 	}

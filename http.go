@@ -11,6 +11,7 @@ import (
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/relay"
+	"gateway/internal/sockopt"
 	"gateway/internal/web"
 )
 
@@ -31,19 +32,36 @@ type httpFront struct {
 func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront {
 	f := &httpFront{ledger: l, dialer: d, relay: r}
 	f.server = web.NewServer(f, web.Options{
-		HeaderMax:        cfg.HTTPHeaderMax,
-		LineMax:          cfg.HandshakeMax,
-		HeaderTimeout:    cfg.HandshakeTimeout,
-		KeepAliveTimeout: keepAliveTimeout,
-		IdleTimeout:      cfg.IdleTimeout,
-		HalfCloseTimeout: cfg.HalfCloseTimeout,
-		PingInterval:     cfg.Keepalive,
-		Origins:          cfg.WSOrigins,
-		ShareBackends:    cfg.proxyVersion() == 0,
-		Broken:           layer.Broken,
-		Log:              l.log,
+		HeaderMax:          cfg.HTTPHeaderMax,
+		LineMax:            cfg.HandshakeMax,
+		HeaderTimeout:      cfg.HandshakeTimeout,
+		KeepAliveTimeout:   keepAliveTimeout,
+		BackendIdleTimeout: backendIdle(cfg.HTTPIdleTimeout),
+		IdleTimeout:        cfg.IdleTimeout,
+		HalfCloseTimeout:   cfg.HalfCloseTimeout,
+		PingInterval:       cfg.Keepalive,
+		Origins:            cfg.WSOrigins,
+		ShareBackends:      cfg.proxyVersion() == 0,
+		Readable:           readable,
+		Broken:             layer.Broken,
+		Log:                l.log,
 	})
 	return f
+}
+
+// readable tells whether a read from a connection would not block.
+func readable(c net.Conn) bool {
+	raw := layer.RawConn(c)
+	return raw != nil && sockopt.Readable(raw)
+}
+
+// backendIdle is -http-idle-timeout in internal/web's words, where zero is its own
+// default and less is none.
+func backendIdle(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
 }
 
 type connectionKey struct{}
@@ -71,12 +89,18 @@ func (f *httpFront) serve(ctx context.Context, c *connection, early []byte) {
 
 // Open is for web.Gate.
 func (f *httpFront) Open(ctx context.Context, sealed []byte) (address.Route, error) {
-	return connectionOf(ctx).rules.open(ctx, handshake.HTTP, sealed)
+	c := connectionOf(ctx)
+	route, err := c.rules.open(ctx, handshake.HTTP, sealed)
+	if err == nil {
+		c.proven()
+	}
+	return route, err
 }
 
 // Dial connects a backend and tells it of the client.
 func (f *httpFront) Dial(ctx context.Context, route address.Route) (net.Conn, error) {
 	c := connectionOf(ctx)
+	c.proven() // where the route is fixed, nobody has to open it
 	backend, err := f.dialer.connect(ctx, c.rules, &c.session, &c.upstream, route)
 	if err != nil {
 		return nil, err

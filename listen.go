@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,6 +26,58 @@ func listenAll(cfg *Config) ([]net.Listener, error) {
 		list = append(list, ln)
 	}
 	return list, nil
+}
+
+// errBound is how checkAddress keeps net from going on.
+var errBound = errors.New("bound")
+
+// checkListening sees whether all addresses can be listened on. It does not listen
+// itself: of who shares a port, it would get clients, and lose them.
+func checkListening(cfg *Config) error {
+	for _, l := range cfg.Listen {
+		network := "tcp"
+		if l.kcp {
+			network = "udp"
+		}
+		if err := checkAddress(cfg, networkOf(network, l.addr), l.addr, cfg.Reuse); err != nil {
+			return fmt.Errorf("-%s: %w", l.setting, withRemedy(err, cfg.Reuse))
+		}
+	}
+	if cfg.Pprof == "" {
+		return nil
+	}
+	return pprofFailure(checkAddress(cfg, networkOf("tcp", cfg.Pprof), cfg.Pprof, false))
+}
+
+func checkAddress(cfg *Config, network, addr string, reuse bool) error {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	lc.Control = func(network, address string, c syscall.RawConn) error {
+		if reuse {
+			if err := sockopt.ReusePort(network, address, c); err != nil {
+				return err
+			}
+		}
+		ok, err := sockopt.Bind(network, address, c)
+		if ok && err == nil {
+			err = errBound
+		}
+		return err
+	}
+	var socket io.Closer
+	var err error
+	if strings.HasPrefix(network, "udp") {
+		socket, err = lc.ListenPacket(context.Background(), network, addr)
+	} else {
+		socket, err = lc.Listen(context.Background(), network, addr)
+	}
+	switch {
+	case errors.Is(err, errBound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return socket.Close() // bound otherwise
 }
 
 // withRemedy adds to an error of listening what to do about it.
@@ -86,13 +139,18 @@ func networkOf(network, addr string) string {
 // listenPprof opens the socket of -pprof.
 func listenPprof(addr string) (net.Listener, error) {
 	ln, err := net.Listen(networkOf("tcp", addr), addr)
+	return ln, pprofFailure(err)
+}
+
+// pprofFailure says of an error of listening what to do about it; nil for none.
+func pprofFailure(err error) error {
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("-pprof: %w (stop who uses it, or give each process a -pprof of its own: -reuse=1 does not share it)", err)
-	case err != nil:
-		return nil, fmt.Errorf("-pprof: %w", withRemedy(err, true))
+		return fmt.Errorf("-pprof: %w (stop who uses it, or give each process a -pprof of its own: -reuse=1 does not share it)", err)
 	}
-	return ln, nil
+	return fmt.Errorf("-pprof: %w", withRemedy(err, true))
 }
 
 // listenKCP opens a socket for KCP clients.

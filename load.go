@@ -77,6 +77,9 @@ func explainFlagError(err error, all []setting) error {
 	if rest, ok := strings.CutPrefix(text, "invalid boolean flag "); ok {
 		return errors.New("-" + rest)
 	}
+	if rest, ok := strings.CutPrefix(text, "invalid boolean value "); ok {
+		return errors.New("invalid value " + rest)
+	}
 	return err
 }
 
@@ -196,7 +199,7 @@ func readSecrets(name string) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if bytes.IndexByte(text, 0) >= 0 { // UTF-16 is full of them
+	if bytes.IndexByte(text, 0) >= 0 { // UTF-16 without its mark is full of them
 		return nil, fmt.Errorf("%s holds a zero byte: save it as UTF-8", name)
 	}
 	var secrets [][]byte

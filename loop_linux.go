@@ -253,7 +253,8 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.pipes = pipe.NewPool(&ls.pipes, max(1, maxIdlePipes/cfg.loopCount()))
 	l.spliceable = cfg.Splice
 	l.slowWay = slowWay
-	l.away = &ls.crew.away
+	l.away, l.circles = &ls.crew.away, &ls.crew.circles
+	l.maxAwaiting = max(1, cfg.maxPending()/cfg.loopCount())
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
 	l.dials.after = cfg.Timeout.Nanoseconds()
 	l.watches.after = watchAfter.Nanoseconds()

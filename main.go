@@ -77,17 +77,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
 			return fail(stderr, exitUsage, err)
 		}
-		listeners, err := listenAll(cfg)
-		if err != nil {
+		if err := checkListening(cfg); err != nil {
 			return fail(stderr, exitUsage, err)
 		}
-		closeAll(listeners)
-		if cfg.Pprof != "" {
-			ln, err := listenPprof(cfg.Pprof)
-			if err != nil {
-				return fail(stderr, exitUsage, err)
-			}
-			ln.Close()
+		if err := checkPIDFile(cfg.PIDFile); err != nil {
+			return fail(stderr, exitUsage, err)
 		}
 		warn(cfg, newLogger(cfg, stderr))
 		fmt.Fprintln(stdout, "the configuration is valid")
@@ -220,11 +214,8 @@ func serve(cfg *Config, log *slog.Logger) error {
 
 	if cfg.PIDFile != "" {
 		p, err := createPIDFile(cfg.PIDFile)
-		if errors.Is(err, os.ErrPermission) {
-			err = fmt.Errorf("%w (name a file in a folder that this user may write to, or none with -pidfile=)", err)
-		}
 		if err != nil {
-			return fmt.Errorf("-pidfile: %w", err)
+			return pidFileFailure(err)
 		}
 		defer func() {
 			if err := p.remove(); err != nil {

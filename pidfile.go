@@ -53,6 +53,42 @@ func createPIDFile(path string) (*pidFile, error) {
 	return p, nil
 }
 
+// checkPIDFile sees whether this process could add itself to the pid file at path,
+// if there is to be one, and leaves nothing behind.
+func checkPIDFile(path string) error {
+	if path == "" {
+		return nil
+	}
+	if _, err := readPIDs(path); err != nil {
+		return pidFileFailure(err)
+	}
+	lock, err := os.OpenFile(path+".lock", os.O_RDWR, 0)
+	if err == nil {
+		lock.Close()
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return pidFileFailure(err)
+	}
+	tmp, err := createBeside(path)
+	if err != nil {
+		return pidFileFailure(err)
+	}
+	tmp.Close()
+	return os.Remove(tmp.Name())
+}
+
+// pidFileFailure says of an error what to do about it.
+func pidFileFailure(err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		err = fmt.Errorf("%w (name a file in a folder that this user may write to, or none with -pidfile=)", err)
+	}
+	return fmt.Errorf("-pidfile: %w", err)
+}
+
+// createBeside creates the file that is to become the pid file at path.
+func createBeside(path string) (*os.File, error) {
+	return os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+}
+
 // openPIDLock opens the lock file and locks its byte 0.
 func openPIDLock(path string) (*os.File, error) {
 	for {
@@ -203,7 +239,7 @@ func (p *pidFile) isAlive(pid int) bool {
 
 // write replaces the file in one step, so that no reader sees half of it.
 func (p *pidFile) write(pids []int) error {
-	tmp, err := os.CreateTemp(filepath.Dir(p.path), "."+filepath.Base(p.path)+"-*")
+	tmp, err := createBeside(p.path)
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ import (
 type rules struct {
 	trusted          []netip.Prefix // peers that tell of their clients by a PROXY header
 	tls              *tls.Config    // nil: clients do not speak TLS
+	httpHeaderMax    int            // of an HTTP request's head, in bytes
 	handshakeTimeout time.Duration  // from accept to the end of the request
 	handshakeMax     int            // of a sealed line, in bytes
 
@@ -50,6 +51,7 @@ func newRules(cfg *Config, services directory) *rules {
 		tls:              cfg.tlsConfig,
 		handshakeTimeout: cfg.HandshakeTimeout,
 		handshakeMax:     cfg.HandshakeMax,
+		httpHeaderMax:    cfg.HTTPHeaderMax,
 		tokens:           cfg.tokens,
 		policy:           policy.New(cfg.Allow, cfg.Deny),
 		routes:           balance.NewTable(cfg.Balance),
@@ -87,9 +89,12 @@ var (
 	errNotToken = unauthorized("not_token") // a sealed line, and -legacy=0
 )
 
+var errLongHello = &refusal{reason: "tls_failed",
+	cause: fmt.Errorf("tls_failed: the ClientHello is larger than %d bytes", handshake.HelloMax)}
+
 // request reads a request from all that a client has sent so far, and opens
-// its address; of HTTP and TLS it only tells which it is, and early is the
-// beginning. The result aliases received. The error is handshake.ErrIncomplete
+// its address; of HTTP and TLS it only tells which it is, once there is enough
+// to begin with, and early is that. The result aliases received. The error is handshake.ErrIncomplete
 // as long as more has to be read; otherwise it is a *refusal. The session learns
 // the form and what a trusted proxy says. ctx bounds the wait for a slow key
 // derivation.
@@ -112,6 +117,12 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 		s.form = handshake.Line
 	}
 	if s.form == handshake.HTTP || s.form == handshake.TLS {
+		switch err := s.form.Whole(b, r.httpHeaderMax); err {
+		case handshake.ErrTooLong:
+			return request{}, errLongHello
+		case handshake.ErrIncomplete:
+			return request{}, err
+		}
 		return request{early: b}, nil
 	}
 	sealed, early, err := s.form.Parse(b, r.handshakeMax)
@@ -121,7 +132,11 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 		return request{}, errTooLong
 	case handshake.ErrBadLength:
 		return request{}, errBadLength
-	default:
+	}
+	if hopeless := r.judge(s.form, s.form.Beginning(b)); hopeless != nil {
+		return request{}, hopeless
+	}
+	if err != nil {
 		return request{}, err
 	}
 	route, err := r.open(ctx, s.form, sealed)
@@ -132,6 +147,31 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 		return request{}, errWrongWay
 	}
 	return request{route, early}, nil
+}
+
+// judge refuses by its beginning what is neither a sealed line nor a token, so
+// that its client need not be waited for. Only where a length leads it, the
+// beginning is known as such; a line is what its newline says.
+func (r *rules) judge(form handshake.Form, beginning []byte) error {
+	line := "U2FsdGVkX1" // saltMagic in base64
+	if form == handshake.Binary {
+		line = saltMagic
+	}
+	switch {
+	case r.tokens != nil && agree(beginning, token.Start):
+		return nil
+	case r.keys == nil:
+		return errNotToken
+	case agree(beginning, line):
+		return nil
+	}
+	return errBadFormat
+}
+
+// agree tells whether b begins with s, as far as it goes.
+func agree(b []byte, s string) bool {
+	n := min(len(b), len(s))
+	return string(b[:n]) == s[:n]
 }
 
 // open returns the route in a sealed line or a token, which a request of the
@@ -168,7 +208,7 @@ func (r *rules) slowKDF() bool { return r.keys != nil && r.keys.slowKDF() }
 const maxHops = 8
 
 var errForwardLoop = &refusal{status: handshake.BadGateway, reason: "forward_loop",
-	cause: fmt.Errorf("%d gateways have passed this connection on: do they forward to each other?", maxHops)}
+	cause: errors.New("gateways pass this connection on and on: do they forward to each other?")}
 
 // believe reads the PROXY header that a trusted proxy has to send, and returns
 // what stands behind it. Nobody else's is looked for.
@@ -199,7 +239,7 @@ func (r *rules) believe(s *session, received []byte) ([]byte, error) {
 // requestMax is the most that is read of a client before its request is
 // complete, or refused; in bytes.
 func (r *rules) requestMax() int {
-	most := handshake.Size(r.handshakeMax)
+	most := max(handshake.Size(r.handshakeMax), handshake.HelloMax+1, r.httpHeaderMax+1)
 	if len(r.trusted) > 0 {
 		most += proxyheader.MaxSize
 	}

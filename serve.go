@@ -96,9 +96,9 @@ func (g *Gateway) Own(a net.Addr) {
 // accepted starts the life of a connection.
 func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
 	g.ledger.begin()
-	g.clients.add(conn)
 	r := g.rules.Load()
 	c := &connection{Conn: conn, socket: conn, rules: r}
+	g.admit(c)
 	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), forward)
 	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
 		c.session.proxied = false // there is no PROXY protocol for streams of datagrams

@@ -2,8 +2,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"gateway/internal/address"
@@ -53,4 +56,94 @@ func (s *session) cutShort(received []byte, err error) *refusal {
 		return errEOF
 	}
 	return errReset
+}
+
+// refusal is why a client gets no backend. The client is told the status, and
+// the log the rest.
+type refusal struct {
+	status handshake.Status // empty: nobody is there to read one
+	reason string           // one word
+	cause  error            // what says more than that word; or nil
+
+	// Whether the backend, and nobody else, is why: it loses its turn for a
+	// while. A client that left or a gateway without descriptors says nothing
+	// about it.
+	blamesBackend bool
+}
+
+func (r *refusal) Error() string {
+	if r.cause == nil {
+		return r.reason
+	}
+	return r.cause.Error()
+}
+
+func (r *refusal) Unwrap() error { return r.cause }
+
+// refusalOf returns the refusal that an error is, or holds. Anything else is a
+// backend that could not be had.
+func refusalOf(err error) *refusal {
+	var r *refusal
+	if errors.As(err, &r) {
+		return r
+	}
+	return &refusal{status: handshake.BadGateway, reason: err.Error(), cause: err}
+}
+
+// statusOf returns the answer to a failed request.
+func statusOf(err error) handshake.Status { return refusalOf(err).status }
+
+// badRequest is why no request could be read.
+func badRequest(reason string) *refusal {
+	return &refusal{status: handshake.BadRequest, reason: reason}
+}
+
+// unauthorized is why an address did not open. The client gets the same 401 for
+// each.
+func unauthorized(reason string) *refusal {
+	return &refusal{status: handshake.Unauthorized, reason: reason}
+}
+
+const (
+	// lingerTime and lingerBytes bound how long and how much is still read
+	// from a refused client.
+	lingerTime  = time.Second
+	lingerBytes = 256 << 10
+)
+
+// Why a connection ended before its request was answered. Nobody waits for an
+// answer.
+var (
+	errClientGone = &refusal{reason: "client_gone", cause: errors.New("the client broke the connection while its backend was dialed")}
+	errGaveWay    = &refusal{reason: "gave_way", cause: errors.New("more clients than -max-pending had not said yet where they want to go, and this was the oldest")}
+	errShutdown   = &refusal{reason: "shutdown", cause: errors.New("the gateway ended")}
+	errInternal   = &refusal{reason: "internal", cause: errors.New("a bug or a failure of the gateway itself; the log says more")}
+)
+
+// dialFailure gives a failed lookup or dial its status and its word in the log.
+func dialFailure(err error) *refusal {
+	if r, ok := err.(*refusal); ok {
+		return r
+	}
+	if layer.IsTimeout(err) {
+		return &refusal{status: handshake.GatewayTimeout, reason: "timeout", cause: err, blamesBackend: true}
+	}
+	reason, blamesBackend := "connect_failed", true
+	var dnsErr *net.DNSError
+	switch {
+	case errors.As(err, &dnsErr) && dnsErr.IsNotFound:
+		reason = "unknown_host"
+	case errors.As(err, &dnsErr):
+		reason = "lookup_failed"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		reason = "refused"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		reason = "unreachable"
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		reason, blamesBackend = "no_descriptors", false
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		reason, blamesBackend = "no_local_port", false
+		err = fmt.Errorf("%w (all local ports towards it are in use: widen net.ipv4.ip_local_port_range, or spread the backend over several addresses)", err)
+	}
+	return &refusal{handshake.BadGateway, reason, err, blamesBackend}
 }

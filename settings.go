@@ -56,8 +56,8 @@ func settings(cfg *Config) []setting {
 				"-secret-file. Every source that is given counts, in this order; at least one\n" +
 				"is required, unless all listeners forward"},
 		{groupSecrets, "secret-file", "FILE", flagvalue.String(&cfg.secretFile),
-			"one secret a line: all open, the first seals; blank lines and lines that\n" +
-				"start with # are skipped"},
+			"one secret a line, at most 100: all open, the first seals; blank lines and\n" +
+				"lines that start with # are skipped"},
 		{groupSecrets, "kdf", "LIST", flagvalue.Parsed(&cfg.KDFs, parseKDFs, joinKDFs),
 			"key derivations to try, in order; the first seals. md5: OpenSSL before 1.1.0,\n" +
 				"CryptoJS. sha256: OpenSSL since. pbkdf2: openssl enc -pbkdf2; it costs\n" +
@@ -97,11 +97,15 @@ func settings(cfg *Config) []setting {
 		{groupRequest, "handshake-max", "BYTES", flagvalue.Int(&cfg.HandshakeMax, 1, 1<<20),
 			"largest sealed line or token, in whatever form it comes; 2048 by default where\n" +
 				"-token-keys is set"},
-		{groupRequest, "http-header-max", "BYTES", flagvalue.Int(&cfg.HTTPHeaderMax, 4097, 1<<20),
+		{groupRequest, "max-pending", "COUNT", flagvalue.Int(&cfg.MaxPending, 0, 1<<24),
+			"clients that have not said yet where they want to go, after which the oldest of\n" +
+				"them gives way to the newest; 0: as many as an eighth of the memory that the\n" +
+				"process may use (GOMEMLIMIT, its control group) is enough for"},
+		{groupRequest, "http-header-max", "BYTES", flagvalue.Int(&cfg.HTTPHeaderMax, 128, 1<<20),
 			"largest header of an HTTP request"},
 		{groupRequest, "ws-origins", "PATTERNS", flagvalue.List(&cfg.WSOrigins, parseOrigin, "want hosts, or * for all"),
-			"hosts (game.example, *.example) whose web pages may open WebSockets,\n" +
-				"separated by commas"},
+			"hosts (game.example, *.example) whose web pages may open WebSockets, with\n" +
+				"https:// or http:// before them for that scheme alone, separated by commas"},
 
 		{groupBackend, "retry", "ATTEMPTS", flagvalue.Int(&cfg.Retry, 1, 1000),
 			"to connect, in all; only a time-out is tried again"},
@@ -123,13 +127,18 @@ func settings(cfg *Config) []setting {
 				"empty: everywhere else"},
 		{groupBackend, "deny", "RULES", flagvalue.Sum(&cfg.Deny, policy.ParseRule, "want rules, or nothing at all"),
 			"where backends may not be, in the same form, whatever -allow says"},
+		{groupBackend, "http-idle-timeout", "TIME", flagvalue.DurationOrZero(&cfg.HTTPIdleTimeout, 0),
+			"for which an HTTP connection to a backend is kept between two requests, unless\n" +
+				"the backend's Keep-Alive says less; below the 5 s after which Node.js closes.\n" +
+				"0: each request has its own"},
 		{groupBackend, "send-proxy", "off|v1|v2", flagvalue.OneOf(&cfg.SendProxy, "off", "v1", "v2"),
 			"tell backends the client's address, by a PROXY protocol header before anything\n" +
 				"else; v2 carries a unique id too, which the log has"},
 
 		{groupTunnel, "buffer", "BYTES", flagvalue.Int(&cfg.Buffer, minBuffer, 16<<20),
-			"of the copy buffer. It has no effect on long runs of data on Linux, which\n" +
-				"are spliced inside the kernel; a read that fills it is what starts one"},
+			"of the copy buffer, 64 at least. It has no effect on long runs of data on\n" +
+				"Linux, which are spliced inside the kernel; a read that fills it is what starts\n" +
+				"one"},
 		{groupTunnel, "splice", "0|1", flagvalue.Switch(&cfg.Splice),
 			"0 copies everything through user space, on Linux too"},
 		{groupTunnel, "loops", "COUNT", flagvalue.Int(&cfg.Loops, -1, 1024),
@@ -193,7 +202,8 @@ func settings(cfg *Config) []setting {
 		{groupActions, "keygen", "", act(actionKeygen),
 			"print a fresh key set for -token-keys"},
 		{groupActions, "check", "", act(actionCheck),
-			"validate the configuration; exit 0 or 2"},
+			"validate the configuration, the files that it names, and for a moment the\n" +
+				"addresses to listen on; exit 0 or 2"},
 		{groupActions, "version", "", act(actionVersion),
 			"print version, Go version and commit"},
 	}
@@ -207,6 +217,7 @@ func defaultConfig() *Config {
 		HandshakeTimeout: 10 * time.Second,
 		HandshakeMax:     1024,
 		HTTPHeaderMax:    8192,
+		HTTPIdleTimeout:  4 * time.Second,
 		WSOrigins:        []string{"*"},
 		Retry:            1,
 		Timeout:          3 * time.Second,

@@ -2,6 +2,8 @@ package docs_test
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/netip"
@@ -13,6 +15,7 @@ import (
 
 	"gateway/internal/harness"
 	"gateway/internal/policy"
+	"gateway/internal/proxyheader"
 )
 
 // What docs/backends.md says of the policy and of a backend in Go is compared
@@ -39,6 +42,28 @@ func TestDocumentedRangesAreThoseOfThePolicy(t *testing.T) {
 			if !slices.Equal(got, want) {
 				t.Errorf("%s lists %q; policy has %s = %q", name, got, test.variable, want)
 			}
+		}
+	}
+}
+
+// The header that is explained byte by byte is the one that the first line of the log
+// tells of.
+func TestTheDocumentedHeaderIsTheGateways(t *testing.T) {
+	for _, name := range backends {
+		d := readDocument(t, name)
+		sent, err := hex.DecodeString(strings.Join(strings.Fields(d.blockWith(t, "text", "0d 0a 0d 0a")), ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := regexp.MustCompile(`client=(\S+) .* id=(\S+)`).FindStringSubmatch(d.blockWith(t, "text", " id="))
+		want, err := proxyheader.Append(nil, 2, proxyheader.Header{
+			Source:      netip.MustParseAddrPort(m[1]),
+			Destination: netip.MustParseAddrPort("203.0.113.10:8000"),
+			UniqueID:    m[2],
+			Hops:        1,
+		})
+		if err != nil || !bytes.Equal(sent, want) {
+			t.Errorf("%s has\n% x\nthe gateway sends\n% x", name, sent, want)
 		}
 	}
 }

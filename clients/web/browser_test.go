@@ -236,6 +236,34 @@ func TestAPageLearnsHowATunnelEnds(t *testing.T) {
 	}
 }
 
+func TestAPageLearnsThatItsConnectionBroke(t *testing.T) {
+	lab, page := startLab(t)
+	for _, way := range ways {
+		t.Run(way, func(t *testing.T) {
+			g := lab.startGateway(t)
+			backend := harness.StartBackend(t, func(c *net.TCPConn) {
+				io.ReadFull(c, make([]byte, 1))
+				g.Cmd.Process.Kill()
+			})
+			var events []string
+			page.run(t, &events, `
+				const tunnel = await gateway[args.way](args.url, args.line);
+				const events = [];
+				const end = new Promise((resolve) => {
+					tunnel.onerror = ({ message }) => events.push(message);
+					tunnel.onclose = ({ code }) => { events.push(String(code)); resolve(); };
+				});
+				tunnel.send("!");
+				await end;
+				return events;`,
+				args{"way": way, "url": g.ws(), "line": harness.Line(backend)})
+			if got := strings.Join(events, ", "); got != "the connection broke; a browser does not tell pages why, 1006" {
+				t.Error(got)
+			}
+		})
+	}
+}
+
 func TestABackendGetsAllThatAPageSentBeforeItClosed(t *testing.T) {
 	lab, page := startLab(t)
 	received := make(chan string, 1)

@@ -8,6 +8,9 @@
 //     tunnel.onclose = ({ code }) => { ... };
 //     tunnel.send("hello\n");
 //
+// Where there is no WebSocket by that name, or another one is wanted, give its
+// constructor: connect(url, line, { WebSocket }).
+//
 // The game server speaks TCP, which knows no messages but a stream of bytes. On
 // its way through the gateway what is sent may be cut and joined anywhere, so
 // mark where your messages end: by a newline, say, or a length before each.
@@ -42,6 +45,8 @@ export class GatewayError extends Error {
  * @typedef {object} Options
  * @property {number} [timeout] how long to wait for the gateway's answer, in
  *   milliseconds; 10,000 unless given
+ * @property {new (url: string) => WebSocket} [WebSocket] what to connect with: a
+ *   mini-game's adapter, or the ws of npm; the global WebSocket unless given
  */
 
 /**
@@ -76,13 +81,29 @@ export function connectByQuery(url, line, options) {
 }
 
 /**
+ * What an error event says of its reason, behind a colon, or another text: browsers
+ * say nothing, so that no page can look round in a private network.
+ *
+ * @param {{ message?: string, error?: { message?: string }, errMsg?: string }} event
+ *   errMsg is that of mini-games
+ * @param {string} [silence]
+ */
+function reasonIn(event, silence = "") {
+  const reason = event?.message || event?.error?.message || event?.errMsg;
+  return reason ? ": " + reason : silence;
+}
+
+/**
  * @param {string} url
  * @param {string | null} line the first message, or null if the URL says it all
  * @param {Options} [options]
  * @returns {Promise<Tunnel>}
  */
-function open(url, line, { timeout = 10000 } = {}) {
+function open(url, line, { timeout = 10000, WebSocket = globalThis.WebSocket } = {}) {
   return new Promise((resolve, reject) => {
+    if (!WebSocket) {
+      throw new TypeError("there is no WebSocket here: give one in the options, as { WebSocket }");
+    }
     const socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
     let opened = false;
@@ -94,6 +115,7 @@ function open(url, line, { timeout = 10000 } = {}) {
     function fail(error) {
       clearTimeout(timer);
       socket.onopen = socket.onmessage = socket.onclose = null;
+      socket.onerror = () => {}; // of the close; in Node an error that nobody takes ends the process
       socket.close();
       reject(error);
     }
@@ -122,6 +144,12 @@ function open(url, line, { timeout = 10000 } = {}) {
         fail(new GatewayError(0, "the answer is no status: is this the gateway's URL?"));
       }
     };
+    // Some mini-games close nothing behind an error.
+    socket.onerror = (event) => {
+      fail(new GatewayError(0, opened
+        ? "the connection broke before the gateway answered" + reasonIn(event)
+        : "the gateway is not there or refuses" + reasonIn(event, "; a browser does not tell pages which")));
+    };
     socket.onclose = ({ code }) => {
       fail(new GatewayError(0, opened
         ? `the gateway closed without an answer (close code ${code})`
@@ -137,10 +165,15 @@ export class Tunnel {
   #socket;
   /** @type {Uint8Array[]} what has come and nobody has taken yet */
   #waiting = [];
+  #broken = false;
+  /** @type {Error | null} of which nobody has been told yet */
+  #failed = null;
   /** @type {CloseEvent | null} of which nobody has been told yet */
   #closed = null;
   /** @type {((bytes: Uint8Array) => void) | null} */
   #onmessage = null;
+  /** @type {((error: Error) => void) | null} */
+  #onerror = null;
   /** @type {((event: CloseEvent) => void) | null} */
   #onclose = null;
 
@@ -151,7 +184,12 @@ export class Tunnel {
       this.#waiting.push(new Uint8Array(data));
       this.#deliver();
     };
+    socket.onerror = (event) => {
+      this.#fail(event);
+      this.#deliver();
+    };
     socket.onclose = (event) => {
+      if (event.code === 1006) this.#fail(event); // browsers have no error for a reset
       this.#closed = event;
       this.#deliver();
     };
@@ -184,6 +222,18 @@ export class Tunnel {
   }
 
   /**
+   * Called before onclose if the network broke the connection, with an Error
+   * whose message is for people. It has the reason where the WebSocket tells it.
+   */
+  get onerror() {
+    return this.#onerror;
+  }
+  set onerror(f) {
+    this.#onerror = f;
+    Promise.resolve().then(() => this.#deliver());
+  }
+
+  /**
    * Called once, at the end of the tunnel. The event's code is 1000 if the game
    * server or the page has closed, 1001 if the gateway leaves, 1011 if the game
    * server broke the connection, 1006 if the network did.
@@ -206,10 +256,22 @@ export class Tunnel {
     this.#socket.close(code, reason);
   }
 
+  /** @param {object} event the first one that tells of it */
+  #fail(event) {
+    if (this.#broken) return;
+    this.#broken = true;
+    this.#failed = new Error("the connection broke" + reasonIn(event, "; a browser does not tell pages why"));
+  }
+
   #deliver() {
     while (this.#onmessage && this.#waiting.length > 0) {
       const bytes = /** @type {Uint8Array} */ (this.#waiting.shift());
       this.#onmessage(bytes);
+    }
+    if (this.#onerror && this.#failed) {
+      const error = this.#failed;
+      this.#failed = null;
+      this.#onerror(error);
     }
     if (this.#onclose && this.#closed) {
       const event = this.#closed;

@@ -6,12 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,9 +18,6 @@ import (
 // A network in which a test sees every SYN that anybody sends, and which
 // nothing leaves. Every address has a route in it, so that the kernel never
 // keeps to itself what the gateway should not have sent.
-
-// insideNetwork in the environment says that the network is there.
-const insideNetwork = "TEST_INSIDE_NETWORK"
 
 // network is the far end of everything.
 type network struct {
@@ -45,53 +38,12 @@ const (
 )
 
 // inNetwork runs the rest of a test in a network and a mount namespace of its
-// own. It runs the test binary again for that, because what a thread enters,
-// the processes that other threads start do not.
+// own.
 func inNetwork(t *testing.T, test func(t *testing.T, n *network)) {
 	t.Helper()
-	if os.Getenv(insideNetwork) != "" {
+	if harness.InNamespaces(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS) {
 		test(t, newNetwork(t))
-		return
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for name := range strings.SplitSeq(t.Name(), "/") {
-		names = append(names, "^"+regexp.QuoteMeta(name)+"$")
-	}
-	cmd := exec.Command(self, "-test.v", "-test.run="+strings.Join(names, "/"), "-test.timeout="+(3*harness.Patience).String())
-	cmd.Env = append(os.Environ(), insideNetwork+"=1", "TEST_GATEWAY_BINARY="+harness.Binary(t), "GORACE=atexit_sleep_ms=0")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	for _, no := range []error{unix.EPERM, unix.ENOSPC, unix.ENOSYS, unix.EINVAL} {
-		if errors.Is(err, no) {
-			t.Skip("no network of our own here: ", err)
-		}
-	}
-	switch {
-	case strings.Contains(string(out), "--- SKIP: "+t.Name()):
-		t.Skipf("%s", out)
-	case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()):
-		t.Fatalf("%v\n%s", err, withoutLogs(string(out)))
-	}
-}
-
-// withoutLogs leaves out what would bury the message.
-func withoutLogs(out string) string {
-	var b strings.Builder
-	for line := range strings.Lines(out) {
-		if !strings.HasPrefix(strings.TrimSpace(line), `{"time"`) {
-			b.WriteString(line)
-		}
-	}
-	return b.String()
 }
 
 // newNetwork furnishes an empty network namespace.
@@ -328,11 +280,5 @@ func useNames(t testing.TB, server string) {
 	if err := os.WriteFile(conf, []byte("nameserver "+server+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	// Not to be seen outside.
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		t.Skip("no mounts of our own: ", err)
-	}
-	if err := unix.Mount(conf, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
-		t.Skip("no /etc/resolv.conf of our own: ", err)
-	}
+	harness.Mount(t, conf, "/etc/resolv.conf", "", unix.MS_BIND, "")
 }

@@ -58,25 +58,6 @@ func TestAReconnectStormLosesAndRefusesNobody(t *testing.T) {
 	}
 }
 
-// visit opens a tunnel, says something and hears it, and leaves.
-func visit(gateway, line, text string) error {
-	c, err := net.Dial("tcp", gateway)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(4 * harness.Patience))
-	if _, err := io.WriteString(c, line+text); err != nil {
-		return err
-	}
-	want := "200" + text
-	got := make([]byte, len(want))
-	if n, err := io.ReadFull(c, got); string(got[:n]) != want {
-		return fmt.Errorf("read %q, %v", got[:n], err)
-	}
-	return nil
-}
-
 // A tunnel has two descriptors, and the gateway puts some by for pipes and the rest.
 func TestTwoThousandTunnelsFitIntoFiveThousandDescriptors(t *testing.T) {
 	const tunnels, atOnce = 2000, 50

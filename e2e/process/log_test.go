@@ -294,6 +294,38 @@ func TestTheGatewayOutlivesTheReaderOfItsLog(t *testing.T) {
 	}
 }
 
+// A supervisor may have lost its logger before it starts the gateway.
+func TestTheGatewayStartsWithoutAReaderOfItsLog(t *testing.T) {
+	t.Parallel()
+	harness.NeedSignals(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	addr := harness.ClosedPort(t)
+	cmd := harness.Command(t, nil, "-secret=short", "-addr="+addr, "-pprof=0.0.0.0:0") // two warnings are due
+	cmd.Stdout, cmd.Stderr = w, w
+	p := harness.Launch(t, cmd)
+	harness.Eventually(t, "the gateway listens", func() bool {
+		if !p.Runs() {
+			t.Fatalf("it ended: %v", cmd.ProcessState)
+		}
+		return harness.IsListening(addr)
+	})
+	c := harness.Connect(t, addr)
+	harness.Send(t, c, harness.Seal("sha256", "short", harness.StartEcho(t))+"\n")
+	harness.Expect(t, c, "200")
+	harness.Echo(t, c, "hello")
+	harness.Finish(t, c)
+	harness.Finish(t, connectAndSend(t, addr, "garbage\n", "401"))
+	p.Signal(t, syscall.SIGTERM)
+	if code := p.Wait(t); code != 0 {
+		t.Errorf("exit: %v", cmd.ProcessState)
+	}
+}
+
 func TestTheLogHoldsNothingThatABackendSaysOutOfTurn(t *testing.T) {
 	t.Parallel()
 	p := harness.Start(t, "-log-level=debug")

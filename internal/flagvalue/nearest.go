@@ -1,9 +1,9 @@
 package flagvalue
 
-// Nearest returns the name that is at most two letters away from a mistyped one,
-// or "".
+// Nearest returns the name that is at most two letters away from a mistyped one, or
+// a fourth of a long one's, or "".
 func Nearest(mistyped string, names []string) string {
-	best, least := "", 3
+	best, least := "", max(2, len(mistyped)/4)+1
 	for _, name := range names {
 		if d := distance(mistyped, name); d < least && d < len(name) {
 			best, least = name, d

@@ -58,8 +58,12 @@ const SniffSize = 8
 //
 // The forms do not overlap. A sealed line is base64: it has neither zeros nor
 // spaces. A record of TLS (RFC 8446 section 5.1) has a third byte of 1 to 3, and
-// so is no length, which ends in two zeros.
+// so is no length, which ends in two zeros. Two zeros at once may begin a length of
+// either kind, and can be none: Binary says so without waiting for more.
 func Sniff(b []byte, tls bool) Form {
+	if len(b) > 1 && b[0] == 0 && b[1] == 0 {
+		return Binary
+	}
 	const handshake, major = 0x16, 3
 	if tls && hasPrefix(b, handshake, major) && len(b) > 2 && (b[2] != 0 || len(b) > 3 && b[3] != 0) {
 		return TLS
@@ -155,7 +159,7 @@ func parseLine(b []byte, limit int) (line, rest []byte, err error) {
 const prefixSize = 4
 
 // parsePrefixed is Parse for a line without its end behind its length,
-// little-endian, of 1 to limit.
+// little-endian, of 1 to limit. What has a length of 0 is Binary; see Sniff.
 func parsePrefixed(b []byte, limit int) (line, rest []byte, err error) {
 	if len(b) < prefixSize {
 		return nil, nil, ErrIncomplete
@@ -171,6 +175,20 @@ func parseBinary(b []byte, limit int) (line, rest []byte, err error) {
 		return nil, nil, ErrIncomplete
 	}
 	return take(b[2:], uint64(b[1]), uint64(limit))
+}
+
+// Beginning returns as much of a sealed line in form Prefixed or Binary as has
+// come, at the start of a request that Parse has not refused; of other forms,
+// nothing. It aliases b.
+func (f Form) Beginning(b []byte) []byte {
+	size := uint64(0)
+	switch {
+	case f == Prefixed && len(b) > prefixSize:
+		size, b = uint64(binary.LittleEndian.Uint32(b)), b[prefixSize:]
+	case f == Binary && len(b) > 2:
+		size, b = uint64(b[1]), b[2:]
+	}
+	return b[:min(uint64(len(b)), size)]
 }
 
 func take(b []byte, size, limit uint64) (first, rest []byte, err error) {

@@ -195,14 +195,15 @@ func TestFormsAreToldApartByTheirFirstBytes(t *testing.T) {
 
 		{"a length", "\x2c\x00\x00\x00U2Fs", Prefixed, 4},
 		{"a length of two bytes", "\x00\x01\x00\x00", Prefixed, 4},
-		{"no length", "\x00\x00\x00\x00", Prefixed, 4},
+		{"the least length", "\x01\x00\x00\x00", Prefixed, 4},
 		{"a length like a method", "GE\x00\x00", Prefixed, 4},
 		{"a length like TLS", "\x16\x03\x00\x00", Prefixed, 4},
 		{"a length of 24 bits is none", "\x01\x00\x01\x00", Line, 3},
 
 		{"binary", "\x00\x20Salted__", Binary, 3},
 		{"binary of length 10", "\x00\nSa", Binary, 2},
-		{"binary without a length", "\x00\x00Sa", Binary, 3},
+		{"binary without a length", "\x00\x00Sa", Binary, 2},
+		{"no length of either kind", "\x00\x00\x00\x00", Binary, 2},
 
 		{"TLS", "\x16\x03\x01\x02\x00\x01", TLS, 3},
 		{"TLS of a newer record", "\x16\x03\x03\x00\x2f", TLS, 3},

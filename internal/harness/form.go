@@ -46,7 +46,7 @@ func Forms() []Form {
 			Welcome: "200", Refusal: same, Say: "hello", Hear: "hello",
 		}, {
 			Name: "prefixed", Via: "prefixed", Ask: Prefixed,
-			Wrong: "\x00\x00\x00\x00", Half: "\x2c\x00\x00\x00U2Fsd",
+			Wrong: "\xff\xff\x00\x00", Half: "\x2c\x00\x00\x00U2Fsd",
 			Welcome: Prefixed("200"), Refusal: Prefixed, Say: "hello", Hear: "hello",
 		}, {
 			Name: "HTTP header", Via: "http", HTTP: true,

@@ -27,9 +27,21 @@ func (p *Process) Goroutines(t testing.TB) (n int) {
 // been started WithPprof.
 func (p *Process) LiveHeap(t testing.TB) (bytes int) {
 	t.Helper()
-	_, text, _ := strings.Cut(p.profile(t, "heap?gc=1&debug=1"), "\n# HeapAlloc = ")
+	return memStat(t, p.profile(t, "heap?gc=1&debug=1"), "HeapAlloc")
+}
+
+// LiveMemory is LiveHeap with the stacks of the goroutines.
+func (p *Process) LiveMemory(t testing.TB) (bytes int) {
+	t.Helper()
+	profile := p.profile(t, "heap?gc=1&debug=1")
+	return memStat(t, profile, "HeapAlloc") + memStat(t, profile, "Stack")
+}
+
+func memStat(t testing.TB, profile, name string) (bytes int) {
+	t.Helper()
+	_, text, _ := strings.Cut(profile, "\n# "+name+" = ")
 	if _, err := fmt.Sscan(text, &bytes); err != nil {
-		t.Fatal("no HeapAlloc in the profile: ", err)
+		t.Fatalf("no %s in the profile: %v", name, err)
 	}
 	return bytes
 }

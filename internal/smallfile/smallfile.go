@@ -4,6 +4,7 @@
 package smallfile
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -14,8 +15,8 @@ import (
 const patience = 5 * time.Second
 
 // Read returns what a file holds, at most most bytes. A pipe is read to its end,
-// unless that takes longer than 5 s or nobody writes to it: then it is empty. The
-// error names the file.
+// unless that takes longer than 5 s or nobody writes to it: then it is empty. UTF-16
+// is an error. The error names the file.
 func Read(name string, most int) ([]byte, error) {
 	// Without O_NONBLOCK the open of a pipe waits for a writer (fifo(7)).
 	f, err := os.OpenFile(name, os.O_RDONLY|nonblock, 0)
@@ -32,6 +33,15 @@ func Read(name string, most int) ([]byte, error) {
 		return nil, err
 	case len(text) > most:
 		return nil, fmt.Errorf("%s is larger than %d KiB: is it the right file?", name, most>>10)
+	case isUTF16(text):
+		return nil, fmt.Errorf("%s is UTF-16: save it as UTF-8", name)
 	}
 	return text, nil
+}
+
+// isUTF16 tells whether a text begins with the byte order mark that editors on
+// Windows write, and is not something else that begins alike.
+func isUTF16(text []byte) bool {
+	marked := bytes.HasPrefix(text, []byte{0xff, 0xfe}) || bytes.HasPrefix(text, []byte{0xfe, 0xff})
+	return marked && bytes.IndexByte(text, 0) >= 0
 }

@@ -31,3 +31,17 @@ func TestWhatIsNoFileIsAnErrorThatNamesIt(t *testing.T) {
 		}
 	}
 }
+
+func TestUTF16IsAnErrorThatSaysWhatToDo(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	for text, want := range map[string]bool{
+		"\xff\xfea\x00": false, "\xfe\xff\x00a": false, "\xff\xfe\n": true, "\xef\xbb\xbfa": true, "0\x82\x00\xff\xfe": true, "": true,
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Read(name, 100); (err == nil) != want || err != nil && !strings.Contains(err.Error(), name+" is UTF-16: save it as UTF-8") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

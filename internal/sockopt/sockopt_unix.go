@@ -3,6 +3,9 @@
 package sockopt
 
 import (
+	"net/netip"
+	"os"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +22,30 @@ func ReusePort(network, address string, c syscall.RawConn) error {
 		return cerr
 	}
 	return err
+}
+
+// Bind binds a socket that net is about to bind to address, and reports whether it
+// did: nothing else than listening is then missing. network and address are those
+// that a net.ListenConfig.Control function gets.
+func Bind(network, address string, c syscall.RawConn) (ok bool, err error) {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil || ap.Addr().Zone() != "" {
+		return false, nil
+	}
+	ip, port := ap.Addr(), int(ap.Port())
+	var sa unix.Sockaddr
+	switch {
+	case !strings.HasSuffix(network, "6"):
+		sa = &unix.SockaddrInet4{Port: port, Addr: ip.As4()}
+	case ip.IsUnspecified(): // net calls both families' 0.0.0.0
+		sa = &unix.SockaddrInet6{Port: port}
+	default:
+		sa = &unix.SockaddrInet6{Port: port, Addr: ip.As16()}
+	}
+	if cerr := c.Control(func(fd uintptr) { err = os.NewSyscallError("bind", unix.Bind(int(fd), sa)) }); cerr != nil {
+		return false, cerr
+	}
+	return true, err
 }
 
 // Readable tells, without waiting, whether a read would not block; for a

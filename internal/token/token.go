@@ -52,9 +52,12 @@ const (
 	ErrAudience    Error = "token_audience" // aud is missing, or names others
 )
 
-// Looks tells whether b begins as compact tokens do: "eyJ" is base64url for
-// the {" of the header. A sealed line begins with "U2F".
-func Looks(b []byte) bool { return bytes.HasPrefix(b, []byte("eyJ")) }
+// Start is how compact tokens begin: base64url for the {" of the header. A sealed
+// line begins with "U2F".
+const Start = "eyJ"
+
+// Looks tells whether b begins as compact tokens do.
+func Looks(b []byte) bool { return bytes.HasPrefix(b, []byte(Start)) }
 
 // Keys opens and makes tokens with the keys of a file. It is safe for
 // concurrent use.

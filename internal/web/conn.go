@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/coder/websocket"
 )
@@ -53,7 +54,7 @@ type Conn struct {
 	wire *wire
 
 	// For Read alone.
-	br      *bufio.Reader // between lib and wire
+	br      *bufio.Reader // between wire and lib
 	msg     io.Reader     // the message at hand; nil between messages
 	mark    int64         // a position between frames, or within one's payload
 	readErr error         // why nothing can be read any more
@@ -61,8 +62,9 @@ type Conn struct {
 	// writeMu is held while a frame is written. The library takes it for
 	// granted that it writes alone, and leaves nothing buffered after a frame.
 	writeMu   sync.Mutex
-	torn      bool      // a frame was begun and not finished
-	dropUntil time.Time // the client has closed; what is written until then is dropped
+	bw        *bufio.Writer // between lib and wire
+	torn      bool          // a frame was begun and not finished
+	dropUntil time.Time     // the client has closed; what is written until then is dropped
 
 	// pong is the payload of a ping to be answered. Whoever unlocks writeMu
 	// answers it, so that a stalled Write never stops Read.
@@ -150,12 +152,15 @@ func (c *Conn) readFailed(err error) error {
 	late := ended && !time.Now().Before(c.closeBy)
 	c.mu.Unlock()
 
+	var frame websocket.CloseError
 	code := websocket.CloseStatus(err)
 	switch {
 	case closed:
 		c.readErr = net.ErrClosed
 	case dead:
 		c.readErr = errSilent
+	case errors.As(err, &frame) && !utf8.ValidString(frame.Reason):
+		c.readErr = errProtocol // it was told 1007
 	case code == websocket.StatusNormalClosure, code == websocket.StatusGoingAway,
 		code == websocket.StatusNoStatusRcvd, code >= 3000: // the application's own
 		c.readErr = io.EOF

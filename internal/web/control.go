@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/coder/websocket"
 )
@@ -160,10 +162,20 @@ func (c *Conn) awaitVanishing(f func(), done chan struct{}) {
 	}
 }
 
+// grow gives the buffers their full size, between a Read and a Write.
+func (c *Conn) grow() {
+	// The library knows them by their addresses.
+	ahead, _ := c.br.Peek(c.br.Buffered())
+	c.wire.early = append(bytes.Clone(ahead), c.wire.early...)
+	c.wire.received.Add(-int64(len(ahead)))
+	*c.br = *bufio.NewReaderSize(c.wire, wsBufferSize)
+	*c.bw = *bufio.NewWriterSize(c.wire, wsBufferSize)
+}
+
 // wire is the connection below a WebSocket.
 type wire struct {
 	net.Conn
-	early    []byte       // what came with the request
+	early    []byte       // to be read first
 	received atomic.Int64 // bytes
 	reading  atomic.Bool  // a Read waits
 	muted    atomic.Bool  // a Close frame was sent; nothing may follow it
@@ -173,10 +185,9 @@ type wire struct {
 func (w *wire) Read(p []byte) (n int, err error) {
 	if len(w.early) > 0 {
 		n = copy(p, w.early)
-		if w.early = w.early[n:]; len(w.early) == 0 {
-			w.early = nil
-		}
+		w.early = w.early[n:]
 	} else {
+		w.early = nil
 		w.reading.Store(true)
 		n, err = w.Conn.Read(p)
 		w.reading.Store(false)
@@ -195,6 +206,17 @@ func (w *wire) Write(p []byte) (int, error) {
 	// look like one, and then a client that breaks the rules gets no 1002.)
 	if len(p) >= 2 && p[0] == frameClose && len(p) == 2+int(p[1]) {
 		w.closed.Store(true)
+		// It returns the client's reason without a look at it, and would break
+		// the rules itself (RFC 6455 section 5.5.1).
+		if len(p) > 4 && !utf8.Valid(p[4:]) {
+			_, err := w.Conn.Write(closeFrame(websocket.StatusInvalidFramePayloadData))
+			return len(p), err
+		}
 	}
 	return w.Conn.Write(p)
+}
+
+// closeFrame returns a Close frame without a reason.
+func closeFrame(code websocket.StatusCode) []byte {
+	return binary.BigEndian.AppendUint16([]byte{frameClose, 2}, uint16(code))
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,9 +44,11 @@ type exchange struct {
 	cancel context.CancelCauseFunc
 	began  time.Time
 
-	kind   string
-	method string
-	route  address.Route
+	kind    string
+	method  string
+	route   address.Route
+	expects bool // the client waits for 100 before it sends its body
+	isOld   bool // HTTP/1.0, which knows no 1xx
 
 	// For the handler's goroutine alone.
 	status   int
@@ -57,6 +60,9 @@ type exchange struct {
 	up, down   atomic.Int64 // bytes moved
 	bodyFailed atomic.Bool
 	unread     atomic.Bool // there is more of the body, or nobody knows
+
+	via      atomic.Pointer[backendConn] // the last that the transport chose
+	answered atomic.Bool                 // the transport waits for no answer
 
 	dialing sync.Mutex // held while the Gate dials
 
@@ -79,6 +85,7 @@ func handle(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(connKey{}).(*conn)
 	c.beginRequest()
 	x := &exchange{Server: c.server, conn: c, began: time.Now(), kind: "http", method: methodName(r.Method)}
+	x.expects, x.isOld = c.in.head.expects, !r.ProtoAtLeast(1, 1)
 	ctx, cancel := context.WithCancelCause(context.WithValue(r.Context(), exchangeKey{}, x))
 	x.ctx, x.cancel = ctx, cancel
 	x.watch(x.IdleTimeout)
@@ -122,7 +129,15 @@ func (x *exchange) end() {
 	x.mu.Unlock()
 	x.dials.Wait()
 	if x.unread.Load() && !x.hijacked {
-		x.conn.boundDrain(time.Now().Add(lingerTime))
+		by := time.Unix(1, 0) // conn.linger reads the rest
+		if !x.cannotReadOn() {
+			by = time.Now().Add(lingerTime)
+		}
+		x.conn.boundDrain(by)
+		x.conn.lingers = true
+	}
+	if !x.hijacked && x.err != errIdle {
+		x.conn.boundLastWrite()
 	}
 	if x.rest == nil {
 		x.account()
@@ -163,17 +178,10 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	}
 
 	switch {
-	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
-		x.refuse(w, http.StatusNotImplemented, errMethod)
-		return
-	case ws && !originAllowed(r, x.Origins):
-		x.refuse(w, http.StatusForbidden, errOrigin)
+	case x.isRefused(w, r, ws):
 		return
 	case err != nil:
 		x.refuse(w, http.StatusBadRequest, err)
-		return
-	case !isPrintable(r.Header.Get("Upgrade")): // the proxy would blame the backend
-		x.refuse(w, http.StatusBadRequest, errHandshake)
 		return
 	case from == nowhere:
 		x.awaitAddress(w, r)
@@ -186,6 +194,7 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x.route = route
+	x.conn.proven = true
 	switch {
 	case ws && (from != inOriginHeader || isStream(route)):
 		x.kind = "websocket"
@@ -195,6 +204,25 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	default:
 		x.forward(w, r)
 	}
+}
+
+// isRefused refuses a request that is wrong wherever it leads.
+func (x *exchange) isRefused(w http.ResponseWriter, r *http.Request, ws bool) bool {
+	switch {
+	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
+		x.refuse(w, http.StatusNotImplemented, errMethod)
+	case ws && (r.ContentLength != 0 || x.expects):
+		// net/http flushes a 101 only when it has read the body, for which
+		// nothing bounds the wait (golang/go#61841).
+		x.refuse(w, http.StatusBadRequest, errHandshake)
+	case ws && !originAllowed(r, x.Origins):
+		x.refuse(w, http.StatusForbidden, errOrigin)
+	case slices.ContainsFunc(r.Header["Upgrade"], isUnprintable): // the proxy would blame the backend
+		x.refuse(w, http.StatusBadRequest, errHandshake)
+	default:
+		return false
+	}
+	return true
 }
 
 // forward has the proxy answer.
@@ -211,15 +239,11 @@ func (x *exchange) serveFixed(w http.ResponseWriter, r *http.Request, ws bool) {
 	if ws {
 		x.kind = "upgrade"
 	}
-	switch {
-	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
-		x.refuse(w, http.StatusNotImplemented, errMethod)
-	case ws && !originAllowed(r, x.Origins):
-		x.refuse(w, http.StatusForbidden, errOrigin)
-	default:
-		x.route = *x.conn.fixed
-		x.forward(w, r)
+	if x.isRefused(w, r, ws) {
+		return
 	}
+	x.route = *x.conn.fixed
+	x.forward(w, r)
 }
 
 // isStream tells whether a route says that some backend speaks no HTTP.
@@ -334,21 +358,34 @@ type response struct {
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *response) WriteHeader(status int) {
-	if status >= 200 && w.x.status == 0 {
-		w.x.status = status
+	x := w.x
+	if status < 200 && status != http.StatusSwitchingProtocols {
+		if !x.isOld { // RFC 9110 section 15.2
+			w.ResponseWriter.WriteHeader(status)
+		}
+		return
+	}
+	if x.status == 0 {
+		x.status = status
 		// Otherwise net/http would guess a type that the backend did not give.
 		h := w.Header()
 		if h["Content-Type"] == nil {
 			h["Content-Type"] = nil
 		}
-		if w.x.proxied && w.x.unread.Load() && status != http.StatusSwitchingProtocols {
-			// With full duplex, net/http reads the rest once the handler has
-			// returned, and panics when it then waits for another request.
+		if x.unread.Load() && x.cannotReadOn() && status != http.StatusSwitchingProtocols {
 			h.Set("Connection", "close")
 		}
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
+
+// cannotReadOn tells whether the connection ends with an answer that comes
+// before the end of the body. Behind the proxy, which is full duplex, net/http
+// would read the rest once the handler has returned, and panic when it then
+// waits for another request. A client that waits for 100, or that puts a body
+// where none belongs, may send none, and net/http would wait for it before it
+// answers.
+func (x *exchange) cannotReadOn() bool { return x.proxied || x.expects || x.kind != "http" }
 
 func (w *response) Write(p []byte) (int, error) {
 	if w.x.status == 0 {
@@ -367,7 +404,7 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	w.x.hijacked = true
 	w.x.status = http.StatusSwitchingProtocols
-	return &upgraded{Conn: nc, br: brw.Reader, x: w.x}, brw, nil
+	return &upgraded{Conn: nc, x: w.x}, brw, nil
 }
 
 // body is a request's body that keeps the exchange's account.
@@ -391,7 +428,8 @@ func (b *body) Read(p []byte) (int, error) {
 		}
 	default:
 		// Where the next request would begin, nobody knows: unread stays.
-		b.x.bodyFailed.Store(true)
+		// Nor is it the client's fault if the backend has gone meanwhile.
+		b.x.bodyFailed.Store(context.Cause(b.x.ctx) != errNoResponse)
 	}
 	return n, err
 }

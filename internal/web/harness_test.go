@@ -23,7 +23,14 @@ import (
 	"gateway/internal/harness"
 )
 
+// otherProcess tells whether this process was started to be something else than
+// a test, and was it.
+var otherProcess func() bool
+
 func TestMain(m *testing.M) {
+	if otherProcess != nil && otherProcess() {
+		return
+	}
 	harness.Main(m, func() error {
 		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 		return nil
@@ -127,6 +134,7 @@ var testOptions = Options{
 	HeaderTimeout: patience,
 	Origins:       []string{"*"},
 	ShareBackends: true,
+	Readable:      readable,
 }
 
 // start starts a server that knows the sealed addresses.

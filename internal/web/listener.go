@@ -1,7 +1,6 @@
 package web
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -16,7 +15,8 @@ import (
 	"gateway/internal/address"
 )
 
-// conn is a client's connection as net/http sees it.
+// conn is a client's connection as net/http sees it. What comes in is in
+// intake.go.
 type conn struct {
 	net.Conn
 	fixed  *address.Route // of every request; nil: each brings its own
@@ -32,26 +32,35 @@ type conn struct {
 
 	ws *Conn // guarded by Server.mu; nil if there is none
 
-	mu sync.Mutex
+	// For the goroutine that reads, of which there is one at a time.
+	in      intake
+	heading bool // no handler has begun since the last request
+	proven  bool // it has brought an address that could be opened
+	lingers bool // there may be more to read than anybody reads
 
-	// See accountHead.
-	heading bool      // no handler has begun since the last request
-	began   time.Time // the head that is coming in; zero if none is
-	failure error     // what the last read met; nil if nothing
-
-	// See Read.
+	mu        sync.Mutex
 	changed   sync.Cond // any of these
 	serving   bool      // a request
+	idle      bool      // net/http waits for the next
 	x         *exchange // that request; nil before its handler has begun, and after
 	finished  bool      // the client has finished sending
-	upgrading bool      // see Close
+	upgrading bool      // see cut
+	hijacked  bool
+	parked    bool // see park
+	resting   bool // between requests
 	closed    bool
 	deadline  time.Time // of Read
 	drainBy   time.Time // see boundDrain
 }
 
 func newConn(ctx context.Context, cancel context.CancelFunc, s *Server, nc net.Conn, fixed *address.Route) *conn {
-	c := &conn{Conn: nc, fixed: fixed, server: s, ctx: ctx, cancel: cancel, rest: make(chan func(), 1), heading: true}
+	c := &conn{
+		Conn: nc, fixed: fixed, server: s, ctx: ctx, cancel: cancel,
+		rest: make(chan func(), 1), heading: true, proven: fixed != nil,
+	}
+	if s.HeaderTimeout > 0 {
+		c.in.headBy = time.Now().Add(s.HeaderTimeout)
+	}
 	c.changed.L = &c.mu
 	return c
 }
@@ -60,95 +69,106 @@ type connKey struct{}
 
 func (c *conn) base() *conn { return c }
 
+// serve serves requests, and returns when the connection is of no use any more.
+func (c *conn) serve() {
+	for c.awaitHead(0) == nil {
+		c.setParked(false)
+		ln := &listener{conn: c}
+		c.server.http.Serve(ln) // starts a goroutine
+		if !ln.accepted {
+			return // the server was closed
+		}
+		if rest := <-c.rest; rest != nil {
+			rest()
+			return
+		}
+		if !c.isParked() {
+			break
+		}
+	}
+	c.linger()
+}
+
 // setState is told what net/http does with the connection.
 func (c *conn) setState(state http.ConnState) {
+	switch state {
+	case http.StateIdle:
+		c.heading = true
+		restBy := time.Time{}
+		if bound := c.restBound(); bound > 0 {
+			restBy = time.Now().Add(bound)
+		}
+		c.in.next(restBy)
+	case http.StateHijacked:
+		c.in.raw = true
+	}
 	c.change(func() {
-		c.serving = state == http.StateActive
+		c.hijacked = state == http.StateHijacked
+		c.serving, c.idle = state == http.StateActive, state == http.StateIdle
 		if state == http.StateIdle {
-			c.heading, c.began, c.failure = true, time.Time{}, nil
 			c.drainBy = time.Time{}
 		}
 	})
 	if state == http.StateClosed {
-		c.accountHead(0, errEOF)
+		if !c.isParked() {
+			c.accountHead(0, errEOF)
+		}
 		c.rest <- nil
 	}
 }
 
-// beginRequest is told that a head has come to its handler.
-func (c *conn) beginRequest() {
-	c.change(func() { c.heading, c.began = false, time.Time{} })
+// restBound is how long the connection may rest between requests; 0 for ever.
+func (c *conn) restBound() time.Duration {
+	bound := c.server.KeepAliveTimeout
+	if header := c.server.HeaderTimeout; !c.proven && header > 0 && (bound == 0 || header < bound) {
+		bound = header
+	}
+	return bound
 }
 
-// accountHead accounts for a request's head that comes to no handler, because
-// it never ended or net/http refuses it.
-func (c *conn) accountHead(status int, err error) {
-	c.mu.Lock()
-	began := c.began
-	c.began = time.Time{}
-	err = cmp.Or(c.failure, err)
-	c.mu.Unlock()
-	if began.IsZero() {
-		return
-	}
-	c.server.gate.Served(c.ctx, Exchange{
-		Kind:     "http",
-		Method:   methodName(""),
-		Status:   status,
-		Duration: time.Since(began),
-		Err:      err,
-	})
-}
+// beginRequest is told that a head has come to its handler.
+func (c *conn) beginRequest() { c.heading, c.in.began = false, time.Time{} }
 
 // Write notices how net/http refuses a head: nothing else is written before
 // there is a handler.
 func (c *conn) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	heading := c.heading
-	if heading && c.began.IsZero() { // it came along with the request before
-		c.began = time.Now()
-	}
-	c.mu.Unlock()
-	if heading {
+	if c.heading {
 		var status int
 		fmt.Sscanf(string(p[:min(len(p), len("HTTP/1.1 400"))]), "HTTP/1.1 %d", &status)
+		c.lingers = true
 		c.accountHead(status, errBadRequest)
 	}
 	return c.Conn.Write(p)
 }
 
-// Read hides the client's FIN from net/http while a request is served. The
-// client has only finished sending and still wants its answer, but net/http
-// would take it for gone and end the request's context. It reads a single byte
-// to find that out, and calls the read back by a deadline in the past. As the
-// client may be gone all the same, HalfCloseTimeout bounds what is waited for.
-func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+// park takes the connection away from net/http while it rests, if it does, so
+// that nothing is kept for it but what ServeConn needs. Read returns io.EOF
+// then, and net/http closes what it takes for the connection.
+func (c *conn) park(rests bool) { c.setParked(rests) }
+
+func (c *conn) setParked(b bool) { c.change(func() { c.parked = b }) }
+
+func (c *conn) isParked() bool {
 	c.mu.Lock()
-	if c.heading && n > 0 && c.began.IsZero() {
-		c.began = time.Now()
-	}
-	switch c.failure = nil; {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		c.failure = errTooSlow
-	case err != nil:
-		c.failure = errEOF
-	}
-	c.mu.Unlock()
-	if err == io.EOF && len(p) == 1 {
-		err = c.awaitChange()
-	}
-	return n, err
+	defer c.mu.Unlock()
+	return c.parked && !c.closed
 }
 
-// awaitChange returns what a read at the end of the stream returns when it
+// setResting tells Shutdown that the connection may be closed. The error says
+// that it should have been.
+func (c *conn) setResting(b bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resting = b
+	if b && c.server.draining.Load() {
+		return net.ErrClosed
+	}
+	return nil
+}
+
+// awaitChange returns what a read behind the request at hand returns when it
 // matters.
 func (c *conn) awaitChange() error {
-	var x *exchange
-	c.change(func() { c.finished, x = true, c.x })
-	if x != nil {
-		x.watch(x.halfCloseBound())
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
@@ -164,12 +184,45 @@ func (c *conn) awaitChange() error {
 	}
 }
 
+func (c *conn) isIdle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.idle
+}
+
+// isDrained tells whether net/http has had its time to read on (boundDrain).
+func (c *conn) isDrained() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.drainBy.IsZero() && !time.Now().Before(c.drainBy)
+}
+
+// finish is told that the client has finished sending. As it may be gone all
+// the same, HalfCloseTimeout bounds what is waited for.
+func (c *conn) finish() {
+	var x *exchange
+	c.change(func() { c.finished, x = true, c.x })
+	if x != nil {
+		x.watch(x.halfCloseBound())
+	}
+}
+
 // setExchange tells which request is served: nil is none.
 func (c *conn) setExchange(x *exchange) {
 	finished := false
 	c.change(func() { c.x, finished = x, c.finished })
 	if finished && x != nil {
 		x.watch(x.halfCloseBound())
+	}
+}
+
+// failBody ends the exchange of a body that is wrongly framed.
+func (c *conn) failBody() {
+	c.mu.Lock()
+	x := c.x
+	c.mu.Unlock()
+	if x != nil {
+		x.cancel(errBody)
 	}
 }
 
@@ -180,16 +233,27 @@ func (c *conn) change(f func()) {
 	c.changed.Broadcast()
 }
 
-// Close does nothing while a request is answered with 101: the client may have
-// read that already, and then has a right to a Close frame, but net/http gives
-// the connection to the WebSocket only afterwards and closes it until then.
+// Close is for net/http, and for whoever has hijacked the connection. For
+// net/http it closes nothing yet: serve does, when the client has had the time
+// to read the last answer, or goes on with a connection that is parked.
 func (c *conn) Close() error {
-	upgrading := false
-	c.change(func() { upgrading, c.closed = c.upgrading, !c.upgrading })
-	if upgrading {
+	hijacked := false
+	c.change(func() { hijacked, c.closed = c.hijacked, !c.parked })
+	if !hijacked {
 		return nil
 	}
 	return c.Conn.Close()
+}
+
+// cut closes the connection. It does nothing while a request is answered with
+// 101: the client may have read that already, and then has a right to a Close
+// frame, but net/http gives the connection to the WebSocket only afterwards.
+func (c *conn) cut() {
+	upgrading := false
+	c.change(func() { upgrading, c.closed = c.upgrading, !c.upgrading })
+	if !upgrading {
+		c.Conn.Close()
+	}
 }
 
 func (c *conn) setUpgrading(b bool) { c.change(func() { c.upgrading = b }) }
@@ -218,6 +282,18 @@ func (c *conn) SetDeadline(t time.Time) error {
 	return c.Conn.SetDeadline(t)
 }
 
+// boundLastWrite bounds the writes that net/http does when the handler has
+// returned, which nobody else watches. net/http lifts the bound itself.
+func (c *conn) boundLastWrite() {
+	bound := c.server.HeaderTimeout
+	if c.proven {
+		bound = c.server.IdleTimeout
+	}
+	if bound > 0 {
+		c.Conn.SetWriteDeadline(time.Now().Add(bound))
+	}
+}
+
 // CloseWrite lets net/http send the end of an answer before it closes.
 func (c *conn) CloseWrite() error {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
@@ -232,7 +308,17 @@ func (c *conn) end() {
 	if c.ws != nil {
 		c.ws.Close()
 	} else {
-		c.Close()
+		c.cut()
+	}
+}
+
+// drain cuts the connection if it rests.
+func (c *conn) drain() {
+	c.mu.Lock()
+	resting := c.resting
+	c.mu.Unlock()
+	if resting {
+		c.cut()
 	}
 }
 

@@ -1,7 +1,7 @@
 package web
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +12,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,37 +20,42 @@ import (
 const (
 	// maxIdleBackends bounds the connections to backends that wait for another
 	// request, of all addresses, and of one.
-	maxIdleBackends    = 1024
-	maxIdlePerBackend  = 64
-	idleBackendTimeout = time.Minute
+	maxIdleBackends   = 1024
+	maxIdlePerBackend = 64
 
-	// continueTimeout is how long a client that asked for it waits for the
-	// backend's 100 before its body is sent all the same.
-	continueTimeout = time.Second
+	// maxResponseHead bounds the headers of a response, in bytes.
+	maxResponseHead = 256 << 10
 )
 
 // newProxy returns the proxy for all requests. Where one goes is in its
 // context (exchange).
-func newProxy(errorLog *log.Logger, share bool) *httputil.ReverseProxy {
+func newProxy(errorLog *log.Logger, o *Options) *httputil.ReverseProxy {
 	transport := &http.Transport{
 		Proxy: nil, // the environment has no say here
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return exchangeOf(ctx).dial(ctx)
+			backend, err := exchangeOf(ctx).dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return newBackendConn(backend), nil
 		},
-		DisableCompression:    true, // nothing is added, nothing altered
-		DisableKeepAlives:     !share,
-		MaxIdleConns:          maxIdleBackends,
-		MaxIdleConnsPerHost:   maxIdlePerBackend,
-		IdleConnTimeout:       idleBackendTimeout,
-		ExpectContinueTimeout: continueTimeout,
-		Protocols:             new(http.Protocols),
+		DisableCompression:  true, // nothing is added, nothing altered
+		DisableKeepAlives:   !o.ShareBackends || o.BackendIdleTimeout < 0,
+		MaxIdleConns:        maxIdleBackends,
+		MaxIdleConnsPerHost: maxIdlePerBackend,
+		IdleConnTimeout:     cmp.Or(o.BackendIdleTimeout, defaultBackendIdle),
+		// A body is sent as it comes: a client that waits for 100 sends none
+		// before the backend has asked for it.
+		ExpectContinueTimeout:  0,
+		MaxResponseHeaderBytes: maxResponseHead,
+		Protocols:              new(http.Protocols),
 	}
 	transport.Protocols.SetHTTP1(true)
 	unshared := transport.Clone()
 	unshared.DisableKeepAlives = true
 	return &httputil.ReverseProxy{
 		Rewrite:       rewrite,
-		Transport:     &transports{transport, unshared},
+		Transport:     &transports{shared: transport, unshared: unshared},
 		FlushInterval: -1, // at once
 		ErrorLog:      errorLog,
 		BufferPool:    bufferPool{},
@@ -73,17 +77,6 @@ func (x *exchange) upstream() string {
 		return addr.HostPort()
 	}
 	return "unshared-" + strconv.FormatInt(unshared.Add(1), 10)
-}
-
-// transports are two: where there are several backends, each request makes its
-// own choice, and so a connection of its own, which nobody else could use.
-type transports struct{ shared, unshared *http.Transport }
-
-func (t *transports) RoundTrip(r *http.Request) (*http.Response, error) {
-	if _, ok := exchangeOf(r.Context()).route.Single(); ok {
-		return t.shared.RoundTrip(r)
-	}
-	return t.unshared.RoundTrip(r)
 }
 
 // rewrite makes the backend's request of the client's. The hop-by-hop headers
@@ -108,6 +101,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 		ForceQuery: in.URL.ForceQuery,
 	}
 	stripSealed(out.Header)
+	stripOwn(out.Header)
 	if b, ok := in.Body.(*body); ok {
 		b.trailer = trailersOf(in)
 		out.Trailer = b.trailer // filled in when the body has been read
@@ -116,11 +110,18 @@ func rewrite(pr *httputil.ProxyRequest) {
 	out.Header["X-Forwarded-For"] = in.Header["X-Forwarded-For"]
 	pr.SetXForwarded() // the client's real address comes last
 
-	// Within HTTP/2 the client could send what headers it likes.
-	if strings.EqualFold(out.Header.Get("Upgrade"), "h2c") {
-		out.Header.Del("Upgrade")
-		out.Header.Del("Connection")
-		out.Header.Del("HTTP2-Settings")
+	if x.expects && in.ContentLength != 0 {
+		out.Header.Set("Expect", "100-continue") // see head.addField
+	}
+	// Of what a client offers to go over to (RFC 9110 section 7.8), nothing but
+	// WebSocket is passed on: within HTTP/2 it could send what headers it likes.
+	// HTTP/1.0 has no such offers.
+	out.Header.Del("Connection")
+	out.Header.Del("Upgrade")
+	out.Header.Del("HTTP2-Settings")
+	if x.kind == "upgrade" && !x.isOld {
+		out.Header.Set("Connection", "Upgrade")
+		out.Header.Set("Upgrade", "websocket")
 	}
 }
 
@@ -129,9 +130,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 func trailersOf(in *http.Request) http.Header {
 	names := make(http.Header)
 	for name := range in.Trailer {
-		switch name {
-		case originHeader, identHeader, "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto":
-		default:
+		if !isOwn(name) && name != "X-Forwarded-For" && !hopByHop[name] {
 			names[name] = nil
 		}
 	}
@@ -149,6 +148,10 @@ func (x *exchange) judge(err error) (status int, reason error) {
 	switch {
 	case context.Cause(x.ctx) == errIdle:
 		return http.StatusGatewayTimeout, errIdle
+	case context.Cause(x.ctx) == errBody:
+		return http.StatusBadRequest, errBody
+	case context.Cause(x.ctx) == errNoResponse:
+		return http.StatusBadGateway, errNoResponse
 	case x.ctx.Err() != nil:
 		return 0, errClientGone
 	case failedDial:
@@ -176,21 +179,11 @@ func (bufferPool) Put(b []byte) { buffers.Put((*[bufferSize]byte)(b)) }
 // both when both have ended or one has failed.
 type upgraded struct {
 	net.Conn
-	br *bufio.Reader // what was read with the request
-	x  *exchange
+	x *exchange
 }
 
 func (u *upgraded) Read(p []byte) (int, error) {
-	r := io.Reader(u.Conn)
-	if u.br != nil {
-		if u.br.Buffered() > 0 {
-			p = p[:min(len(p), u.br.Buffered())]
-			r = u.br
-		} else {
-			u.br = nil
-		}
-	}
-	n, err := r.Read(p)
+	n, err := u.Conn.Read(p)
 	u.x.up.Add(int64(n))
 	if err == io.EOF {
 		u.x.watch(u.x.halfCloseBound())

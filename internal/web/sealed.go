@@ -121,3 +121,55 @@ func stripSealed(h http.Header) {
 		h["Referer"][i] = before
 	}
 }
+
+// hopByHop are the fields that concern one connection (RFC 9110 section 7.6.1)
+// or frame what is sent there.
+var hopByHop = map[string]bool{
+	"Connection":          true,
+	"Content-Length":      true,
+	"Expect":              true,
+	"Host":                true,
+	"Http2-Settings":      true,
+	"Keep-Alive":          true,
+	"Proxy-Authenticate":  true,
+	"Proxy-Authorization": true,
+	"Proxy-Connection":    true,
+	"Te":                  true,
+	"Trailer":             true,
+	"Transfer-Encoding":   true,
+	"Upgrade":             true,
+}
+
+// isOwn tells whether only the gateway may tell a backend a field of that name,
+// which is in canonical form. The client's address stands last in
+// X-Forwarded-For, where its own list is kept. X-Real-IP and Forwarded say the
+// same and are set by nobody here, so that what a client says there does not
+// pass for it. Proxy would be HTTP_PROXY to a CGI program.
+//
+// CGI and its heirs (WSGI, PHP, Rack) take '_' for '-': "X_Forwarded_For" would
+// be another X-Forwarded-For. In that spelling nothing passes that means
+// something to a proxy.
+func isOwn(name string) bool {
+	if strings.Contains(name, "_") {
+		name = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+		if name == "X-Forwarded-For" || hopByHop[name] {
+			return true
+		}
+	}
+	switch name {
+	case originHeader, identHeader, "Forwarded", "Proxy", "X-Real-Ip":
+		return true
+	case "X-Forwarded-For":
+		return false
+	}
+	return strings.HasPrefix(name, "X-Forwarded-")
+}
+
+// stripOwn removes what a backend would take for the gateway's word.
+func stripOwn(h http.Header) {
+	for name := range h {
+		if isOwn(name) {
+			delete(h, name)
+		}
+	}
+}

@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gateway/internal/address"
@@ -76,8 +77,8 @@ type Exchange struct {
 
 // Options are the bounds of a Server. Durations of zero mean no bound.
 type Options struct {
-	// HeaderMax bounds the first line and the headers of a request, in bytes;
-	// what is longer gets 431. net/http has a lower limit of 4097.
+	// HeaderMax bounds the first line and the headers of a request, in bytes, to
+	// the byte; what is longer gets 431. It is at least 1.
 	HeaderMax int
 	// LineMax bounds a sealed address, in bytes, wherever it stands.
 	LineMax int
@@ -85,7 +86,8 @@ type Options struct {
 	// its headers, and the time in which a WebSocket without an address has
 	// to send one.
 	HeaderTimeout time.Duration
-	// KeepAliveTimeout bounds how long a connection rests between requests.
+	// KeepAliveTimeout bounds how long a connection rests between requests; before
+	// it has brought an address that opens, HeaderTimeout does, if that is less.
 	KeepAliveTimeout time.Duration
 	// IdleTimeout bounds how long nothing moves within a request, or in a
 	// connection that the backend upgraded.
@@ -105,6 +107,15 @@ type Options struct {
 	// backend. It must be off if these begin by naming their client, as with
 	// the PROXY protocol: then there is one for each request.
 	ShareBackends bool
+	// BackendIdleTimeout bounds how long a connection to a backend that is
+	// shared rests between two requests. It should be below the time after which
+	// backends close theirs. 0 is 4 s, since Node.js closes after 5 s; below 0
+	// no connection is kept.
+	BackendIdleTimeout time.Duration
+	// Readable tells, without waiting, whether a read from a connection would
+	// not block. It is asked before a kept connection to a backend is used: what
+	// can be read then is its end. Nil is never.
+	Readable func(net.Conn) bool
 	// Broken returns why a client is gone, without reading from it, or nil. It is
 	// asked once a second while a backend may take nothing of what a client
 	// sends: nobody reads then. Nil is never.
@@ -120,6 +131,8 @@ type Server struct {
 	http  *http.Server
 	proxy *httputil.ReverseProxy
 
+	draining atomic.Bool // since Shutdown
+
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
 	closed bool
@@ -132,14 +145,12 @@ func NewServer(gate Gate, o Options) *Server {
 	}
 	s := &Server{Options: o, gate: gate, conns: make(map[*conn]struct{})}
 	errorLog := log.New(errorLog{o.Log}, "", 0)
-	s.proxy = newProxy(errorLog, o.ShareBackends)
+	s.proxy = newProxy(errorLog, &o)
 	s.http = &http.Server{
 		Handler: http.HandlerFunc(handle),
-		// net/http takes 4096 bytes more than it is told.
-		MaxHeaderBytes:    max(o.HeaderMax-4096, 1),
-		ReadHeaderTimeout: o.HeaderTimeout,
-		IdleTimeout:       o.KeepAliveTimeout,
-		ErrorLog:          errorLog,
+		// The bounds of a head and of a rest are kept by intake.go.
+		MaxHeaderBytes: o.HeaderMax,
+		ErrorLog:       errorLog,
 		// "OPTIONS *" needs an address like any other request.
 		DisableGeneralOptionsHandler: true,
 		Protocols:                    new(http.Protocols),
@@ -173,20 +184,21 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn, fixed *address.Rout
 	}
 	defer s.remove(c)
 
-	ln := &listener{conn: c}
-	s.http.Serve(ln) // starts a goroutine
-	if !ln.accepted {
-		return // the server was closed
-	}
-	if rest := <-c.rest; rest != nil {
-		rest()
-	}
+	c.serve()
 }
 
 // Shutdown closes the connections that rest between requests, and the others
 // after their request. WebSockets stay, and ServeConn still serves one request
 // of each connection. It does not wait.
-func (s *Server) Shutdown() { s.http.SetKeepAlivesEnabled(false) }
+func (s *Server) Shutdown() {
+	s.draining.Store(true)
+	s.http.SetKeepAlivesEnabled(false)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.drain()
+	}
+}
 
 // Close ends all connections; WebSocket clients are told 1001. Connections
 // that come later are closed. It does not wait: ServeConn returns soon.

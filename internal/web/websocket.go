@@ -106,11 +106,11 @@ func (x *exchange) accept(w http.ResponseWriter, r *http.Request) (*Conn, error)
 
 // firstToken returns the first of the subprotocols that the client offers, if
 // any. Bytes are bytes by any name, and browsers give up a WebSocket that
-// chooses none of theirs.
+// chooses none of theirs. What is no token is none, and must not be returned.
 func firstToken(values []string) []string {
 	for _, v := range values {
 		for token := range strings.SplitSeq(v, ",") {
-			if token = strings.TrimSpace(token); token != "" {
+			if token = strings.Trim(token, " \t"); isToken(token) {
 				return []string{token}
 			}
 		}
@@ -118,9 +118,13 @@ func firstToken(values []string) []string {
 	return nil
 }
 
-// wsBufferSize is the size of the two buffers that a WebSocket holds as long
-// as it lasts: an ordinary message fits in, and larger ones pass by.
-const wsBufferSize = 1 << 10
+// A WebSocket holds two buffers as long as it lasts. An ordinary message fits
+// in, and larger ones pass by. Until a client has proven something, there is
+// room for a control frame.
+const (
+	wsBufferSize   = 1 << 10
+	wsUnprovenSize = 2 + controlMax
+)
 
 // hijacker hands the library a connection that the Conn has its hand on.
 type hijacker struct {
@@ -131,17 +135,21 @@ type hijacker struct {
 
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	// Below the exchange's own Hijack, which is for the proxy.
-	nc, brw, err := http.NewResponseController(h.ResponseWriter.(*response).ResponseWriter).Hijack()
+	// net/http has read nothing ahead (intake.go).
+	nc, _, err := http.NewResponseController(h.ResponseWriter.(*response).ResponseWriter).Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
 	h.x.hijacked = true
-	early, _ := brw.Reader.Peek(brw.Reader.Buffered())
-	w := &wire{Conn: nc, early: bytes.Clone(early)}
+	w := &wire{Conn: nc}
 	h.c.wire = w
-	h.c.br = bufio.NewReaderSize(w, wsBufferSize)
+	size := wsUnprovenSize
+	if h.x.conn.proven {
+		size = wsBufferSize
+	}
+	h.c.br, h.c.bw = bufio.NewReaderSize(w, size), bufio.NewWriterSize(w, size)
 	h.x.conn.adopt(h.c)
-	return w, bufio.NewReadWriter(h.c.br, bufio.NewWriterSize(w, wsBufferSize)), nil
+	return w, bufio.NewReadWriter(h.c.br, h.c.bw), nil
 }
 
 // first is a WebSocket whose first message is the sealed address.
@@ -153,13 +161,19 @@ type first struct {
 	route address.Route
 }
 
-// serve reads the line, opens, dials, answers and relays.
+// serve reads the line, and leaves the rest to another function: the stack on
+// which unproven clients wait is as small as it can be.
 func (f *first) serve() {
 	defer f.ws.finish()
 	if f.HeaderTimeout > 0 {
 		f.ws.SetReadDeadline(f.began.Add(f.HeaderTimeout))
 	}
 	line, early, err := f.ws.readLine(f.LineMax)
+	f.answer(line, early, err)
+}
+
+// answer opens, dials, answers and relays.
+func (f *first) answer(line, early []byte, err error) {
 	switch err {
 	case nil:
 	case errEOF:
@@ -176,6 +190,7 @@ func (f *first) serve() {
 		return
 	}
 	f.route = route
+	f.ws.grow()
 	if route.Has("http") {
 		f.refuse(http.StatusUnauthorized, errNotTCP)
 		return
@@ -237,8 +252,12 @@ func (f *first) refuse(status int, err error) {
 // end, "\n" or "\r\n", and what has been read behind it. The rest of the
 // message is read by Read. A line has at most limit bytes.
 func (c *Conn) readLine(limit int) (line, early []byte, err error) {
-	buf := make([]byte, 0, limit+len("\r\n"))
+	limit += len("\r\n")
+	buf := make([]byte, 0, min(limit, 256))
 	for {
+		if len(buf) == cap(buf) {
+			buf = append(make([]byte, 0, min(limit, 2*cap(buf))), buf...)
+		}
 		n, err := c.readMessage(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		if end := bytes.IndexByte(buf, '\n'); end >= 0 {
@@ -254,12 +273,12 @@ func (c *Conn) readLine(limit int) (line, early []byte, err error) {
 			return nil, nil, errTooSlow
 		case err != nil:
 			return nil, nil, errEOF
-		case len(buf) == cap(buf):
+		case len(buf) == limit:
 			return nil, nil, errTooLong
 		}
 	}
 	line = bytes.TrimSuffix(line, []byte("\r"))
-	if len(line) > limit {
+	if len(line) > limit-len("\r\n") {
 		return nil, nil, errTooLong
 	}
 	return line, early, nil
@@ -324,6 +343,6 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-func isPrintable(s string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+func isUnprintable(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }

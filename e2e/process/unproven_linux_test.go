@@ -1,0 +1,202 @@
+package process
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"gateway/internal/harness"
+)
+
+// unproven are the states that a client without a valid address can be in: what it
+// has sent before it falls silent. docs/operating.md says what bounds each.
+func unproven(t *testing.T, trusting *tls.Config) []unprovenState {
+	half := strings.Repeat("A", 500)
+	plain := func(text string) func(*testing.T, net.Conn) {
+		return func(t *testing.T, c net.Conn) { harness.Send(t, c, text) }
+	}
+	inTLS := func(text string) func(*testing.T, net.Conn) {
+		return func(t *testing.T, c net.Conn) {
+			inside := tls.Client(c, trusting)
+			if err := inside.Handshake(); err != nil {
+				t.Error(err)
+			}
+			harness.Send(t, inside, text)
+		}
+	}
+	hello := clientHello(t, trusting)
+	upgrade := "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+	head := "GET / HTTP/1.1\r\nHost: a\r\nCookie: " + strings.Repeat("x", 8100)
+	return []unprovenState{
+		{"nothing", plain("")},
+		{"half a line", plain(half)},
+		{"half a length", plain("\x00\x02")},
+		{"half behind a length", plain("\x00\x02\x00\x00" + half)},
+		{"half of binary", plain("\x00\xff" + half[:200])},
+		{"a head but for its end", plain(head)},
+		{"the beginning of a head", plain("GET / HTTP/1.1\r\n")},
+		{"a request without an address", plain("GET / HTTP/1.1\r\nHost: a\r\n\r\n")},
+		{"a WebSocket that says nothing", plain(upgrade)},
+		{"half a WebSocket message", plain(upgrade + "\x81\xfe\x02\x00\x00\x00\x00\x00" + half)},
+		{"half a ClientHello", plain(string(hello[:len(hello)/2]))},
+		{"a ClientHello", plain(string(hello))},
+		{"a ClientHello and the header of a record", plain(string(hello) + "\x17\x03\x03\x40\x00" + strings.Repeat("x", 16000))},
+		{"TLS and nothing", inTLS("")},
+		{"half a line inside TLS", inTLS(half)},
+		{"a head but for its end inside TLS", inTLS(head)},
+		{"a WebSocket that says nothing inside TLS", inTLS(upgrade)},
+		{"TLS and half a record", func(t *testing.T, c net.Conn) {
+			inTLS("")(t, c)
+			harness.Send(t, c, "\x17\x03\x03\x40\x00"+strings.Repeat("x", 16000))
+		}},
+	}
+}
+
+type unprovenState struct {
+	name  string
+	enter func(*testing.T, net.Conn)
+}
+
+// TestTheDocumentsListEveryStateOfAnUnprovenClient holds the table of docs/operating.md,
+// whose bounds the tests below hold.
+func TestTheDocumentsListEveryStateOfAnUnprovenClient(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, trusting := harness.TLSFiles(t)
+	for _, state := range unproven(t, trusting) {
+		most := mostLive
+		if strings.HasSuffix(state.name, " inside TLS") {
+			most = mostInTLS
+		}
+		_, rest, ok := strings.Cut(string(text), "\n| "+state.name+" | `-handshake-timeout` | ")
+		kib, _ := strconv.Atoi(strings.SplitN(rest, " KiB |\n", 2)[0])
+		if !ok || kib == 0 || kib<<10 > most {
+			t.Errorf("docs/operating.md has no row for %q, or not the time and %d KiB at most", state.name, most>>10)
+		}
+	}
+}
+
+// What an unproven client may cost, in bytes. Live memory is what it takes;
+// resident is with the collector's leave. A head of 8 KiB inside TLS costs both.
+const mostLive, mostResident, mostInTLS = 16 << 10, 32 << 10, 24 << 10
+
+// clientHello returns the first bytes that crypto/tls sends.
+func clientHello(t *testing.T, config *tls.Config) []byte {
+	t.Helper()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	go tls.Client(a, config).Handshake()
+	buf := make([]byte, 8192)
+	n, err := b.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Clone(buf[:n])
+}
+
+// resident returns the resident memory of a process in bytes (proc(5)).
+func resident(t *testing.T, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(text))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pages * os.Getpagesize()
+}
+
+func TestAnUnprovenClientCostsLittleWhateverItHasSent(t *testing.T) {
+	const clients = 500
+	if harness.RaceEnabled {
+		t.Skip("the race detector takes memory of its own")
+	}
+	certFile, keyFile, trusting := harness.TLSFiles(t)
+	for _, state := range unproven(t, trusting) {
+		t.Run(state.name, func(t *testing.T) {
+			p := harness.Start(t, "-tls-cert="+certFile, "-tls-key="+keyFile, "-handshake-timeout=1h", "-max-pending=100000", harness.WithPprof)
+			enter := func(n int) {
+				for range n {
+					state.enter(t, harness.Connect(t, p.Addr))
+				}
+			}
+			enter(100) // what is made once is made
+			live, rss := p.LiveMemory(t), resident(t, p.PID())
+			enter(clients)
+			most := mostLive
+			if strings.HasSuffix(state.name, " inside TLS") {
+				most = mostInTLS
+			}
+			liveEach, rssEach := 0, 0
+			for end := time.Now().Add(harness.Patience); ; time.Sleep(50 * time.Millisecond) {
+				// Until all that they have sent is dealt with.
+				liveEach, rssEach = (p.LiveMemory(t)-live)/clients, (resident(t, p.PID())-rss)/clients
+				if liveEach <= most && rssEach <= mostResident+most-mostLive || time.Now().After(end) {
+					break
+				}
+			}
+			t.Logf("%d bytes live, %d resident, each", liveEach, rssEach)
+			live, rss = liveEach, rssEach
+			if live > most || rss > mostResident+most-mostLive {
+				t.Errorf("%d bytes live, %d resident, want at most %d and %d", live, rss, most, mostResident+most-mostLive)
+			}
+		})
+	}
+}
+
+func TestAnUnprovenClientIsGoneInTimeWhateverItHasSent(t *testing.T) {
+	certFile, keyFile, trusting := harness.TLSFiles(t)
+	harness.BothWays(t, func(t *testing.T, way string) {
+		p := harness.Start(t, "-tls-cert="+certFile, "-tls-key="+keyFile, "-handshake-timeout=1s", way)
+		for _, state := range unproven(t, trusting) {
+			t.Run(state.name, func(t *testing.T) {
+				t.Parallel()
+				c := harness.Connect(t, p.Addr) // whose reads end after harness.Patience
+				state.enter(t, c)
+				if _, err := io.Copy(io.Discard, c); os.IsTimeout(err) {
+					t.Error("it is still served")
+				}
+			})
+		}
+	})
+}
+
+func TestTheOldestUnprovenClientGivesWay(t *testing.T) {
+	certFile, keyFile, trusting := harness.TLSFiles(t)
+	for _, state := range unproven(t, trusting) {
+		t.Run(state.name, func(t *testing.T) {
+			p := harness.Start(t, "-tls-cert="+certFile, "-tls-key="+keyFile, "-handshake-timeout=1h", "-max-pending=3", "-loops=1")
+			stays := harness.OpenTunnel(t, p.Addr, harness.StartEcho(t))
+			var conns []net.Conn
+			for range 4 {
+				c := harness.Connect(t, p.Addr)
+				state.enter(t, c)
+				conns = append(conns, c)
+			}
+			// They are taken in at about the same time, so any may be the oldest.
+			ended := make(chan struct{}, len(conns))
+			for _, c := range conns {
+				go func() {
+					io.Copy(io.Discard, c)
+					ended <- struct{}{}
+				}()
+			}
+			<-ended
+			harness.Send(t, stays, "hello")
+			harness.Expect(t, stays, "hello")
+			harness.OpenTunnel(t, p.Addr, harness.StartEcho(t)).Close()
+		})
+	}
+}
