@@ -1,7 +1,7 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
 # make test    runs everything that CI runs, but for the next five and make lint
-# make quick   is for the edit loop: tests with -short, and only of what has changed
+# make quick   is for the edit loop: vet, and tests with -short, of what has changed
 # make test-bench
 #              tests the benchmark, a module of its own
 # make test-peers
@@ -49,9 +49,12 @@ unit: progress
 	$(GO) build -race -o bin/gateway-race .
 	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
 
-# What go test knows to have passed before is not run again.
+# What go test knows to have passed before is not run again. -short leaves out what
+# storms and waits, and of the ways to relay all but two.
 quick: progress
-	$(PROGRESS) -short ./...
+	$(GO) vet ./...
+	$(GO) build -o bin/gateway-quick .
+	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-quick $(PROGRESS) -vet=off -short -timeout $(TIMEOUT) ./...
 
 test-bench: progress
 	cd bench && $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...

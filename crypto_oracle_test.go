@@ -117,6 +117,7 @@ func TestAPaddingOracleGivesACapturedAddressAway(t *testing.T) {
 }
 
 func TestThePaddingOracleAttackLearnsNothingFromAGateway(t *testing.T) {
+	t.Parallel()
 	var dialed atomic.Int64
 	backend := startBackend(t, func(*net.TCPConn) { dialed.Add(1) })
 	g := startGateway(t, func(g *Gateway) {

@@ -117,6 +117,7 @@ func TestAKeyThatIsKeptAlreadyPushesNoneOut(t *testing.T) {
 }
 
 func TestPBKDF2WaitsForItsTurnAndOnlyAsLongAsTheClient(t *testing.T) {
+	t.Parallel()
 	line := []byte(referenceEncrypt(kdfPBKDF2, testSecret, []byte("12345678"), pad(goldenAddr)))
 	type result struct {
 		addr address.Route
@@ -178,6 +179,7 @@ func TestPBKDF2WaitsForItsTurnAndOnlyAsLongAsTheClient(t *testing.T) {
 }
 
 func TestManyClientsShareAKeyring(t *testing.T) {
+	t.Parallel()
 	k := keysOf(allKDFs, "the first secret", testSecret)
 	if n, most := cap(k.slow.sem), max(1, runtime.GOMAXPROCS(0)/2); n < 1 || n > most {
 		t.Errorf("%d derivations of PBKDF2 at once, want 1 to %d", n, most)

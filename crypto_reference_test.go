@@ -302,6 +302,7 @@ var opensslDigest = map[kdf][]string{
 }
 
 func TestOpenSSLOpensWhatIsSealedHere(t *testing.T) {
+	t.Parallel()
 	needOpenSSL(t)
 	for _, k := range allKDFs {
 		for i, addr := range variedAddresses() {
@@ -316,6 +317,7 @@ func TestOpenSSLOpensWhatIsSealedHere(t *testing.T) {
 }
 
 func TestWhatOpenSSLSealsOpensHere(t *testing.T) {
+	t.Parallel()
 	needOpenSSL(t)
 	for _, tt := range []struct {
 		name string

@@ -94,6 +94,7 @@ var awkwardSecrets = []string{"x", goldenSecret, "密码 with spaces", strings.R
 // A sha256 line is tried with md5 first, and once in about 256 the garbage has
 // a valid padding.
 func TestNoneOf100000SHA256LinesGivesAWrongAddress(t *testing.T) {
+	t.Parallel()
 	total := 100_000
 	if testing.Short() {
 		total = 10_000

@@ -42,17 +42,19 @@ func blackhole(t testing.TB, ip string, port uint16) netip.AddrPort {
 }
 
 func TestABlackholedBackendIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
+	t.Parallel()
 	p := startProcess(t, "-retry=2", "-timeout=200ms")
 	c := connect(t, p.addr)
 	start := time.Now()
 	send(t, c, sealed(t, blackhole(t, "127.0.0.1", 0).String()))
 	expectAll(t, c, "504")
-	if took := time.Since(start); took < 400*time.Millisecond || took > 3*time.Second {
+	if took := time.Since(start); took < 400*time.Millisecond || took > patience {
 		t.Errorf("504 after %v, want 400ms", took)
 	}
 }
 
 func TestAClientsResetCancelsTheConnect(t *testing.T) {
+	t.Parallel()
 	p := startProcess(t, "-timeout=1h")
 	openTunnel(t, p.addr, startEcho(t)).Close() // its loops accept by now
 	p.log.waitLine(t, "tunnel", 1)
@@ -97,12 +99,13 @@ func TestAnAddressThatSwallowsPacketsHoldsUpNobody(t *testing.T) {
 }
 
 func TestTheAddressesOfANameShareOneAttemptsTime(t *testing.T) {
+	t.Parallel()
 	hole := blackhole(t, "127.0.0.2", 0)
 	names := map[string][]string{
 		"\x03bad":  {"127.0.0.2", "127.0.0.2", "127.0.0.2"},
 		"\x04good": {"127.0.0.2", "127.0.0.3"},
 	}
-	r := anywhere(400 * time.Millisecond)
+	r := anywhere(2 * time.Second)
 	d := &dialer{resolver: resolver(t, func(q []byte) []byte {
 		for name, addrs := range names {
 			if string(q[12:12+len(name)]) == name {
@@ -115,7 +118,7 @@ func TestTheAddressesOfANameShareOneAttemptsTime(t *testing.T) {
 	addr.Port = hole.Port()
 	start := time.Now()
 	_, err := d.dial(context.Background(), r, addr)
-	if took := time.Since(start); statusOf(err) != handshake.GatewayTimeout || took > 2*r.timeout {
+	if took := time.Since(start); statusOf(err) != handshake.GatewayTimeout || took > 5*r.timeout/2 {
 		t.Errorf("%v after %v, want 504 after %v", err, took, r.timeout)
 	}
 

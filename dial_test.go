@@ -148,6 +148,7 @@ func TestAServerThatCannotAnswerIsABadGateway(t *testing.T) {
 }
 
 func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
+	t.Parallel()
 	const timeout, attempts = 150 * time.Millisecond, 3
 	g := startGateway(t, func(g *Gateway) {
 		g.rules.Load().attempts, g.rules.Load().timeout = attempts, timeout
@@ -164,6 +165,7 @@ func TestASilentNameServerIsATimeOutWithinRetryTimesTimeout(t *testing.T) {
 }
 
 func TestARefusalIsNotTriedAgain(t *testing.T) {
+	t.Parallel()
 	asked := 0
 	g := startGateway(t, func(g *Gateway) {
 		g.rules.Load().attempts = 5
@@ -194,6 +196,7 @@ type fixedNames []netip.Addr
 func (n fixedNames) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) { return n, nil }
 
 func TestEachAddressOfANameHasAllTheTimeThatIsLeft(t *testing.T) {
+	t.Parallel()
 	d := &dialer{}
 	// Nobody listens on the first three, and they refuse at once.
 	d.resolver = fixedNames{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3"),
@@ -236,6 +239,7 @@ func (n slowNames) AddressesAndLate(context.Context, string) ([]netip.Addr, <-ch
 }
 
 func TestAddressesThatComeLateJoinTheDial(t *testing.T) {
+	t.Parallel()
 	names := slowNames{fixedNames{netip.MustParseAddr("127.0.0.2")}, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, make(chan struct{})}
 	d := &dialer{resolver: names}
 	var first sync.Once
@@ -281,6 +285,7 @@ func TestWhatIsDeniedTellsLessThanAnyAttempt(t *testing.T) {
 }
 
 func TestDeniedAddressesTakeNoTimeFromTheOthers(t *testing.T) {
+	t.Parallel()
 	r := anywhere(time.Hour)
 	loopback, err := policy.ParseRule("127.0.0.0/8")
 	if err != nil {

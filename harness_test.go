@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"testing"
 
 	"github.com/pires/go-proxyproto"
@@ -47,7 +48,13 @@ var (
 
 const binaryFrame = harness.BinaryFrame
 
-func TestMain(m *testing.M) { harness.Main(m) }
+// Some tests count what all of the process does or has, or change it; no test that
+// calls t.Parallel runs beside those. A loop holds a processor of Go's while it waits
+// for a moment: as many gateways at once need more of them than there are CPUs.
+func TestMain(m *testing.M) {
+	runtime.GOMAXPROCS(4 * runtime.NumCPU())
+	harness.Main(m)
+}
 
 // logBuffer is harness.Log.
 type logBuffer harness.Log
@@ -113,6 +120,7 @@ func startConfigured(t testing.TB, configure func(*Config), tweak func(*Gateway)
 	log := slog.New(slog.NewJSONHandler(&tg.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := defaultConfig()
 	cfg.Secrets = [][]byte{[]byte(testSecret)}
+	cfg.Timeout = patience // a busy machine is no backend that is gone
 	if configure != nil {
 		configure(cfg)
 	}
@@ -143,6 +151,13 @@ func startConfigured(t testing.TB, configure func(*Config), tweak func(*Gateway)
 		}
 	})
 	return tg
+}
+
+// goroutinesServe counts the connections that goroutines have, not loops.
+func (g *testGateway) goroutinesServe() int {
+	g.clients.mu.Lock()
+	defer g.clients.mu.Unlock()
+	return len(g.clients.all)
 }
 
 // sealed returns the request line for a backend, newline included, sealed with

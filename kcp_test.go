@@ -73,6 +73,7 @@ func openKCP(t testing.TB, gateway, backend string) *kcpgo.UDPSession {
 
 // There is nobody to wait for when all is cut.
 func TestAKCPSessionThatBeginsWhenTunnelsAreCutDoesNotLinger(t *testing.T) {
+	t.Parallel()
 	backend := startEcho(t)
 	g := startKCP(t, nil)
 	g.relay.Close()

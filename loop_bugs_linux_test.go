@@ -30,6 +30,7 @@ func (b *accountBug) Handle(ctx context.Context, r slog.Record) error {
 }
 
 func TestABugInAnAccountEndsOnlyThatTunnel(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3} {
 		var bug accountBug
 		g := startConfigured(t, func(cfg *Config) { cfg.Loops = n }, bug.into)
@@ -51,6 +52,7 @@ func TestABugInAnAccountEndsOnlyThatTunnel(t *testing.T) {
 }
 
 func TestABugInWhatALoopIsSentLosesNothingElse(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	l := g.loops.all[0]
 	release := hold(t, l)
@@ -69,6 +71,7 @@ func TestABugInWhatALoopIsSentLosesNothingElse(t *testing.T) {
 }
 
 func TestABugInAHandshakeEndsOnlyThatConnection(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3} {
 		g := startLoops(t, n, nil)
 		backend := startEcho(t)
@@ -105,6 +108,7 @@ func TestABugInAHandshakeEndsOnlyThatConnection(t *testing.T) {
 
 // A panic once lost the rest of the inbox, and Close waited for it for ever.
 func TestABugInOneOfManyHandedConnectionsLosesNoOther(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	l := g.loops.all[0]
 	const n = 5

@@ -18,6 +18,7 @@ import (
 // meet themselves.
 
 func TestABlackholedBackendIsDialedAsOftenAsConfigured(t *testing.T) {
+	t.Parallel()
 	const timeout, retry = 150 * time.Millisecond, 3
 	onEveryWay(t, func(cfg *Config) { cfg.Timeout, cfg.Retry = timeout, retry }, func(t *testing.T, g *testGateway) {
 		hole := blackhole(t, "127.0.0.1", 0).String()
@@ -35,6 +36,7 @@ func TestABlackholedBackendIsDialedAsOftenAsConfigured(t *testing.T) {
 }
 
 func TestAClientsResetEndsItsDialAndItsFINDoesNot(t *testing.T) {
+	t.Parallel()
 	onEveryWay(t, func(cfg *Config) { cfg.Timeout = time.Second }, func(t *testing.T, g *testGateway) {
 		hole := blackhole(t, "127.0.0.1", 0).String()
 		for _, early := range []string{"", "early"} {
@@ -122,6 +124,7 @@ func connectOnce(from, to int) (fd, port int, err error) {
 // Without somebody who listens there, a socket may meet itself: the port that
 // it dials is one that the kernel may give it.
 func TestNoTunnelLeadsToItself(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	l := g.loops.all[0]
 	var err error
@@ -161,6 +164,7 @@ func TestNoTunnelLeadsToItself(t *testing.T) {
 }
 
 func TestWithoutALocalPortTheClientIsTold(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	l := g.loops.all[0]
 	var err error
@@ -192,6 +196,7 @@ func TestWithoutALocalPortTheClientIsTold(t *testing.T) {
 }
 
 func TestASocketThatMetItselfIsRecognized(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	l := g.loops.all[0]
 	var fd, port int

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/harness"
 )
 
 // How tunnels end, for clients and backends that do not wait for it.
@@ -28,6 +30,7 @@ func accepted(t testing.TB) (client *net.TCPConn, fd int) {
 // A loop that has much to do sees a backend's connect late, and it may be over
 // by then.
 func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
+	t.Parallel()
 	for _, end := range []string{"closes", "resets"} {
 		for _, early := range []string{"", "early"} {
 			t.Run(fmt.Sprintf("%s, %d early bytes", end, len(early)), func(t *testing.T) {
@@ -80,9 +83,11 @@ func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
 // The tail of a tunnel in which both sides have more than the other takes, and
 // then the backend breaks off.
 func TestAClientIsNotStuckWithWhatItsBackendDidNotTake(t *testing.T) {
+	t.Parallel()
 	onEveryWay(t, nil, func(t *testing.T, g *testGateway) {
 		stuck, broken := make(chan struct{}), make(chan struct{})
 		c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
+			harness.SmallBuffers(b)
 			<-stuck
 			io.WriteString(b, "goodbye")
 			delivered(t, b)
@@ -90,20 +95,12 @@ func TestAClientIsNotStuckWithWhatItsBackendDidNotTake(t *testing.T) {
 			b.Close()
 			close(broken)
 		}))
-		c.SetWriteBuffer(64 << 10)
-		chunk := make([]byte, 64<<10)
-		for { // until nobody takes more
-			c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-			if _, err := c.Write(chunk); err != nil {
-				break
-			}
-		}
-		c.SetWriteDeadline(time.Now().Add(patience))
+		harness.Fill(c)
 		close(stuck)
 		<-broken
 		// Before the tunnel ends for it, a client that does nothing but send
 		// gets rid of it.
-		if _, err := c.Write(chunk); err != nil {
+		if _, err := c.Write(make([]byte, 64<<10)); err != nil {
 			t.Errorf("the client cannot go on: %v", err)
 		}
 		expectAll(t, c, "goodbye")
@@ -113,6 +110,7 @@ func TestAClientIsNotStuckWithWhatItsBackendDidNotTake(t *testing.T) {
 // A reset that was found while connecting was once forgotten again, and the
 // tunnel waited for -half-close-timeout.
 func TestABackendThatResetsAtOnceLeavesNoTunnelBehind(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, func(cfg *Config) { cfg.HalfCloseTimeout = 3 * time.Second })
 	backend := startBackend(t, func(b *net.TCPConn) { b.SetLinger(0) })
 	const n = 50
@@ -144,6 +142,7 @@ func openTunnelOr502(t testing.TB, gateway, backend string) *net.TCPConn {
 
 // The same for a reset behind the backend's FIN.
 func TestABackendsResetAfterItsFINEndsTheTunnel(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, func(cfg *Config) { cfg.HalfCloseTimeout = time.Hour })
 	seen := make(chan struct{})
 	c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
@@ -160,6 +159,7 @@ func TestABackendsResetAfterItsFINEndsTheTunnel(t *testing.T) {
 
 // The client's reset once overtook what it had sent before.
 func TestWhatAClientSentBeforeItsResetIsDelivered(t *testing.T) {
+	t.Parallel()
 	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		got := make(chan string, 1)
 		backend := startBackend(t, func(b *net.TCPConn) {
@@ -181,6 +181,7 @@ func TestWhatAClientSentBeforeItsResetIsDelivered(t *testing.T) {
 // A read stops at urgent data, and what stood behind it was once taken for
 // nothing.
 func TestBytesBehindUrgentDataAreNotLeftBehind(t *testing.T) {
+	t.Parallel()
 	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		c := openTunnel(t, g.addr, startEcho(t))
 		raw, err := c.SyscallConn()

@@ -122,6 +122,7 @@ func wantAtRest(t testing.TB, g *testGateway) (pipes int) {
 }
 
 func TestAnEventOfASlotsFormerOwnerIsIgnored(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, func(cfg *Config) { cfg.Timeout = time.Hour })
 	c := connect(t, g.addr)
 	send(t, c, sealed(t, blackhole(t, "127.0.0.1", 0).String()))
@@ -211,14 +212,18 @@ func TestDeadlinesThatDoNotHoldTakeNoMemory(t *testing.T) {
 	}
 }
 
-// onEveryWay runs a test on one loop, on three and on goroutines.
+// onEveryWay runs a test on one loop, on three and on goroutines, all at once.
 func onEveryWay(t *testing.T, configure func(*Config), test func(t *testing.T, g *testGateway)) {
 	for _, n := range []int{1, 3, -1} {
-		t.Run(fmt.Sprintf("-loops=%d", n), func(t *testing.T) { test(t, startLoops(t, n, configure)) })
+		t.Run(fmt.Sprintf("-loops=%d", n), func(t *testing.T) {
+			t.Parallel()
+			test(t, startLoops(t, n, configure))
+		})
 	}
 }
 
 func TestRequestsOfAnySizeFitBuffersOfAnySize(t *testing.T) {
+	t.Parallel()
 	for _, buffer := range []int{1, 100, 1025, 1026, 1027, 16384} {
 		for _, splice := range []bool{true, false} {
 			onEveryWay(t, func(cfg *Config) { cfg.Buffer, cfg.Splice = buffer, splice }, func(t *testing.T, g *testGateway) {

@@ -28,6 +28,7 @@ func pauseAll(t testing.TB, g *testGateway, delay time.Duration) {
 }
 
 func TestAListenerPausesAndGoesOn(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3} {
 		g := startLoops(t, n, nil)
 		backend := startEcho(t)
@@ -58,6 +59,7 @@ func TestAListenerPausesAndGoesOn(t *testing.T) {
 // The descriptor of a listener that is not given up may be that of a client
 // the next moment.
 func TestAListenerThatIsPausedEndsWithTheServing(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3} {
 		g := startLoops(t, n, nil)
 		backend := startEcho(t)
@@ -93,6 +95,7 @@ func TestAListenerThatIsPausedEndsWithTheServing(t *testing.T) {
 }
 
 func TestOneGatewayServesManyListeners(t *testing.T) {
+	t.Parallel()
 	onEveryWay(t, nil, func(t *testing.T, g *testGateway) {
 		backend := startEcho(t)
 		addrs := []string{g.addr}
@@ -128,6 +131,7 @@ func TestOneGatewayServesManyListeners(t *testing.T) {
 }
 
 func TestServeAfterCloseReturnsAtOnce(t *testing.T) {
+	t.Parallel()
 	onEveryWay(t, nil, func(t *testing.T, g *testGateway) {
 		g.Close()
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -147,6 +151,7 @@ func TestServeAfterCloseReturnsAtOnce(t *testing.T) {
 // The pause was once left on, and its end registered a descriptor that by then
 // belonged to a tunnel.
 func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	backend := startEcho(t)
 	open := openTunnel(t, g.addr, backend)
@@ -175,6 +180,7 @@ func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T)
 // The event of a listener that was given up in the same batch once made it
 // pause.
 func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	l := g.loops.all[0]
 	openTunnel(t, g.addr, startEcho(t)).Close() // it accepts
@@ -212,6 +218,7 @@ func TestDescriptorsAreDividedSoThatTheySuffice(t *testing.T) {
 }
 
 func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
+	t.Parallel()
 	certFile, keyFile, trusting := tlsFiles(t)
 	g := startConfigured(t, func(cfg *Config) { cfg.TLSCert, cfg.TLSKey = certFile, keyFile },
 		func(g *Gateway) { g.loops.crew.maxConns = 2 })
@@ -233,6 +240,7 @@ func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 }
 
 func TestWithoutEPOLLEXCLUSIVEEveryLoopAccepts(t *testing.T) {
+	t.Parallel()
 	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 3 }, func(g *Gateway) {
 		g.loops.crew.exclusive |= unix.EPOLLRDHUP // together the kernel refuses them (epoll_ctl(2))
 	})

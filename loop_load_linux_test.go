@@ -22,6 +22,7 @@ import (
 // splice(2) stops at urgent data for good: what stood behind it was once left
 // behind, and the receiver took the FIN for the end of it all.
 func TestUrgentDataAmongBulkIsNoEnd(t *testing.T) {
+	t.Parallel()
 	piece := bytes.Repeat([]byte("0123456789abcdef"), 16<<10) // 256 KiB
 	onEveryRelay(t, func(t *testing.T, g *testGateway) {
 		sent := make(chan struct{})
@@ -53,6 +54,7 @@ func TestUrgentDataAmongBulkIsNoEnd(t *testing.T) {
 // For want of splice or of pipes bulk is copied. Its share of a turn was then
 // once without bounds: with 300 streams, a handshake took longer than 10 s.
 func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
+	t.Parallel()
 	const streams = 64
 	for _, buffer := range []int64{4096, 64} {
 		g := startLoops(t, 1, func(cfg *Config) { cfg.Splice, cfg.Buffer = false, int(buffer) })
@@ -113,6 +115,8 @@ func TestAHostThatIsGoneIsATimeOutWhateverTheNetworkSays(t *testing.T) {
 }
 
 func TestThousandsOfTunnelsLeaveLoopsAsGoodAsNew(t *testing.T) {
+	harness.Long(t)
+	t.Parallel()
 	for _, n := range []int{1, 3} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			storm := harness.NewStorm(t, 1000, true)
@@ -125,6 +129,7 @@ func TestThousandsOfTunnelsLeaveLoopsAsGoodAsNew(t *testing.T) {
 
 // A bug in the account of a tunnel does not keep its target busy for ever.
 func TestABugInAnAccountReleasesTheTarget(t *testing.T) {
+	t.Parallel()
 	for _, loops := range []int{3, -1} {
 		var bug accountBug
 		bug.on.Store(true)

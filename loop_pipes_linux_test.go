@@ -39,6 +39,7 @@ func bulk(t testing.TB, g *testGateway, backend string, size int) (spliced, copi
 }
 
 func TestTheCountersTellSplicedFromCopied(t *testing.T) {
+	t.Parallel()
 	const size = 8 << 20
 	for _, splice := range []bool{true, false} {
 		g := startLoops(t, 1, func(cfg *Config) { cfg.Splice = splice })
@@ -54,6 +55,7 @@ func TestTheCountersTellSplicedFromCopied(t *testing.T) {
 }
 
 func TestWithoutAPipeTunnelsCopy(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	backend := startEcho(t)
 	inLoop(t, g.loops.all[0], func() { g.loops.pipes.Max = 0 })
@@ -68,6 +70,7 @@ func TestWithoutAPipeTunnelsCopy(t *testing.T) {
 }
 
 func TestWhereSpliceIsRefusedTunnelsCopy(t *testing.T) {
+	t.Parallel()
 	for _, errno := range []unix.Errno{unix.EPERM, unix.ENOSYS, unix.EINVAL} {
 		g := startLoops(t, 1, nil)
 		var err error

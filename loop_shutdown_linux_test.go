@@ -53,17 +53,15 @@ func bringAbout(t testing.TB, g *testGateway, started chan context.Context) *sta
 		reaches(t, g, s.pieces, stateRequest)
 		reaches(t, g, s.dialing, stateDial)
 	}
-	eventually(t, "the goroutines have theirs", func() bool {
-		g.clients.mu.Lock()
-		defer g.clients.mu.Unlock()
-		return len(g.clients.all) >= 1
-	})
+	eventually(t, "the goroutines have theirs", func() bool { return g.goroutinesServe() >= 1 })
 	return s
 }
 
 func TestShutdownWaitsForConnectionsInEveryState(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3, -1} {
 		t.Run(fmt.Sprintf("-loops=%d", n), func(t *testing.T) {
+			t.Parallel()
 			r, started, release := stuckLookup()
 			defer release()
 			g := startConfigured(t, func(cfg *Config) { cfg.Loops, cfg.Timeout = n, 2*time.Second }, func(g *Gateway) { g.dialer.resolver = r })
@@ -111,8 +109,10 @@ func TestShutdownWaitsForConnectionsInEveryState(t *testing.T) {
 }
 
 func TestCloseCutsConnectionsInEveryState(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3, -1} {
 		t.Run(fmt.Sprintf("-loops=%d", n), func(t *testing.T) {
+			t.Parallel()
 			r, started, release := stuckLookup()
 			defer release()
 			g := startConfigured(t, func(cfg *Config) {
@@ -151,6 +151,7 @@ func loopsGone(g *testGateway) bool {
 // A loop leaves some requests to a goroutine. It may get
 // there when Close has been through the list of clients.
 func TestCloseDoesNotWaitForARequestThatIsChangingHands(t *testing.T) {
+	t.Parallel()
 	g := startConfigured(t, func(cfg *Config) { cfg.Loops, cfg.HandshakeTimeout = 1, time.Hour }, nil)
 	_, fd := accepted(t)
 	g.ledger.begin()

@@ -9,21 +9,26 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/harness"
 )
 
 // What the loops ask of a tunnel's two sockets.
 
 func TestRoomIsAskedForOnlyOnceThereWasNone(t *testing.T) {
+	t.Parallel()
 	g := startLoops(t, 1, nil)
 	wants := func(c net.Conn) (wants bool) {
 		t.Helper()
 		look(t, g, c, func(_ *loop, s *tunnel) { wants = s.sockets[clientSide].wantOut })
 		return wants
 	}
+	const size = 16 << 20
 	c := openTunnel(t, g.addr, startBackend(t, func(b *net.TCPConn) {
 		io.CopyN(b, b, 5)
-		b.Write(make([]byte, 64<<20)) // more than the client takes
+		b.Write(make([]byte, size)) // more than the client takes
 	}))
+	harness.SmallBuffers(c)
 	for _, part := range []string{"he", "llo"} {
 		send(t, c, part)
 		expect(t, c, part)
@@ -32,10 +37,11 @@ func TestRoomIsAskedForOnlyOnceThereWasNone(t *testing.T) {
 		}
 	}
 	eventually(t, "EPOLLOUT is asked for", func() bool { return wants(c) })
-	expectAll(t, c, string(make([]byte, 64<<20)))
+	expectAll(t, c, string(make([]byte, size)))
 }
 
 func TestBothSocketsOfATunnelHaveTheirOptions(t *testing.T) {
+	t.Parallel()
 	type option struct {
 		name       string
 		level, opt int
@@ -151,6 +157,7 @@ func legOptions(t testing.TB, l *loop) (found [][4]int) {
 // The slow way once had net's own keepalive, and clients that connected before
 // Serve had none.
 func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name      string
 		keepalive time.Duration
@@ -182,11 +189,7 @@ func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 			defer func() { g.Close(); <-served }()
 			if tt.slow {
 				send(t, c, line[:10])
-				eventually(t, "a goroutine has it", func() bool {
-					g.clients.mu.Lock()
-					defer g.clients.mu.Unlock()
-					return len(g.clients.all) == 1
-				})
+				eventually(t, "a goroutine has it", func() bool { return g.goroutinesServe() == 1 })
 				line = line[10:]
 			}
 			send(t, c, line)

@@ -15,6 +15,7 @@ import (
 // What an operator sees of the process: exit codes, errors, what is printed.
 
 func TestWrongUseEndsWithItsCodeAndOneLine(t *testing.T) {
+	t.Parallel()
 	const withSecret = "-secret=" + testSecret
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -89,6 +90,7 @@ func TestWrongUseEndsWithItsCodeAndOneLine(t *testing.T) {
 }
 
 func TestActionsPrintToStandardOutputAndEndWithZero(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(file, []byte("# sealing\n"+testSecret+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -123,6 +125,7 @@ func TestActionsPrintToStandardOutputAndEndWithZero(t *testing.T) {
 }
 
 func TestHelpListsEveryFlag(t *testing.T) {
+	t.Parallel()
 	stdout, _, _ := runGateway(t, nil, "-help")
 	for _, s := range settings(defaultConfig()) {
 		if !strings.Contains(stdout, "\n  -"+s.name) {
@@ -132,6 +135,7 @@ func TestHelpListsEveryFlag(t *testing.T) {
 }
 
 func TestOpenReversesSeal(t *testing.T) {
+	t.Parallel()
 	for _, kdf := range []string{"md5", "sha256", "pbkdf2"} {
 		for _, addr := range []string{"127.0.0.1:62863", "[::1]:1", "game-7.internal:4000"} {
 			line, stderr, code := runGateway(t, []string{"GATEWAY_KDF=" + kdf}, "-secret="+testSecret, "-seal="+addr)
@@ -147,6 +151,7 @@ func TestOpenReversesSeal(t *testing.T) {
 }
 
 func TestAPortIsSharedOnlyIfBothSharersAgree(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS == "windows" {
 		t.Skip("no SO_REUSEPORT on windows")
 	}

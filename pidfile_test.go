@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"gateway/internal/harness"
 )
 
 // Gateways that change one pid file at a time, many times over. What an operator sees
@@ -59,7 +63,9 @@ func helperArgs(t *testing.T) string {
 
 func TestHelperComesAndGoes(t *testing.T) {
 	file := helperArgs(t)
-	for range 100 {
+	for range 50 {
+		// The others try the lock every few milliseconds and are to find it free.
+		time.Sleep(rand.N(20 * time.Millisecond))
 		p, err := createPIDFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -76,6 +82,8 @@ func TestHelperComesAndGoes(t *testing.T) {
 
 // Here the last goes while the first comes many times over.
 func TestPIDFilesOfManyThatComeAndGo(t *testing.T) {
+	harness.Long(t)
+	t.Parallel()
 	dir := t.TempDir()
 	var waits []func() string
 	for range 4 {

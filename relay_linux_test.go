@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/harness"
 )
 
 // descriptorsAtRest waits until a gateway's descriptors are down to want.
@@ -27,6 +29,8 @@ func descriptorsAtRest(t *testing.T, p *process, want int) {
 }
 
 func TestARestingTunnelHoldsTwoDescriptors(t *testing.T) {
+	harness.Long(t)
+	t.Parallel()
 	const tunnels = 60
 	p := startProcess(t)
 	backend := startEcho(t)
@@ -61,7 +65,9 @@ func churn(n, atOnce int, work func(i int)) {
 }
 
 func TestNothingStaysOfTunnelsHoweverTheyEnd(t *testing.T) {
-	p := startProcess(t, "-timeout=300ms")
+	harness.Long(t)
+	t.Parallel()
+	p := startProcess(t, "-timeout=1s")
 	pid := p.cmd.Process.Pid
 	echo := startEcho(t)
 	resets := startBackend(t, func(b *net.TCPConn) { io.ReadFull(b, make([]byte, 2)); b.SetLinger(0) })
@@ -103,7 +109,7 @@ func TestNothingStaysOfTunnelsHoweverTheyEnd(t *testing.T) {
 		},
 	}
 	round := func() {
-		churn(3000, 50, func(i int) {
+		churn(1000, 50, func(i int) {
 			c, err := net.Dial("tcp", p.addr)
 			if err != nil {
 				t.Error(err)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/harness"
 )
 
 // flood is what backends pushed to one client, and how far they got.
@@ -52,7 +54,9 @@ func (f *flood) push(b *net.TCPConn, block []byte) {
 // A client that does not read holds up nobody but itself, and loses nothing of
 // what it comes to read at last.
 func TestAHundredStalledReadersLoseNothingAndHoldUpNobody(t *testing.T) {
-	const clients, rounds = 100, 30
+	harness.Long(t)
+	t.Parallel()
+	const clients, rounds = 100, 14
 	for name, configure := range map[string]func(*Config){
 		"one loop":     func(cfg *Config) { cfg.Loops = 1 },
 		"only copying": func(cfg *Config) { cfg.Loops, cfg.Splice = 1, false },
@@ -64,7 +68,7 @@ func TestAHundredStalledReadersLoseNothingAndHoldUpNobody(t *testing.T) {
 			floods := make([]flood, clients)
 			block := noise(1, 1<<16)
 			backend := startBackend(t, func(b *net.TCPConn) {
-				b.SetWriteBuffer(256 << 10)
+				harness.SmallBuffers(b)
 				which := make([]byte, 1) // the client says which one it is
 				if _, err := io.ReadFull(b, which); err == nil {
 					floods[which[0]].push(b, block)
@@ -74,6 +78,7 @@ func TestAHundredStalledReadersLoseNothingAndHoldUpNobody(t *testing.T) {
 			for i := range stalled {
 				floods[i].stop, floods[i].sent = make(chan struct{}), make(chan [sha256.Size]byte, 1)
 				stalled[i] = openTunnel(t, gateway, backend)
+				harness.SmallBuffers(stalled[i])
 				stalled[i].Write([]byte{byte(i)})
 			}
 			eventually(t, "all readers are stalled", func() bool {

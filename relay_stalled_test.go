@@ -2,44 +2,20 @@ package main
 
 import (
 	"crypto/tls"
-	"gateway/internal/layer"
-	"io"
-	"net"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"gateway/internal/harness"
+	"gateway/internal/layer"
 )
 
 // Backends that take nothing, and clients that leave them. Nobody reads from
 // such a client, so that its end has to be noticed in another way.
 
-// startStalled starts a backend that reads nothing until it is released, and
-// tells then how what it reads ends.
-func startStalled(t testing.TB) (addr string, release func(), end chan error) {
-	released := make(chan struct{})
-	release, end = sync.OnceFunc(func() { close(released) }), make(chan error, 1)
-	addr = startBackend(t, func(c *net.TCPConn) {
-		<-released
-		_, err := io.Copy(io.Discard, struct{ io.Reader }{c})
-		end <- err
-	})
-	t.Cleanup(release)
-	return addr, release, end
-}
-
-// fill writes until nothing is taken any more.
-func fill(c net.Conn) {
-	for b := make([]byte, 64<<10); ; {
-		c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
-		if _, err := c.Write(b); err != nil {
-			return
-		}
-	}
-}
-
 func TestAResetReachesABackendThatDoesNotRead(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS == "windows" {
 		t.Skip("the system is not asked")
 	}
@@ -58,7 +34,7 @@ func TestAResetReachesABackendThatDoesNotRead(t *testing.T) {
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			t.Parallel()
-			backend, release, end := startStalled(t)
+			backend, release, end := harness.StartStalled(t)
 			g := startConfigured(t, func(cfg *Config) {
 				cfg.Loops, cfg.TLSCert, cfg.TLSKey = way.loops, certFile, keyFile
 			}, nil)
@@ -72,7 +48,7 @@ func TestAResetReachesABackendThatDoesNotRead(t *testing.T) {
 			if strings.HasPrefix(way.tongue, "WebSocket") {
 				send(t, c, frameHead(binaryFrame, 16<<20, 0x80)+"mask") // the largest message
 			}
-			fill(c)
+			harness.Fill(c)
 			layer.ResetOnClose(c)
 			layer.Socket(c).Close()
 			line := g.log.waitLine(t, "tunnel", 1)
@@ -88,6 +64,7 @@ func TestAResetReachesABackendThatDoesNotRead(t *testing.T) {
 }
 
 func TestTheBodyOfAClientThatIsGoneEndsBeforeABackendThatDoesNotRead(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS == "windows" {
 		t.Skip("the system is not asked")
 	}
@@ -95,12 +72,12 @@ func TestTheBodyOfAClientThatIsGoneEndsBeforeABackendThatDoesNotRead(t *testing.
 	for name, config := range map[string]*tls.Config{"HTTP": nil, "HTTPS": trusting} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			backend, release, end := startStalled(t)
+			backend, release, end := harness.StartStalled(t)
 			g := startConfigured(t, func(cfg *Config) { cfg.TLSCert, cfg.TLSKey = certFile, keyFile }, nil)
 			c := connectWith(t, g.addr, config)
 			send(t, c, "POST / HTTP/1.1\r\nHost: game.test\r\nContent-Length: 1000000000\r\nX-Cipher-Origin: "+
 				strings.TrimSpace(sealed(t, backend))+"\r\n\r\n")
-			fill(c)
+			harness.Fill(c)
 			layer.ResetOnClose(c)
 			layer.Socket(c).Close()
 			line := g.log.waitLine(t, "request", 1)
@@ -114,11 +91,12 @@ func TestTheBodyOfAClientThatIsGoneEndsBeforeABackendThatDoesNotRead(t *testing.
 }
 
 func TestAKCPClientThatVanishesBeforeABackendThatDoesNotReadIsForgotten(t *testing.T) {
+	t.Parallel()
 	const idle = 300 * time.Millisecond
-	backend, release, end := startStalled(t)
+	backend, release, end := harness.StartStalled(t)
 	g := startKCP(t, func(cfg *Config) { cfg.KCPIdleTimeout = idle })
 	s := openKCP(t, g.kcp, backend)
-	fill(s)
+	harness.Fill(s)
 	gone := time.Now()
 	s.Close()
 	line := g.log.waitLine(t, "tunnel", 1)

@@ -84,6 +84,7 @@ func testRules(handshakeMax int, withTLS, proxied bool) *rules {
 }
 
 func TestARequestIsTheSameInEachPiece(t *testing.T) {
+	t.Parallel()
 	const backend = "127.0.0.1:4000"
 	line := sealedTo(t, backend)
 	headers := []string{

@@ -126,6 +126,7 @@ func usesOfFiles(t *testing.T) map[string]map[string]string {
 // TestTheFilesOfTheRootUseEachOtherInOneDirection keeps the root readable from
 // its top: who follows the names of a file never comes back to it.
 func TestTheFilesOfTheRootUseEachOtherInOneDirection(t *testing.T) {
+	t.Parallel()
 	uses := usesOfFiles(t)
 	if os.Getenv("SHOW_GRAPH") != "" {
 		for _, from := range slices.Sorted(maps.Keys(uses)) {

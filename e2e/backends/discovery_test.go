@@ -72,6 +72,7 @@ func TestAPriorityComesAfterAllBetterOnes(t *testing.T) {
 
 // RFC 2782: without an order of its own, one of a priority is drawn by weight.
 func TestFirstDrawsByTheWeightsOfDNS(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	const n, share = 300, .75
 	all := startTargets(t, "abc")

@@ -80,6 +80,7 @@ func TestTheLastAttemptDecidesTheStatus(t *testing.T) {
 // -retry counts attempts in all. Beyond the number of targets, the round begins
 // anew with the first.
 func TestTimeoutsAreRetriedAsOftenAsConfigured(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	const timeout, retry = 500 * time.Millisecond, 3
 	onSomeWaysIn(t, 3, []string{"-timeout=" + timeout.String(), fmt.Sprint("-retry=", retry)}, func(t *testing.T, w *wayIn) {
@@ -129,6 +130,7 @@ func TestAClientThatResetsDuringFailoverEndsIt(t *testing.T) {
 
 // A dial counts as a connection as long as it lasts, and no longer.
 func TestADialThatIsGivenUpIsReleased(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	onSomeWaysIn(t, 3, []string{"-timeout=1h", "-balance=leastconn"}, func(t *testing.T, w *wayIn) {
 		hole, b := harness.Blackhole(t), startTarget(t, "b")

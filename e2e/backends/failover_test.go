@@ -182,6 +182,7 @@ func TestRefusalsAreNotRetriedBeyondTheTargets(t *testing.T) {
 
 // A client that breaks off while it is connected leaves nothing behind.
 func TestClientsThatBreakOffDuringFailoverLeaveNothing(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	onEachWayIn(t, []string{"-balance=leastconn"}, func(t *testing.T, w *wayIn) {
 		targets := startTargets(t, "abcd")
@@ -239,6 +240,7 @@ func (w *wayIn) steady(t *testing.T, clients int, routes ...string) (served *ato
 }
 
 func TestNoClientSeesARollingRestart(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	for _, algorithm := range []string{"first", "roundrobin"} {
 		t.Run(algorithm, func(t *testing.T) {
@@ -267,6 +269,7 @@ func TestNoClientSeesARollingRestart(t *testing.T) {
 
 // All loops and goroutines share what is known of targets.
 func TestManyClientsOfManyRoutesOverFlappingTargets(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	for _, algorithm := range []string{"first", "roundrobin", "random", "leastconn", "source"} {
 		t.Run(algorithm, func(t *testing.T) {
@@ -294,6 +297,7 @@ func TestManyClientsOfManyRoutesOverFlappingTargets(t *testing.T) {
 // the next best gateway. The line alone leads to the same server, where the
 // game is still on.
 func TestAPlayerWhoChangesNetworksReachesTheSameServer(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	const wifi, mobile = "127.0.0.2", "127.0.0.3"
 	for _, way := range []string{"-loops=0", "-loops=-1"} {

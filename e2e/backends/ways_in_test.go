@@ -47,8 +47,12 @@ func onEachWayIn(t *testing.T, flags []string, test func(t *testing.T, w *wayIn)
 	onSomeWaysIn(t, len(waysIn), flags, test)
 }
 
-// onSomeWaysIn runs a test that takes its time on the first n ways in.
+// onSomeWaysIn runs a test that takes its time on the first n ways in, with -short on
+// two at most.
 func onSomeWaysIn(t *testing.T, n int, flags []string, test func(t *testing.T, w *wayIn)) {
+	if testing.Short() {
+		n = min(n, 2)
+	}
 	var names []string
 	for _, tt := range waysIn[:n] {
 		names = append(names, tt.name)

@@ -207,6 +207,7 @@ func slowPath(t testing.TB, to string, pause time.Duration, loses uint32) string
 // As long as the client acknowledges something it is there, however long its
 // path takes for what its backend has left behind.
 func TestAKCPClientOnASlowPathGetsEverything(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	const idle = 6 * time.Second
 	text := harness.Noise(5, 78<<10) // 61 packets, whose path takes 11 s

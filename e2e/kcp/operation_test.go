@@ -187,6 +187,7 @@ func segment(conv, sn uint32, text string) []byte {
 }
 
 func TestAFloodOfStrangersByKCPIsBounded(t *testing.T) {
+	harness.Long(t)
 	const datagrams, places = 9000, 2048
 	backend := harness.StartEcho(t)
 	g := startKCP(t, "-handshake-timeout=1h")

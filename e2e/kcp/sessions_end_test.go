@@ -135,6 +135,7 @@ func TestAKCPClientThatVanishesIsForgottenWithinTheIdleTimeout(t *testing.T) {
 }
 
 func TestAKCPClientThatSaysNothingMoreEndsToo(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	const idle = 3 * time.Second
 	backend := harness.StartEcho(t)
@@ -226,6 +227,7 @@ func TestAKCPBackendWhosePortIsClosedEndsTheSessionAtOnce(t *testing.T) {
 // kcp-go makes a session of whatever comes for one that has just ended. Such a
 // session was once taken for the next client's, which then waited for another.
 func TestKCPClientsThatSpeakPastTheEndHoldNobodyUp(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	backend := harness.StartBackend(t, func(c *net.TCPConn) {
 		io.ReadFull(c, make([]byte, 20_000)) // and closes, while more is coming
@@ -265,6 +267,7 @@ func speakPast(t testing.TB, gateway, line string) {
 }
 
 func TestAHundredKCPSessionsAtOnce(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	const sessions, idle = 100, 8 * time.Second
 	backend := harness.StartBackendProcess(t, harness.RoleEcho)

@@ -160,6 +160,7 @@ func queue(t testing.TB) int {
 // The queue is emptied before the listener closes, and a flood keeps filling
 // it.
 func TestAFloodOfConnectsCannotKeepListening(t *testing.T) {
+	harness.Long(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, way, "-drain=1h")
 		harness.Finish(t, harness.OpenTunnel(t, p.Addr, harness.StartEcho(t)))

@@ -35,6 +35,7 @@ func startLimited(t *testing.T, limit uint64) *harness.Process {
 }
 
 func TestAReconnectStormLosesAndRefusesNobody(t *testing.T) {
+	harness.Long(t)
 	const clients = 3000
 	needDescriptors(t, clients+500)
 	p := startLimited(t, 20000)
@@ -99,6 +100,7 @@ func TestTwoThousandTunnelsFitIntoFiveThousandDescriptors(t *testing.T) {
 // A stalled reader may cost one copy buffer, which the README says, and what a
 // tunnel costs at rest; the pipes are bounded for all together.
 func TestStalledReadersCostABoundedAmountEach(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	const stalled = 400
 	const perReader = 16 + 4 // KiB

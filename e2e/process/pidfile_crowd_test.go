@@ -64,6 +64,7 @@ func watchPIDFile(t testing.TB, dir string, throughout *harness.Process) (stop f
 }
 
 func TestManyGatewaysMayComeAndGoAtOnce(t *testing.T) {
+	harness.Long(t)
 	harness.NeedSignals(t)
 	dir := t.TempDir()
 	throughout := startIn(t, dir)

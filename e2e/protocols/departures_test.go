@@ -54,6 +54,7 @@ func leaveEarly(t testing.TB, gateway string, config *tls.Config, v harness.Form
 }
 
 func TestNothingStaysOfClientsThatLeaveInTheMiddle(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
 	echo := harness.StartEcho(t)

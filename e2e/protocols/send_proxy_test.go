@@ -246,6 +246,7 @@ func TestALargeUploadComesWholeBehindTheHeader(t *testing.T) {
 // The header may find the backend gone: it is not the client's, and nothing
 // else may come of it.
 func TestABackendThatClosesAtOnceDoesNotMindTheHeader(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	onProxyHeaders(t, func(t *testing.T, flags []string, version byte) {
 		for name, backend := range map[string]string{
@@ -291,6 +292,7 @@ func TestOnlyATunnelHasAnID(t *testing.T) {
 }
 
 func TestThousandsOfTunnelsHaveAnIDEach(t *testing.T) {
+	harness.Long(t)
 	const tunnels, atOnce = 1500, 50
 	harness.BothWays(t, func(t *testing.T, way string) {
 		var mu sync.Mutex

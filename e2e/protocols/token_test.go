@@ -399,6 +399,7 @@ func TestChangedKeysAreReadWithoutARestart(t *testing.T) {
 }
 
 func TestTokensOpenSideBySideWhileTheirKeysChange(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	both, one := newMint(1), newMint(2)
 	keys := writeKeys(t, both.set())

@@ -57,7 +57,7 @@ func waitTogether() {
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
 	if !given {
-		flag.Set("test.parallel", strconv.Itoa(4*runtime.GOMAXPROCS(0)))
+		flag.Set("test.parallel", strconv.Itoa(4*runtime.NumCPU()))
 	}
 }
 
@@ -105,6 +105,15 @@ func Eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
+// Long skips a test where -short asks for the edit loop: storms, crowds, floods and
+// what else takes seconds of a CPU or of waiting. make test runs all.
+func Long(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes long")
+	}
+}
+
 // NeedSignals skips a test where processes cannot send each other signals.
 func NeedSignals(t testing.TB) {
 	t.Helper()
@@ -140,7 +149,7 @@ func BothWays(t *testing.T, test func(t *testing.T, way string)) {
 }
 
 // EachRelay runs a test against each way to relay, and on Linux with splicing and
-// without. relay is the gateway's flag.
+// without; with -short on one loop and on goroutines only. relay is the gateway's flag.
 func EachRelay(t *testing.T, test func(t *testing.T, relay string)) {
 	t.Helper()
 	for name, relay := range map[string]string{
@@ -150,6 +159,9 @@ func EachRelay(t *testing.T, test func(t *testing.T, relay string)) {
 		"only copying": "-splice=0",
 		"tiny buffer":  "-buffer=100",
 	} {
+		if testing.Short() && relay != "-loops=-1" && relay != "-loops=1" {
+			continue
+		}
 		t.Run(name, func(t *testing.T) { test(t, relay) })
 	}
 }

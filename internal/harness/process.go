@@ -66,7 +66,8 @@ func Run(t testing.TB, env []string, args ...string) (stdout, stderr string, cod
 func Start(t testing.TB, args ...string) *Process {
 	t.Helper()
 	return StartCommand(t, Command(t, nil,
-		append([]string{"-secret=" + Secret, "-addr=127.0.0.1:0", "-pidfile=", "-log-format=json"}, args...)...))
+		append([]string{"-secret=" + Secret, "-addr=127.0.0.1:0", "-pidfile=", "-log-format=json",
+			"-timeout=" + Patience.String()}, args...)...)) // a busy machine is no backend that is gone
 }
 
 // StartBare starts a gateway with these variables and flags, no secret and no pid
