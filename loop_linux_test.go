@@ -211,10 +211,25 @@ func TestDeadlinesThatDoNotHoldTakeNoMemory(t *testing.T) {
 	}
 }
 
-// onEveryWay runs a test on one loop, on three and on goroutines.
+// onEveryWay runs a test on one loop, with an io_uring and without, on three and
+// on goroutines.
 func onEveryWay(t *testing.T, configure func(*Config), test func(t *testing.T, g *testGateway)) {
 	for _, n := range []int{1, 3, -1} {
 		t.Run(fmt.Sprintf("-loops=%d", n), func(t *testing.T) { test(t, startLoops(t, n, configure)) })
+	}
+	t.Run("-io-uring=0", func(t *testing.T) { test(t, startLoops(t, 1, without(ioURing, configure))) })
+}
+
+// ioURing takes io_uring out of a configuration.
+func ioURing(cfg *Config) { cfg.IOUring = false }
+
+// without changes a configuration further.
+func without(what, configure func(*Config)) func(*Config) {
+	return func(cfg *Config) {
+		if configure != nil {
+			configure(cfg)
+		}
+		what(cfg)
 	}
 }
 

@@ -73,10 +73,11 @@ func (r *Ring) Slots() int { return len(r.results) }
 // Slot returns the memory of a slot.
 func (r *Ring) Slot(slot int) []byte { return r.memory.slot(slot) }
 
-// Recv queues a receive into a slot, which must not have an entry already.
-func (r *Ring) Recv(fd int32, slot int) {
+// Recv queues a receive of up to n bytes into a slot, which must not have an
+// entry already.
+func (r *Ring) Recv(fd int32, slot, n int) {
 	// DONTWAIT: it completes within Submit, by EAGAIN if there is nothing.
-	r.push(sqe{opcode: opRecv, fd: fd, len: SlotSize, msgFlags: unix.MSG_DONTWAIT}, slot)
+	r.push(sqe{opcode: opRecv, fd: fd, len: uint32(n), msgFlags: unix.MSG_DONTWAIT}, slot)
 	r.results[slot] = unknown
 	r.expects++
 }

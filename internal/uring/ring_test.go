@@ -94,7 +94,7 @@ func TestEachSlotGetsAndSendsItsOwn(t *testing.T) {
 				if _, err := unix.Write(int(from[i]), text(i)); err != nil {
 					t.Fatal(err)
 				}
-				r.Recv(to[i], i)
+				r.Recv(to[i], i, SlotSize)
 			}
 			submit(t, r)
 			for i := range n {
@@ -121,16 +121,16 @@ func TestAReceiveTellsHowItWent(t *testing.T) {
 		unix.Shutdown(int(end), unix.SHUT_WR)
 		full, more := pairOf(t)
 		unix.Write(int(more), make([]byte, SlotSize+1))
-		r.Recv(none, 0)
-		r.Recv(ended, 1)
-		r.Recv(full, 2)
-		r.Recv(-1, 3)
+		r.Recv(none, 0, SlotSize)
+		r.Recv(ended, 1, SlotSize)
+		r.Recv(full, 2, SlotSize)
+		r.Recv(-1, 3, SlotSize)
 		submit(t, r)
 		want(t, r, 0, 0, unix.EAGAIN)
 		want(t, r, 1, 0, nil)
 		want(t, r, 2, SlotSize, nil)
 		want(t, r, 3, 0, unix.EBADF)
-		r.Recv(full, 2)
+		r.Recv(full, 2, SlotSize)
 		submit(t, r)
 		want(t, r, 2, 1, nil)
 	})
@@ -192,7 +192,7 @@ func TestWhatCannotBeSubmittedIsNotMade(t *testing.T) {
 	onRings(t, 8, func(t *testing.T, r *Ring) {
 		a, b := pairOf(t)
 		unix.Write(int(a), []byte("hello"))
-		r.Recv(b, 0)
+		r.Recv(b, 0, SlotSize)
 		r.Send(b, 1, 5)
 		if err := refuse(unix.SYS_IO_URING_ENTER, unix.EPERM); err != nil {
 			t.Skip("no seccomp here: ", err)

@@ -46,14 +46,14 @@ func (r *Ring) tryMessage(pair [2]int32) error {
 	if err := r.submitFor(0, n, nil); err != nil {
 		return err
 	}
-	r.Recv(pair[1], 1)
+	r.Recv(pair[1], 1, SlotSize)
 	if err := r.submitFor(1, n, nil); err != nil {
 		return err
 	}
 	if got := r.Slot(1)[:n]; !bytes.Equal(got, message) {
 		return fmt.Errorf("received %q, want %q", got, message)
 	}
-	r.Recv(pair[1], 1)
+	r.Recv(pair[1], 1, SlotSize)
 	return r.submitFor(1, 0, unix.EAGAIN)
 }
 
