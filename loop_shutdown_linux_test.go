@@ -54,8 +54,8 @@ func bringAbout(t testing.TB, g *testGateway, started chan context.Context) *sta
 		reaches(t, g, s.dialing, stateDial)
 	}
 	eventually(t, "the goroutines have theirs", func() bool {
-		g.mu.Lock()
-		defer g.mu.Unlock()
+		g.clients.mu.Lock()
+		defer g.clients.mu.Unlock()
 		return len(g.clients.all) >= 1
 	})
 	return s

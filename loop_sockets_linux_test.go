@@ -183,8 +183,8 @@ func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 			if tt.slow {
 				send(t, c, line[:10])
 				eventually(t, "a goroutine has it", func() bool {
-					g.mu.Lock()
-					defer g.mu.Unlock()
+					g.clients.mu.Lock()
+					defer g.clients.mu.Unlock()
 					return len(g.clients.all) == 1
 				})
 				line = line[10:]
