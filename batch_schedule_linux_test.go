@@ -63,11 +63,6 @@ func drive(t testing.TB, ring bool, log slog.Handler) *drivenLoop {
 		t.Fatal(err)
 	}
 	l.listen(d.listener, &route, func() *rules { return r })
-	if ring {
-		if err := l.batch.open(); err != nil {
-			t.Skip(err)
-		}
-	}
 	t.Cleanup(func() {
 		l.closing = true
 		for _, tun := range l.slots {
@@ -79,6 +74,11 @@ func drive(t testing.TB, ring bool, log slog.Handler) *drivenLoop {
 		unix.Close(d.listener)
 		unix.Close(d.backends)
 	})
+	if ring {
+		if err := l.batch.open(); err != nil {
+			t.Skip(err)
+		}
+	}
 	return d
 }
 

@@ -217,20 +217,14 @@ func onEveryWay(t *testing.T, configure func(*Config), test func(t *testing.T, g
 	for _, n := range []int{1, 3, -1} {
 		t.Run(fmt.Sprintf("-loops=%d", n), func(t *testing.T) { test(t, startLoops(t, n, configure)) })
 	}
-	t.Run("-io-uring=0", func(t *testing.T) { test(t, startLoops(t, 1, without(ioURing, configure))) })
-}
-
-// ioURing takes io_uring out of a configuration.
-func ioURing(cfg *Config) { cfg.IOUring = false }
-
-// without changes a configuration further.
-func without(what, configure func(*Config)) func(*Config) {
-	return func(cfg *Config) {
-		if configure != nil {
-			configure(cfg)
-		}
-		what(cfg)
-	}
+	t.Run("-io-uring=0", func(t *testing.T) {
+		test(t, startLoops(t, 1, func(cfg *Config) {
+			if configure != nil {
+				configure(cfg)
+			}
+			cfg.IOUring = false
+		}))
+	})
 }
 
 func TestRequestsOfAnySizeFitBuffersOfAnySize(t *testing.T) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"net"
 	"runtime"
@@ -113,10 +112,14 @@ func TestAHostThatIsGoneIsATimeOutWhateverTheNetworkSays(t *testing.T) {
 }
 
 func TestThousandsOfTunnelsLeaveLoopsAsGoodAsNew(t *testing.T) {
-	for _, n := range []int{1, 3} {
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
+	for name, configure := range map[string]func(*Config){
+		"one loop":    func(cfg *Config) { cfg.Loops = 1 },
+		"three loops": func(cfg *Config) { cfg.Loops = 3 },
+		"no io_uring": func(cfg *Config) { cfg.Loops, cfg.IOUring = 1, false },
+	} {
+		t.Run(name, func(t *testing.T) {
 			storm := harness.NewStorm(t, 1000, true)
-			g := startConfigured(t, func(cfg *Config) { cfg.Loops, cfg.Resolver = n, storm.Resolver }, nil)
+			g := startConfigured(t, func(cfg *Config) { configure(cfg); cfg.Resolver = storm.Resolver }, nil)
 			storm.Run(t, g.addr, (*harness.Log)(&g.log))
 			wantAtRest(t, g)
 		})
