@@ -27,6 +27,9 @@ KUBECTL_VALIDATE := sigs.k8s.io/kubectl-validate@v0.0.4
 PROGRESS    := $(CURDIR)/bin/progress $(GO) test -json
 # Of all tests of a package. On a busy machine the 10 minutes of go test are few.
 TIMEOUT     ?= 30m
+# The packages that test how bytes are relayed: once more without io_uring, which
+# many machines do not have.
+RELAYING    := . ./e2e/process ./e2e/protocols
 # Folders with a go.mod.
 MODULES     := . bench
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
@@ -48,6 +51,7 @@ test: unit cross demo
 unit: progress
 	$(GO) build -race -o bin/gateway-race .
 	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
+	TEST_IO_URING=0 TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) $(RELAYING)
 
 # What go test knows to have passed before is not run again. -short leaves out what
 # storms and waits, and of the ways to relay all but two.

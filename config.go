@@ -55,6 +55,7 @@ type Config struct {
 
 	Loops            int // 0: one per CPU; below: goroutines
 	Splice           bool
+	IOUring          bool
 	IdleTimeout      time.Duration // 0: never
 	HalfCloseTimeout time.Duration
 	Keepalive        time.Duration // 0: none

@@ -119,7 +119,7 @@ func startConfigured(t testing.TB, configure func(*Config), tweak func(*Gateway)
 	tg := &testGateway{}
 	log := slog.New(slog.NewJSONHandler(&tg.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := defaultConfig()
-	cfg.Secrets = [][]byte{[]byte(testSecret)}
+	cfg.Secrets, cfg.IOUring = [][]byte{[]byte(testSecret)}, harness.IOUring()
 	cfg.Timeout = patience // a busy machine is no backend that is gone
 	if configure != nil {
 		configure(cfg)

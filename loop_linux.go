@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
 	"gateway/internal/sys"
+	"gateway/internal/uring"
 )
 
 // loops relay on Linux: one epoll loop per CPU, each on a thread of its own, and
@@ -53,10 +55,34 @@ func newLoops(cfg *Config, l *ledger, slowWay func(fd int, r *rules, s session, 
 		ls.all = append(ls.all, l)
 		ls.crew.all = append(ls.crew.all, &l.acceptor)
 	}
+	rings := make(chan error, len(ls.all))
 	for _, l := range ls.all {
-		go l.run()
+		go l.run(cfg.IOUring, rings)
 	}
+	tellOfRings(cfg, l.log, rings)
 	return ls, nil
+}
+
+// tellOfRings logs how the loops will relay messages: all together or one by
+// one.
+func tellOfRings(cfg *Config, log *slog.Logger, rings <-chan error) {
+	var err error
+	n := 0
+	for range cfg.loopCount() {
+		if e := <-rings; e != nil {
+			err = e
+		} else {
+			n++
+		}
+	}
+	switch {
+	case !cfg.IOUring:
+		log.Info("io_uring is off")
+	case err != nil:
+		log.Warn("no io_uring here: messages cost more (-io-uring=0 does not ask for it)", "loops", cfg.loopCount()-n, "err", err)
+	default:
+		log.Info("io_uring is on", "loops", n)
+	}
 }
 
 // serve accepts from ln in all loops until stopping is closed. It owns ln, and
@@ -234,7 +260,8 @@ func descriptorLimit() uint64 {
 // loop is a reactor and the connections that it serves.
 type loop struct {
 	acceptor
-	pending, handled int // events of a batch: a panic loses one of them
+	batch            batch
+	pending, handled int // events: a panic loses one of them
 }
 
 func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, session, []byte)) (*loop, error) {
@@ -250,6 +277,7 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.bounds, l.liveness = cfg.bounds(), cfg.liveness()
 	l.buf = make([]byte, max(cfg.Buffer, cfg.HandshakeMax+len("\r\n")))
 	l.bufferSize = cfg.Buffer
+	l.slotSize = min(cfg.Buffer, uring.SlotSize)
 	l.pipes = pipe.NewPool(&ls.pipes, max(1, maxIdlePipes/cfg.loopCount()))
 	l.spliceable = cfg.Splice
 	l.slowWay = slowWay
@@ -262,13 +290,19 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	return l, nil
 }
 
-// run is the loop.
-func (l *loop) run() {
-	// A thread of its own: the scheduler has nothing to move around, and the
-	// reactor's waits are its to make.
+// run is the loop. It tells whether it has an io_uring, if it is to, before it
+// serves.
+func (l *loop) run(ring bool, told chan<- error) {
+	// A thread of its own: the scheduler has nothing to move around, the
+	// reactor's waits are its to make, and a ring belongs to it.
 	runtime.LockOSThread()
+	if ring {
+		told <- l.batch.open()
+	} else {
+		told <- nil
+	}
 	for {
-		l.pending, l.handled = l.wait(), 0
+		l.pending, l.handled, l.batch.looked = l.wait(), 0, 0
 		if l.anythingTimed() {
 			l.reactor.tick()
 		}
@@ -277,6 +311,7 @@ func (l *loop) run() {
 		l.publish()
 		if l.closing && l.empty() && l.reactor.end() {
 			l.pipes.CloseIdle()
+			l.batch.close()
 			return
 		}
 	}
@@ -311,6 +346,7 @@ func (l *loop) turn() (done bool) {
 		}
 	}()
 	l.bulkTurn = false
+	l.batch.relay(&l.tunnels, l.reactor.events[:l.pending])
 	for l.handled < l.pending {
 		ev := &l.reactor.events[l.handled]
 		l.handled++
@@ -331,6 +367,8 @@ func (l *loop) turn() (done bool) {
 // dispatch deals with one event.
 func (l *loop) dispatch(ev *unix.EpollEvent) {
 	switch ev.Fd {
+	case takenEvent:
+		return
 	case wakeEvent:
 		l.reactor.readInbox()
 		return

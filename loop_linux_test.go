@@ -212,7 +212,8 @@ func TestDeadlinesThatDoNotHoldTakeNoMemory(t *testing.T) {
 	}
 }
 
-// onEveryWay runs a test on one loop, on three and on goroutines, all at once.
+// onEveryWay runs a test on one loop, with an io_uring and without, on three and
+// on goroutines, all at once.
 func onEveryWay(t *testing.T, configure func(*Config), test func(t *testing.T, g *testGateway)) {
 	for _, n := range []int{1, 3, -1} {
 		t.Run(fmt.Sprintf("-loops=%d", n), func(t *testing.T) {
@@ -220,6 +221,15 @@ func onEveryWay(t *testing.T, configure func(*Config), test func(t *testing.T, g
 			test(t, startLoops(t, n, configure))
 		})
 	}
+	t.Run("-io-uring=0", func(t *testing.T) {
+		t.Parallel()
+		test(t, startLoops(t, 1, func(cfg *Config) {
+			if configure != nil {
+				configure(cfg)
+			}
+			cfg.IOUring = false
+		}))
+	})
 }
 
 func TestRequestsOfAnySizeFitBuffersOfAnySize(t *testing.T) {

@@ -141,6 +141,9 @@ func settings(cfg *Config) []setting {
 				"one"},
 		{groupTunnel, "splice", "0|1", flagvalue.Switch(&cfg.Splice),
 			"0 copies everything through user space, on Linux too"},
+		{groupTunnel, "io-uring", "0|1", flagvalue.Switch(&cfg.IOUring),
+			"0 makes a system call for each read and each write, as is done anyway where\n" +
+				"Linux has no io_uring or a container's filter refuses it; the log says which"},
 		{groupTunnel, "loops", "COUNT", flagvalue.Int(&cfg.Loops, -1, 1024),
 			"event loops, on Linux; 0 is one for each CPU the process may use, -1 serves\n" +
 				"with goroutines as other systems do"},
@@ -225,6 +228,7 @@ func defaultConfig() *Config {
 		SendProxy:        "off",
 		Buffer:           16384,
 		Splice:           true,
+		IOUring:          true,
 		HalfCloseTimeout: 60 * time.Second,
 		Keepalive:        30 * time.Second,
 		KCPMode:          "fast3",

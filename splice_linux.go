@@ -20,6 +20,7 @@ type mover struct {
 	reactor    *reactor
 	buf        []byte // for every read; empty between two of them
 	bufferSize int    // how much of it a message may take
+	slotSize   int    // what a message in a batch may take
 	pipes      pipe.Pool
 	spliceable bool // false: everything is copied
 	log        *slog.Logger
@@ -99,6 +100,7 @@ func (m *mover) copy(t *tunnel, f *flow, src, dst *socket) int {
 		m.sourceEnded(t, f, src, n, err)
 		return 0
 	}
+	f.large = n >= m.slotSize
 	if f.bulk = n == len(buf); f.bulk {
 		m.spent += max(n, leastCost)
 	} else {

@@ -3,12 +3,14 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"slices"
 )
 
 // The names of the contenders.
 const (
 	gatewayName = "gateway"
 	forwardName = "forward"
+	epollName   = "gateway-epoll"
 	haproxyName = "haproxy"
 	splicedName = "haproxy-splice"
 	nginxName   = "nginx"
@@ -28,7 +30,7 @@ const (
 // bar is what the gateway has to reach, pinned to one CPU: its figure as a
 // ratio to the peer's is at most the limit; for a rate, at least.
 type bar struct {
-	Contender string // the gateway, with or without its handshake
+	Contender string // the gateway, with or without its handshake or io_uring
 	Workload  string
 	Peer      string // empty: the figure itself
 	Than      string `json:",omitempty"` // the peer's workload, if it is another
@@ -39,11 +41,20 @@ type bar struct {
 // bars lists them all.
 func bars() []bar {
 	// HAProxy has no handshake to make.
-	return append(barsOf(gatewayName, 1.08), barsOf(forwardName, .92)...)
+	batched := messageCosts{one: .92, many: .45, thousand: .45, nginxMany: .45, nginxThousand: .45}
+	alone := messageCosts{one: .94, many: .87, thousand: .78, nginxMany: .95, nginxThousand: .93}
+	return slices.Concat(
+		barsOf(gatewayName, .80, batched),
+		barsOf(forwardName, .80, batched),
+		barsOf(epollName, 1.08, alone))
 }
 
+// messageCosts are bars on the cost of messages: on one tunnel, on 64, whatever
+// the size, and on 1000; to HAProxy, and to nginx.
+type messageCosts struct{ one, many, thousand, nginxMany, nginxThousand float64 }
+
 // barsOf lists one contender's; shortCost is its bar on short connections.
-func barsOf(contender string, shortCost float64) []bar {
+func barsOf(contender string, shortCost float64, message messageCosts) []bar {
 	var list []bar
 	add := func(q quantity, peer string, limit float64, workloads ...string) {
 		for _, w := range workloads {
@@ -58,14 +69,12 @@ func barsOf(contender string, shortCost float64) []bar {
 	add(cost, splicedName, 1.04, one...)
 	add(cost, splicedName, .95, eight...)
 
-	add(cost, haproxyName, .94, "echo-64B-1")
-	add(cost, haproxyName, .87, "echo-64B-64")
-	add(cost, haproxyName, .78, "echo-64B-1000")
-	add(cost, haproxyName, .87, "echo-1KiB-64")
+	add(cost, haproxyName, message.one, "echo-64B-1")
+	add(cost, haproxyName, message.many, "echo-64B-64", "echo-1KiB-64")
+	add(cost, haproxyName, message.thousand, "echo-64B-1000")
 	add(cost, nginxName, 1.00, "echo-64B-1")
-	add(cost, nginxName, .95, "echo-64B-64")
-	add(cost, nginxName, .93, "echo-64B-1000")
-	add(cost, nginxName, .95, "echo-1KiB-64")
+	add(cost, nginxName, message.nginxMany, "echo-64B-64", "echo-1KiB-64")
+	add(cost, nginxName, message.nginxThousand, "echo-64B-1000")
 
 	add(cost, haproxyName, shortCost, "short")
 

@@ -70,18 +70,21 @@ func groupHeight(w workload, names []string) float64 {
 // shade returns the class of a contender's colour: its place among the usual
 // ones, or the last.
 func shade(contender string) string {
-	for i, name := range []string{gatewayName, haproxyName, splicedName, nginxName, ioCopyName, forwardName} {
+	for i, name := range []string{gatewayName, haproxyName, splicedName, nginxName, ioCopyName, forwardName, epollName} {
 		if contender == name {
 			return fmt.Sprintf("c%d", i)
 		}
 	}
-	return "c6"
+	return "c7"
 }
 
 // label is what the legend calls a contender.
 func label(contender string) string {
-	if contender == forwardName {
+	switch contender {
+	case forwardName:
 		return "gateway -forward"
+	case epollName:
+		return "gateway -io-uring=0"
 	}
 	return contender
 }

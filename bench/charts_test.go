@@ -99,7 +99,7 @@ func TestThereIsNoChartWithoutFigures(t *testing.T) {
 
 func TestContendersHaveColoursOfTheirOwn(t *testing.T) {
 	seen := make(map[string]string)
-	for _, name := range []string{gatewayName, haproxyName, splicedName, nginxName, ioCopyName, forwardName, "another"} {
+	for _, name := range []string{gatewayName, haproxyName, splicedName, nginxName, ioCopyName, forwardName, epollName, "another"} {
 		class := shade(name)
 		if other, ok := seen[class]; ok {
 			t.Errorf("%s looks like %s", name, other)

@@ -51,7 +51,8 @@ func contenders(opt *options) (list []*contender, missing []string) {
 
 	list = append(list,
 		gatewayContender(gatewayName, opt.gateway, nil),
-		forwardContender(forwardName, opt.gateway, nil))
+		forwardContender(forwardName, opt.gateway, nil),
+		gatewayContender(epollName, opt.gateway, []string{"-io-uring=0"}))
 	for _, v := range opt.variants {
 		if strings.HasPrefix(v.name, forwardName+"-") {
 			list = append(list, forwardContender(v.name, v.path, v.args))

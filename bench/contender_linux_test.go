@@ -57,7 +57,7 @@ func TestAVariantForwardsIfItsNameSaysSo(t *testing.T) {
 	opt := &options{variants: []variant{{"old", "/bin/old", nil}, {"forward-old", "/bin/old", []string{"-loops=1"}}}}
 	all, _ := contenders(opt)
 	for _, c := range all {
-		if handshakes := c.seal != nil; handshakes != (c.name == gatewayName || c.name == "old") {
+		if handshakes := c.seal != nil; handshakes != (c.name == gatewayName || c.name == epollName || c.name == "old") {
 			t.Errorf("%s has a handshake: %v", c.name, handshakes)
 		}
 		if c.name == "forward-old" {

@@ -61,7 +61,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	defer os.RemoveAll(dir)
 	inside := os.Getenv(insideVariable) != ""
-	if opt.gateway == "" && (opt.wants(gatewayName) || opt.wants(forwardName)) {
+	if opt.gateway == "" && (opt.wants(gatewayName) || opt.wants(forwardName) || opt.wants(epollName)) {
 		if opt.gateway, err = buildGateway(dir); err != nil {
 			return fail(err)
 		}

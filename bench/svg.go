@@ -33,7 +33,8 @@ text { font: 13px system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; fi
 .c3 { fill: #4b9e6b; stroke: #4b9e6b }
 .c4 { fill: #d4a03a; stroke: #d4a03a }
 .c5 { fill: #80bfff; stroke: #80bfff }
-.c6 { fill: #8e6bbf; stroke: #8e6bbf }
+.c6 { fill: #5d8aa8; stroke: #5d8aa8 }
+.c7 { fill: #8e6bbf; stroke: #8e6bbf }
 .bar { stroke: none }
 .line { stroke-width: 2.5; stroke-linecap: round }
 @media (prefers-color-scheme: dark) {
@@ -47,6 +48,7 @@ text { font: 13px system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; fi
 	.c1 { fill: #9198a1; stroke: #9198a1 }
 	.c2 { fill: #596069; stroke: #596069 }
 	.c5 { fill: #1f5aa8; stroke: #1f5aa8 }
+	.c6 { fill: #7fa8c4; stroke: #7fa8c4 }
 }
 `
 

@@ -64,7 +64,7 @@ func writeTable(out io.Writer, t *table, all []workload) {
 		}, t)
 	}
 	verdicts := verdictsOf(t)
-	for _, name := range []string{gatewayName, forwardName} {
+	for _, name := range []string{gatewayName, forwardName, epollName} {
 		if slices.Contains(t.Contenders, name) {
 			writeRatios(out, t, all, name, verdicts)
 		}

@@ -36,6 +36,7 @@ var more = map[string]string{
 	"send-proxy":       "[the client's address](backends.md#the-clients-address)",
 	"kcp":              "[KCP](kcp.md)",
 	"kcp-idle-timeout": "[how a session ends](kcp.md#how-a-session-ends)",
+	"io-uring":         "[io_uring](operating.md#io_uring)",
 	"pidfile":          "[the pid file](operating.md#the-pid-file)",
 	"drain":            "[signals](operating.md#signals)",
 	"log-level":        "[the log](operating.md#the-log)",

@@ -42,6 +42,9 @@ func Command(t testing.TB, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(Binary(t), args...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), quickExit}, env...)
+	if !IOUring() {
+		cmd.Env = append(cmd.Env, "GATEWAY_IO_URING=0")
+	}
 	cmd.Dir = t.TempDir()
 	return cmd
 }

@@ -1,0 +1,470 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gateway/internal/address"
+	"gateway/internal/relay"
+	"gateway/internal/sys"
+)
+
+// A loop without a thread of its own, driven turn by turn, and a model of the
+// tunnels in it. Clients and backends are descriptors of the same process, so
+// what one closes the next accept gets; each byte says whose it is.
+
+// drivenLoop is a loop that runs in the test's thread, and its way in and out.
+type drivenLoop struct {
+	*loop
+	listener, backends int // descriptors; clients connect to one, the loop to the other
+	to                 unix.Sockaddr
+}
+
+// drive makes a loop that forwards to a listener of the test's. The calling
+// goroutine must stay on its thread.
+func drive(t testing.TB, ring bool, log slog.Handler) *drivenLoop {
+	t.Helper()
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	cfg := defaultConfig()
+	cfg.Loops, cfg.HalfCloseTimeout = 1, time.Hour
+	r := newRules(cfg, nil)
+	ls := &loops{}
+	ls.crew.maxConns, ls.pipes.Max = 1<<20, 8
+	l, err := newLoop(ls, cfg, newLedger(slog.New(log)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ls.all, ls.crew.all = []*loop{l}, []*acceptor{&l.acceptor}
+	d := &drivenLoop{loop: l}
+	var target *unix.SockaddrInet4
+	d.listener, d.to = listenRaw(t)
+	d.backends, _ = listenRaw(t)
+	sa, _ := unix.Getsockname(d.backends)
+	target = sa.(*unix.SockaddrInet4)
+	// Small buffers, so that sends are short. The loop's side inherits them.
+	unix.SetsockoptInt(d.listener, unix.SOL_SOCKET, unix.SO_SNDBUF, 1)
+	for _, fd := range []int{d.listener, d.backends} {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 8<<10)
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	}
+	route, err := address.ParseRoute("127.0.0.1:" + strconv.Itoa(target.Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.listen(d.listener, &route, func() *rules { return r })
+	t.Cleanup(func() {
+		l.closing = true
+		for _, tun := range l.slots {
+			l.cut(tun, relay.Shutdown)
+		}
+		l.pipes.CloseIdle()
+		l.batch.close()
+		l.reactor.close()
+		unix.Close(d.listener)
+		unix.Close(d.backends)
+	})
+	if ring {
+		if err := l.batch.open(); err != nil {
+			t.Skip(err)
+		}
+	}
+	return d
+}
+
+func listenRaw(t testing.TB) (int, unix.Sockaddr) {
+	t.Helper()
+	fd, err := sys.Socket(unix.AF_INET)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+	}
+	if err == nil {
+		err = unix.Listen(fd, 1024)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fd, sa
+}
+
+// poll fetches events without dealing with them.
+func (d *drivenLoop) poll() { d.pending, d.handled, d.batch.looked = d.reactor.poll(), 0, 0 }
+
+// deal deals with them, and returns how many a batch has taken.
+func (d *drivenLoop) deal() (taken int) {
+	for !d.turn() {
+	}
+	for _, ev := range d.reactor.events[:d.pending] {
+		if ev.Fd == takenEvent {
+			taken++
+		}
+	}
+	return taken
+}
+
+// peer is one end of a tunnel in the model.
+type peer struct {
+	fd       int
+	sent     int  // bytes that its kernel has taken
+	got      int  // bytes that it has read
+	finished bool // has sent FIN
+	eof      bool // has read the end
+	lost     bool // reads and writes fail
+	closed   bool
+	word     [headBytes]byte
+}
+
+// modelTunnel is a tunnel in the model: its client, and its backend once that is
+// known.
+type modelTunnel struct {
+	id     uint32
+	ends   [2]peer
+	abrupt bool // one of the two has broken off: what is under way may be lost
+	over   bool
+}
+
+const headBytes = 8 // of each direction: the first word, by which the backend learns the id
+
+// pattern returns n bytes of what a side of a tunnel sends from an offset on:
+// words of its tunnel, its side and their number.
+func pattern(buf []byte, id uint32, side, offset, n int) []byte {
+	buf = buf[:0]
+	for word := offset / 8; len(buf) < offset%8+n; word++ {
+		buf = binary.BigEndian.AppendUint64(buf, uint64(id)<<32|uint64(side)<<31|uint64(word))
+	}
+	return buf[offset%8:][:n]
+}
+
+// schedule drives a loop by chance.
+type schedule struct {
+	t       testing.TB
+	d       *drivenLoop
+	rnd     *rand.Rand
+	live    []*modelTunnel
+	byID    map[uint32]*modelTunnel
+	unnamed []*peer // backends that have not read their id
+	next    uint32
+	buf     []byte // for reads
+	want    []byte // for what they have to bring
+	ended   int    // tunnels that came to their end in good order
+	broken  int    // that did not
+	moved   int
+}
+
+func TestNoByteReachesTheWrongClientWhateverHappensInABatch(t *testing.T) {
+	for _, ring := range []bool{true, false} {
+		t.Run(fmt.Sprintf("-io-uring=%v", ring), func(t *testing.T) {
+			want := 1500
+			if n, err := strconv.Atoi(os.Getenv("BATCHES")); err == nil {
+				want = n
+			}
+			seed := rand.Uint64()
+			if s, err := strconv.ParseUint(os.Getenv("STRESS_SEED"), 10, 64); err == nil {
+				seed = s
+			}
+			t.Logf("STRESS_SEED=%d", seed)
+			s := &schedule{t: t, d: drive(t, ring, slog.DiscardHandler), rnd: rand.New(rand.NewPCG(seed, 0)),
+				byID: make(map[uint32]*modelTunnel), buf: make([]byte, 64<<10), want: make([]byte, 80<<10)}
+			defer s.closeAll()
+			batches, messages := 0, 0
+			for turns := 0; (ring && batches < want || !ring && turns < want) && !t.Failed(); turns++ {
+				s.act(0.5)
+				s.d.poll()
+				s.act(0.1) // behind the back of the events
+				if n := s.d.deal(); n > 0 {
+					batches++
+					messages += n
+				}
+				if turns > 100*want {
+					t.Fatal("there are hardly any batches")
+				}
+			}
+			s.settle()
+			t.Logf("%d batches of %d messages, %d tunnels ended in order and %d abruptly, %d bytes",
+				batches, messages, s.ended, s.broken, s.moved)
+			if s.ended == 0 || s.broken == 0 {
+				t.Error("some endings did not come up")
+			}
+		})
+	}
+}
+
+// act lets each peer do something with a probability.
+func (s *schedule) act(p float64) {
+	for len(s.live) < 24 {
+		s.connect()
+	}
+	s.accept()
+	for i := len(s.unnamed) - 1; i >= 0; i-- {
+		s.name(i)
+	}
+	for i := len(s.live) - 1; i >= 0; i-- {
+		tun := s.live[i]
+		for side := range 2 {
+			if s.rnd.Float64() < p {
+				s.actOf(tun, side)
+			}
+		}
+		if s.isOver(tun) {
+			s.live[i] = s.live[len(s.live)-1]
+			s.live = s.live[:len(s.live)-1]
+		}
+	}
+}
+
+// connect begins a tunnel, and has its client say which.
+func (s *schedule) connect() {
+	fd, err := sys.Socket(unix.AF_INET)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
+	if err := unix.Connect(fd, s.d.to); err != nil && err != unix.EINPROGRESS {
+		s.t.Fatal(err)
+	}
+	tun := &modelTunnel{id: s.next}
+	s.next++
+	tun.ends[backendSide].fd = -1
+	tun.ends[clientSide].fd = fd
+	s.write(tun, clientSide, headBytes)
+	s.live = append(s.live, tun)
+	s.byID[tun.id] = tun
+}
+
+// accept takes the backends' connections. Whose they are they learn by reading.
+func (s *schedule) accept() {
+	for {
+		fd, _, err := unix.Accept4(s.d.backends, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		if err != nil {
+			return
+		}
+		s.unnamed = append(s.unnamed, &peer{fd: fd})
+	}
+}
+
+// name reads the first word of a backend's.
+func (s *schedule) name(i int) {
+	b := s.unnamed[i]
+	n, err := sys.Recv(int32(b.fd), b.word[b.got:])
+	if err == unix.EAGAIN {
+		return
+	}
+	if n > 0 {
+		b.got += n
+		if b.got < headBytes {
+			return
+		}
+		tun := s.byID[uint32(binary.BigEndian.Uint64(b.word[:])>>32)]
+		if tun == nil || tun.ends[backendSide].fd >= 0 || tun.ends[backendSide].closed {
+			s.t.Fatalf("a backend reads %x: nobody's first word", b.word)
+		}
+		if !bytes.Equal(b.word[:], pattern(s.want, tun.id, clientSide, 0, headBytes)) {
+			s.t.Fatalf("a backend reads %x in tunnel %d", b.word, tun.id)
+		}
+		if tun.over { // its client broke off before
+			unix.Close(b.fd)
+			b.fd = -1
+			delete(s.byID, tun.id)
+		}
+		tun.ends[backendSide] = *b
+	} else {
+		unix.Close(b.fd) // its client has broken off
+	}
+	s.unnamed[i] = s.unnamed[len(s.unnamed)-1]
+	s.unnamed = s.unnamed[:len(s.unnamed)-1]
+}
+
+// actOf has one end of a tunnel do something.
+func (s *schedule) actOf(tun *modelTunnel, side int) {
+	e := &tun.ends[side]
+	if e.fd < 0 {
+		return
+	}
+	switch n := s.rnd.IntN(1000); {
+	case n < 4:
+		s.end(tun, side, true)
+	case n < 8:
+		s.end(tun, side, false)
+	case n < 16 && e.sent >= headBytes:
+		if !e.finished {
+			unix.Shutdown(e.fd, unix.SHUT_WR)
+			e.finished = true
+		}
+	case n < 30:
+		s.write(tun, side, 10_000+s.rnd.IntN(30_000))
+	case n < 40:
+		s.write(tun, side, 2048) // just fills a slot
+	case n < 600:
+		s.write(tun, side, 1+s.rnd.IntN(1+s.rnd.IntN(2500)))
+	case n < 650:
+		s.read(tun, side, 1+s.rnd.IntN(3000))
+	case n < 950 || tun.id%4 > 0: // each fourth likes to stall
+		s.read(tun, side, len(s.buf))
+	}
+}
+
+// write sends up to n bytes.
+func (s *schedule) write(tun *modelTunnel, side, n int) {
+	e := &tun.ends[side]
+	if e.finished || e.lost || n == 0 {
+		return
+	}
+	sent, err := sys.Send(int32(e.fd), pattern(s.want, tun.id, side, e.sent, n))
+	if err == nil {
+		e.sent += sent
+		s.moved += sent
+	} else if err != unix.EAGAIN {
+		s.fails(tun, side, err)
+	}
+}
+
+// read receives up to n bytes, and compares them with what the other end has
+// sent.
+func (s *schedule) read(tun *modelTunnel, side, n int) {
+	e, other := &tun.ends[side], &tun.ends[1-side]
+	if e.eof || e.lost {
+		return
+	}
+	b := s.buf[:n]
+	n, err := sys.Recv(int32(e.fd), b)
+	switch {
+	case err == unix.EAGAIN:
+		return
+	case err != nil:
+		s.fails(tun, side, err)
+		return
+	case n == 0:
+		e.eof = true
+		if !tun.abrupt && (!other.finished || e.got != other.sent) {
+			s.t.Errorf("tunnel %d: side %d reads the end after %d bytes of %d (finished: %v)", tun.id, side, e.got, other.sent, other.finished)
+		}
+		return
+	}
+	if want := pattern(s.want, tun.id, 1-side, e.got, n); !bytes.Equal(b[:n], want) {
+		for i := range want {
+			if b[i] != want[i] {
+				s.t.Fatalf("tunnel %d: side %d reads %x at %d", tun.id, side, b[i:min(n, i+32)], e.got+i)
+			}
+		}
+	}
+	if e.got += n; e.got > other.sent {
+		s.t.Errorf("tunnel %d: side %d has read %d bytes of %d", tun.id, side, e.got, other.sent)
+	}
+}
+
+// fails notes that an end is of no more use.
+func (s *schedule) fails(tun *modelTunnel, side int, err error) {
+	if !tun.abrupt {
+		s.t.Errorf("tunnel %d: side %d fails by %v, and nobody has broken off", tun.id, side, err)
+	}
+	tun.ends[side].lost = true
+}
+
+// end breaks an end off, by a reset or by a close, which is one if there is
+// something unread.
+func (s *schedule) end(tun *modelTunnel, side int, reset bool) {
+	e := &tun.ends[side]
+	tun.abrupt = true
+	if reset {
+		sys.ResetOnClose(int32(e.fd))
+	}
+	unix.Close(e.fd)
+	e.fd, e.closed, e.finished = -1, true, true
+}
+
+// isOver closes what is left of a tunnel where nothing more can come.
+func (s *schedule) isOver(tun *modelTunnel) bool {
+	a, b := &tun.ends[clientSide], &tun.ends[backendSide]
+	if !tun.abrupt {
+		if !a.eof || !b.eof || !a.finished || !b.finished {
+			return false
+		}
+		s.ended++
+	} else {
+		// The other end learns of it sooner or later; half of them stay for it.
+		for _, e := range []*peer{a, b} {
+			if e.fd >= 0 && !e.lost && !e.eof && s.rnd.IntN(100) > 0 {
+				return false
+			}
+		}
+		s.broken++
+	}
+	for _, e := range []*peer{a, b} {
+		if e.fd >= 0 {
+			unix.Close(e.fd)
+			e.fd, e.closed = -1, true
+		}
+	}
+	if tun.over = true; b.closed {
+		delete(s.byID, tun.id)
+	}
+	return true
+}
+
+// settle has all tunnels finish, and waits until the loop has none.
+func (s *schedule) settle() {
+	deadline := time.Now().Add(patience)
+	for !s.t.Failed() && !(len(s.live) == 0 && len(s.unnamed) == 0 && s.d.empty()) {
+		if time.Now().After(deadline) {
+			for _, tun := range s.live {
+				s.t.Errorf("tunnel %d does not end: %+v", tun.id, tun)
+			}
+			for _, tun := range s.d.slots {
+				if tun.state != stateFree {
+					s.t.Errorf("%+v", *tun)
+				}
+			}
+			s.t.Fatalf("%d backends without a name, %d connections in the loop", len(s.unnamed), len(s.d.slots)-len(s.d.free))
+		}
+		s.accept()
+		for i := len(s.unnamed) - 1; i >= 0; i-- {
+			s.name(i)
+		}
+		for i := len(s.live) - 1; i >= 0; i-- {
+			tun := s.live[i]
+			for side := range 2 {
+				e := &tun.ends[side]
+				if e.fd < 0 {
+					continue
+				}
+				if !e.finished && !e.lost {
+					unix.Shutdown(e.fd, unix.SHUT_WR)
+					e.finished = true
+				}
+				s.read(tun, side, len(s.buf))
+			}
+			if s.isOver(tun) {
+				s.live = append(s.live[:i], s.live[i+1:]...)
+			}
+		}
+		s.d.poll()
+		s.d.deal()
+	}
+}
+
+func (s *schedule) closeAll() {
+	for _, tun := range s.live {
+		for _, e := range tun.ends {
+			if e.fd >= 0 {
+				unix.Close(e.fd)
+			}
+		}
+	}
+	for _, b := range s.unnamed {
+		unix.Close(b.fd)
+	}
+}
