@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	kcpgo "github.com/xtaci/kcp-go/v5"
+
 	"gateway/internal/harness"
 	"gateway/internal/layer"
 )
