@@ -271,8 +271,8 @@ func TestShutdownLetsConnectionsFinish(t *testing.T) {
 	line := sealed(t, backend)
 	send(t, half, line[:10])
 	eventually(t, "both are accepted", func() bool {
-		g.mu.Lock()
-		defer g.mu.Unlock()
+		g.clients.mu.Lock()
+		defer g.clients.mu.Unlock()
 		return len(g.clients.all) == 1
 	})
 
