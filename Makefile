@@ -27,8 +27,7 @@ KUBECTL_VALIDATE := sigs.k8s.io/kubectl-validate@v0.0.4
 PROGRESS    := $(CURDIR)/bin/progress $(GO) test -json
 # Of all tests of a package. On a busy machine the 10 minutes of go test are few.
 TIMEOUT     ?= 30m
-# The packages that test how bytes are relayed: once more without io_uring, which
-# many machines do not have.
+# The packages that test how bytes are relayed.
 RELAYING    := . ./e2e/process ./e2e/protocols
 # Folders with a go.mod.
 MODULES     := . bench
@@ -51,7 +50,11 @@ test: unit cross demo
 unit: progress
 	$(GO) build -race -o bin/gateway-race .
 	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
-	TEST_IO_URING=0 TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) $(RELAYING)
+
+# The tests of how bytes are relayed, once more with -io-uring=1 for all of them.
+test-io-uring: progress
+	$(GO) build -race -o bin/gateway-race .
+	TEST_IO_URING=1 TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) $(RELAYING)
 
 # What go test knows to have passed before is not run again. -short leaves out what
 # storms and waits, and of the ways to relay all but two.

@@ -214,7 +214,7 @@ func (e *entry) note(l *tunnels, ring *uring.Ring, slot int) {
 		return
 	}
 	if f.large = e.received >= l.slotSize; f.large {
-		e.goOn = true // there is more to read
+		l.goOn(t) // there is more to read, for which other messages do not wait
 	} else {
 		src.readable = src.hung
 	}

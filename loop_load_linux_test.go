@@ -120,7 +120,7 @@ func TestThousandsOfTunnelsLeaveLoopsAsGoodAsNew(t *testing.T) {
 	for name, configure := range map[string]func(*Config){
 		"one loop":    func(cfg *Config) { cfg.Loops = 1 },
 		"three loops": func(cfg *Config) { cfg.Loops = 3 },
-		"no io_uring": func(cfg *Config) { cfg.Loops, cfg.IOUring = 1, false },
+		"io_uring":    func(cfg *Config) { cfg.Loops, cfg.IOUring = 1, true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			storm := harness.NewStorm(t, 1000, true)

@@ -27,7 +27,7 @@ func onEveryRelayWith(t *testing.T, configure func(*Config), test func(t *testin
 		"goroutines":   func(cfg *Config) { cfg.Loops = -1 },
 		"one loop":     func(cfg *Config) { cfg.Loops = 1 },
 		"three loops":  func(cfg *Config) { cfg.Loops = 3 },
-		"no io_uring":  func(cfg *Config) { cfg.IOUring = false },
+		"io_uring":     func(cfg *Config) { cfg.IOUring = true },
 		"only copying": func(cfg *Config) { cfg.Splice = false },
 		"tiny buffer":  func(cfg *Config) { cfg.Buffer = 100 },
 	} {

@@ -142,8 +142,8 @@ func settings(cfg *Config) []setting {
 		{groupTunnel, "splice", "0|1", flagvalue.Switch(&cfg.Splice),
 			"0 copies everything through user space, on Linux too"},
 		{groupTunnel, "io-uring", "0|1", flagvalue.Switch(&cfg.IOUring),
-			"0 makes a system call for each read and each write, as is done anyway where\n" +
-				"Linux has no io_uring or a container's filter refuses it; the log says which"},
+			"1 relays the messages of many tunnels by two system calls of an io_uring, where\n" +
+				"Linux has one and no container's filter refuses it; the log says which"},
 		{groupTunnel, "loops", "COUNT", flagvalue.Int(&cfg.Loops, -1, 1024),
 			"event loops, on Linux; 0 is one for each CPU the process may use, -1 serves\n" +
 				"with goroutines as other systems do"},
@@ -228,7 +228,6 @@ func defaultConfig() *Config {
 		SendProxy:        "off",
 		Buffer:           16384,
 		Splice:           true,
-		IOUring:          true,
 		HalfCloseTimeout: 60 * time.Second,
 		Keepalive:        30 * time.Second,
 		KCPMode:          "fast3",

@@ -50,8 +50,8 @@ func contenders(opt *options) (list []*contender, missing []string) {
 	lacks := func(name, why string) { missing = append(missing, name+": "+why) }
 
 	list = append(list,
-		gatewayContender(gatewayName, opt.gateway, nil),
-		forwardContender(forwardName, opt.gateway, nil),
+		gatewayContender(gatewayName, opt.gateway, []string{"-io-uring=1"}),
+		forwardContender(forwardName, opt.gateway, []string{"-io-uring=1"}),
 		gatewayContender(epollName, opt.gateway, []string{"-io-uring=0"}))
 	for _, v := range opt.variants {
 		if strings.HasPrefix(v.name, forwardName+"-") {

@@ -139,10 +139,9 @@ func FindServer(t testing.TB, name string, must bool, target string) string {
 	return ""
 }
 
-// IOUring tells whether gateways may use it in this run of the tests. Without, as
-// in most containers, they relay by other system calls, and have to pass the same
-// tests: TEST_IO_URING=0.
-func IOUring() bool { return os.Getenv("TEST_IO_URING") != "0" }
+// IOUring tells whether gateways use it in this run of all tests: TEST_IO_URING=1.
+// Otherwise only those tests do that ask for it.
+func IOUring() bool { return os.Getenv("TEST_IO_URING") == "1" }
 
 // BothWays runs a test on the event loops, and on the goroutines that are the
 // only way on systems other than Linux. way is the gateway's flag.
@@ -161,7 +160,7 @@ func EachRelay(t *testing.T, test func(t *testing.T, relay string)) {
 		"goroutines":   "-loops=-1",
 		"one loop":     "-loops=1",
 		"three loops":  "-loops=3",
-		"no io_uring":  "-io-uring=0",
+		"io_uring":     "-io-uring=1",
 		"only copying": "-splice=0",
 		"tiny buffer":  "-buffer=100",
 	} {
