@@ -43,6 +43,8 @@ var (
 	errNoHeader  = badRequest("no_header")  // a trusted proxy sent no valid PROXY header
 )
 
+var errHalfHello = &refusal{reason: "tls_failed", cause: errors.New("tls_failed: the client finished, or was too slow, within its ClientHello")}
+
 // cutShort returns why a request is incomplete for ever: err is what ended the
 // reading, nil or io.EOF for the client's FIN. A client that has not said a
 // thing, a proxy's header aside, was a health check most of the time.
@@ -50,6 +52,8 @@ func (s *session) cutShort(received []byte, err error) *refusal {
 	switch {
 	case len(received) == s.header:
 		return errEmpty
+	case s.form == handshake.TLS: // who speaks TLS reads no status
+		return errHalfHello
 	case err == errTooSlow, layer.IsTimeout(err):
 		return errTooSlow
 	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -53,6 +54,10 @@ func (b *target) listen() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	ln, err := net.Listen("tcp", b.addr)
+	for until := time.Now().Add(harness.Patience); errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(until); {
+		time.Sleep(time.Millisecond) // a process that is being started holds what was closed
+		ln, err = net.Listen("tcp", b.addr)
+	}
 	if err != nil {
 		return err
 	}

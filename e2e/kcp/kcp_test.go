@@ -141,7 +141,13 @@ func startKCPBackend(t testing.TB, code kcpCode, serve func(*kcpgo.UDPSession)) 
 	})
 	t.Cleanup(func() {
 		ln.Close() // which ends the reads of its sessions
-		serving.Wait()
+		ended := make(chan struct{})
+		go func() { serving.Wait(); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(harness.Patience): // a test that failed has left it waiting
+			t.Error("a session of the KCP backend does not end")
+		}
 		// A session that nobody has accepted stays for ever, and a closed listener
 		// returns it or its error as chance wants.
 		for range 100 {

@@ -1,9 +1,11 @@
 package harness
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -83,4 +85,33 @@ func TestOpenDescriptorsAreCounted(t *testing.T) {
 	if now := Descriptors(os.Getpid()); now != before+1 {
 		t.Errorf("%d descriptors, want %d", now, before+1)
 	}
+}
+
+// A process that is being started has the descriptors of this one for a moment.
+func TestAClosedPortIsFreeWhileProcessesStart(t *testing.T) {
+	name := LookPath(t, "true")
+	stop := make(chan struct{})
+	var starting sync.WaitGroup
+	for range 4 {
+		starting.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					exec.Command(name).Run()
+				}
+			}
+		})
+	}
+	for range 500 {
+		ln, err := net.Listen("tcp", ClosedPort(t))
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		ln.Close()
+	}
+	close(stop)
+	starting.Wait()
 }

@@ -45,14 +45,17 @@ func ClosedPort(t testing.TB) string {
 	for range portsEach {
 		addr := fmt.Sprint("127.0.0.1:", first+1+int(lastPort.Add(1))%(portsEach-1))
 		ln, tcpErr := net.Listen("tcp", addr)
-		if tcpErr == nil {
-			ln.Close()
-		}
 		c, udpErr := net.ListenPacket("udp", addr)
 		if udpErr == nil {
 			c.Close()
 		}
+		if tcpErr == nil {
+			ln.Close()
+		}
 		if errors.Join(tcpErr, udpErr) == nil {
+			// A process that another test is starting holds the sockets, too, until
+			// it runs its program: if it has the UDP socket, then the listener, too.
+			WaitRefused(t, addr)
 			return addr
 		}
 	}
