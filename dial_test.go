@@ -18,9 +18,6 @@ import (
 	"gateway/internal/policy"
 )
 
-// everywhere is the policy of a dialer that may dial anything.
-func everywhere(netip.AddrPort) error { return nil }
-
 // DNS response codes (RFC 1035 section 4.1.1).
 const (
 	noError    = 0

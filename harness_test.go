@@ -22,28 +22,27 @@ const (
 )
 
 var (
-	eventually          = harness.Eventually
-	startBackend        = harness.StartBackend
-	startEcho           = harness.StartEcho
-	startBackendProcess = harness.StartBackendProcess
-	closedPort          = harness.ClosedPort
-	connect             = harness.Connect
-	openTunnel          = harness.OpenTunnel
-	send                = harness.Send
-	expect              = harness.Expect
-	expectAll           = harness.ExpectAll
-	expectCut           = harness.ExpectCut
-	finish              = harness.Finish
-	waitRefused         = harness.WaitRefused
-	descriptorsOf       = harness.Descriptors
-	gatewayCommand      = harness.Command
-	runGateway          = harness.Run
-	portOf              = harness.PortOf
-	tlsFiles            = harness.TLSFiles
-	connectWith         = harness.ConnectWith
-	expectAnswer        = harness.ExpectAnswer
-	frameHead           = harness.FrameHead
-	sealedText          = harness.Sealed
+	eventually     = harness.Eventually
+	startBackend   = harness.StartBackend
+	startEcho      = harness.StartEcho
+	closedPort     = harness.ClosedPort
+	connect        = harness.Connect
+	openTunnel     = harness.OpenTunnel
+	send           = harness.Send
+	expect         = harness.Expect
+	expectAll      = harness.ExpectAll
+	expectCut      = harness.ExpectCut
+	finish         = harness.Finish
+	waitRefused    = harness.WaitRefused
+	descriptorsOf  = harness.Descriptors
+	gatewayCommand = harness.Command
+	runGateway     = harness.Run
+	portOf         = harness.PortOf
+	tlsFiles       = harness.TLSFiles
+	connectWith    = harness.ConnectWith
+	expectAnswer   = harness.ExpectAnswer
+	frameHead      = harness.FrameHead
+	sealedText     = harness.Sealed
 )
 
 const binaryFrame = harness.BinaryFrame
@@ -84,11 +83,6 @@ func asProcess(p *harness.Process) *process {
 func startProcess(t testing.TB, args ...string) *process {
 	t.Helper()
 	return asProcess(harness.Start(t, args...))
-}
-
-func startCommand(t testing.TB, cmd *exec.Cmd) *process {
-	t.Helper()
-	return asProcess(harness.StartCommand(t, cmd))
 }
 
 func launch(t testing.TB, cmd *exec.Cmd) *process {
