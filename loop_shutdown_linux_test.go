@@ -129,8 +129,9 @@ func TestCloseCutsConnectionsInEveryState(t *testing.T) {
 			if lines := len(g.log.lines("tunnel")) + len(g.log.lines("refused")) + len(g.log.lines("no request")); lines != connections {
 				t.Errorf("%d accounts for %d connections", lines, connections)
 			}
-			if g.ledger.cut.Load() != 3 {
-				t.Errorf("%d tunnels were cut, want 3", g.ledger.cut.Load())
+			// Those that were being connected may have become tunnels by then.
+			if n := g.ledger.cut.Load(); n < 3 || n > int64(len(g.log.lines("tunnel"))) {
+				t.Errorf("%d tunnels were cut, want 3 or a little more", n)
 			}
 			if g.loops != nil {
 				eventually(t, "the loops have ended", func() bool { return g.loops.pipes.Made() == 0 && loopsGone(g) })
