@@ -99,9 +99,12 @@ func (l *acceptor) registerListener(i int) {
 }
 
 // unlisten accepts what stands in the queue, since closing the listener would
-// reset it, and then no more.
+// reset it, and then no more. Another process may have the listener too. The
+// registration goes first: the kernel wakes one who waits for a connection, and has
+// this loop been the one, then nobody else knows of what it does not take.
 func (l *acceptor) unlisten(fd int) {
 	l.reactor.tick()
+	unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, fd, nil)
 	for _, sl := range l.listeners {
 		if sl.fd != fd {
 			continue
@@ -114,8 +117,6 @@ func (l *acceptor) unlisten(fd int) {
 		if sl.paused {
 			sl.paused = false
 			l.pausedListeners--
-		} else {
-			unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, fd, nil)
 		}
 		sl.fd = -1
 	}

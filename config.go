@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,12 @@ import (
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
+)
+
+// Set by the Makefile.
+var (
+	version = "dev"
+	commit  = ""
 )
 
 // Config is a validated configuration; see parseConfig and load. What each field
@@ -69,11 +76,14 @@ type Config struct {
 	KCPCrypt, KCPKey                string
 	KCPIdleTimeout                  time.Duration
 
-	PIDFile   string // empty: none
-	Drain     time.Duration
-	LogFormat string // "text" or "json"
-	LogLevel  slog.Level
-	Pprof     string // empty: off
+	PIDFile        string // empty: none
+	Drain          time.Duration
+	UpgradeExec    string // empty: the program that runs
+	UpgradeTimeout time.Duration
+	HardStopAfter  time.Duration // 0: never
+	LogFormat      string        // "text" or "json"
+	LogLevel       slog.Level
+	Pprof          string // empty: off
 
 	// Action is what to do instead of serving, and Arg its argument.
 	Action action
@@ -85,6 +95,7 @@ type Config struct {
 	tlsConfig *tls.Config    // nil: clients do not speak TLS
 	kcp       *kcp.Transport // listens for KCP clients and dials KCP backends
 
+	file               string // of settings; empty: none
 	secret, secretFile string
 	addr               string
 	forward            *address.Route    // of -addr
@@ -97,6 +108,10 @@ type listening struct {
 	forward *address.Route // where every client goes; nil: to its sealed address
 	kcp     bool           // by KCP, on UDP
 	setting string         // the flag that said so
+
+	given   string       // by systemd, under this name; empty: not
+	ln      net.Listener // given; nil: not, or
+	packets *net.UDPConn // for KCP
 }
 
 // action is one of the flags that do something other than serve.
@@ -244,4 +259,20 @@ func (cfg *Config) keepalive() (time.Duration, net.KeepAliveConfig) {
 		Interval: max(time.Second, cfg.Keepalive/3),
 		Count:    3,
 	}
+}
+
+// versionLine is what -version prints.
+func versionLine() string {
+	rev := commit
+	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				rev = s.Value
+			}
+		}
+	}
+	if rev == "" {
+		rev = "unknown"
+	}
+	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, rev)
 }

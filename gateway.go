@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -32,18 +33,21 @@ type Gateway struct {
 	dialer   *dialer
 	resolver *resolve.Resolver
 	relay    *relay.Relay
-	loops    *loops // nil: goroutines serve
-	http     *httpFront
-	clients  connections     // in serveConn, until another owns them
-	pending  *pending.Budget // of those that have proven nothing
+	loops    *loops                    // nil: goroutines serve
+	http     atomic.Pointer[httpFront] // for connections to come
+	clients  connections               // in serveConn, until another owns them
+	pending  *pending.Budget           // of those that have proven nothing
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
-	stopping  chan struct{}  // closed by Shutdown and Close
 	accepting sync.WaitGroup // accept loops
 
 	mu        sync.Mutex
-	listeners map[net.Listener]struct{}
+	closed    bool                           // by Shutdown or Close
+	listeners map[net.Listener]chan struct{} // closed when they are to end
+	cfg       *Config                        // of rules and http
+	own       []netip.AddrPort               // see Own
+	fronts    []*httpFront                   // all that serve, the last for connections to come
 }
 
 // NewGateway returns a gateway for a configuration that was loaded. It must be
@@ -56,15 +60,15 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		resolver:  resolve.New(resolve.Options{Server: cfg.Resolver, Timeout: cfg.ResolverTimeout, Log: log}),
 		baseCtx:   ctx,
 		cancel:    cancel,
-		stopping:  make(chan struct{}),
-		listeners: make(map[net.Listener]struct{}),
+		listeners: make(map[net.Listener]chan struct{}),
+		cfg:       cfg,
 		clients:   connections{all: make(map[net.Conn]struct{})},
 		pending:   pending.NewBudget(cfg.maxPending()),
 	}
 	g.dialer.resolver = hostLookup{g.resolver}
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
 	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
-	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
+	g.openFront(cfg)
 	if cfg.loopCount() == 0 {
 		return g, nil
 	}
@@ -78,6 +82,35 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		log.Warn("no event loops here, goroutines serve instead", "err", err)
 	}
 	return g, nil
+}
+
+// Reload has connections to come follow another configuration, which was loaded.
+// Those that there are keep what they began with. What only a new process can take
+// up is left as it is; see Config.reload.
+func (g *Gateway) Reload(cfg *Config) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old := g.rules.Load()
+	r := newRules(cfg, old.services)
+	if cfg.Balance == g.cfg.Balance {
+		r.routes = old.routes // whose turn it is, and who has failed
+	}
+	for _, ap := range g.own {
+		r.policy.Own(ap)
+	}
+	g.rules.Store(r)
+	g.loops.retime(cfg)
+	if !sameFront(cfg, g.cfg) {
+		g.openFront(cfg)
+	}
+	g.cfg = cfg
+}
+
+// openFront has HTTP clients to come served by a front of this configuration.
+func (g *Gateway) openFront(cfg *Config) {
+	front := newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
+	g.fronts = append(g.fronts, front)
+	g.http.Store(front)
 }
 
 // serveConn is the life of a connection: request, open, dial, answer, relay,
@@ -175,7 +208,7 @@ func (g *Gateway) serveHTTP(c *connection, early []byte) {
 	defer g.ledger.done(&c.session, &c.upstream)
 	defer c.ticket.Release()
 	g.clients.remove(c.socket) // Close ends it by the front's own Close
-	g.http.serve(g.baseCtx, c, early)
+	g.http.Load().serve(g.baseCtx, c, early)
 }
 
 // serveDescriptor serves a connection that a loop has accepted but cannot

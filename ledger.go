@@ -30,6 +30,7 @@ import (
 type ledger struct {
 	log     *slog.Logger
 	serving sync.WaitGroup // connections, from begin to done
+	served  atomic.Int64   // how many of them there are
 	cut     atomic.Int64   // tunnels ended by Close
 	denied  atomic.Int64   // clients whose backend the policy forbids
 
@@ -46,13 +47,20 @@ func newLedger(log *slog.Logger) *ledger {
 
 // begin counts a connection among those that are served, until done. It must
 // not be called once wait has returned.
-func (l *ledger) begin() { l.serving.Add(1) }
+func (l *ledger) begin() {
+	l.serving.Add(1)
+	l.served.Add(1)
+}
+
+// open returns how many connections are served.
+func (l *ledger) open() int64 { return l.served.Load() }
 
 // done ends a connection's part in being served. Only its first call counts.
 func (l *ledger) done(s *session, u *upstream) {
 	if !s.done {
 		s.done = true
 		u.release()
+		l.served.Add(-1)
 		l.serving.Done()
 	}
 }

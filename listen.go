@@ -5,27 +5,247 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"gateway/internal/kcp"
 	"gateway/internal/sockopt"
+	"gateway/internal/systemd"
+	"gateway/internal/upgrade"
 )
 
-// listenAll opens all listening sockets.
-func listenAll(cfg *Config) ([]net.Listener, error) {
+// sockets are the listening sockets of this process: those that it opens, and those
+// that it was given by the process before it, or by systemd.
+type sockets struct {
+	before *upgrade.Predecessor // nil: none
+	open   []outlet
+	pprof  net.Listener // given; nil: none
+}
+
+// outlet is an open listening socket, under the name by which the next process gets
+// it.
+type outlet struct {
+	name string
+	ln   net.Listener
+	listening
+}
+
+// givenPrefix begins the names of sockets that systemd has given.
+const givenPrefix = "systemd "
+
+// newSockets takes the sockets that systemd has given, which replace -addr and -kcp.
+func newSockets(cfg *Config, before *upgrade.Predecessor) (*sockets, error) {
+	s := &sockets{before: before}
+	given, err := systemd.Sockets()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range before.Names() {
+		if rest, ok := strings.CutPrefix(name, givenPrefix); ok {
+			fd, _ := before.Take(name)
+			given = append(given, systemd.Socket{Name: rest, FD: fd})
+		}
+	}
+	var list []listening
+	for _, g := range given {
+		l := listening{setting: "addr", given: g.Name}
+		if l.ln, l.packets, err = listenerOf(g.FD); err != nil {
+			return nil, fmt.Errorf("socket %q of systemd: %w", g.Name, err)
+		}
+		switch {
+		case g.Name == "pprof" && l.ln != nil:
+			s.pprof = l.ln
+			s.open = append(s.open, outlet{givenPrefix + g.Name, l.ln, l})
+			continue
+		case l.ln != nil:
+			l.addr = l.ln.Addr().String()
+		default:
+			l.addr, l.kcp, l.setting = l.packets.LocalAddr().String(), true, "kcp"
+		}
+		list = append(list, l)
+	}
+	cfg.activate(list)
+	return s, nil
+}
+
+// listenerOf makes a listener, or a socket for datagrams, of a descriptor, which it
+// owns.
+func listenerOf(fd int) (net.Listener, *net.UDPConn, error) {
+	f := os.NewFile(uintptr(fd), "")
+	defer f.Close()
+	// Both make a copy.
+	ln, err := net.FileListener(f)
+	if tcp, ok := ln.(*net.TCPListener); ok {
+		return tcp, nil, nil
+	} else if err == nil {
+		ln.Close()
+		return nil, nil, fmt.Errorf("it is for %s: want TCP, or UDP for KCP", ln.Addr().Network())
+	}
+	packets, perr := net.FilePacketConn(f)
+	if udp, ok := packets.(*net.UDPConn); ok {
+		return nil, udp, nil
+	} else if perr == nil {
+		packets.Close()
+	}
+	return nil, nil, fmt.Errorf("it does not listen: %w", err)
+}
+
+// activate has sockets that were given replace what would be opened: those of -listen
+// with the same address, -kcp, and all others -addr.
+func (cfg *Config) activate(given []listening) {
+	var rest []listening
+	for _, g := range given {
+		i := slices.IndexFunc(cfg.Listen, func(l listening) bool {
+			return l.given == "" && l.setting == "listen" && !g.kcp && (l.addr == g.given || sameAddress(l.addr, g.addr))
+		})
+		if i < 0 {
+			rest = append(rest, g)
+			continue
+		}
+		g.forward, g.setting = cfg.Listen[i].forward, "listen"
+		cfg.Listen[i] = g
+	}
+	for _, kcp := range []bool{true, false} {
+		of := slices.DeleteFunc(slices.Clone(rest), func(l listening) bool { return l.kcp != kcp })
+		if len(of) == 0 {
+			continue
+		}
+		for i := range of {
+			of[i].forward = cfg.forward
+			if kcp {
+				of[i].forward = nil
+			}
+		}
+		replaced := func(l listening) bool { return l.setting == of[0].setting && l.given == "" }
+		cfg.Listen = append(of, slices.DeleteFunc(cfg.Listen, replaced)...)
+	}
+}
+
+// sameAddress tells whether an address to listen on is that of a socket.
+func sameAddress(configured, addr string) bool {
+	want, err1 := net.ResolveTCPAddr("tcp", configured)
+	have, err2 := net.ResolveTCPAddr("tcp", addr)
+	if err1 != nil || err2 != nil || want.Port != have.Port {
+		return false
+	}
+	unspecified := func(ip net.IP) bool { return ip == nil || ip.IsUnspecified() }
+	return want.IP.Equal(have.IP) || unspecified(want.IP) && unspecified(have.IP)
+}
+
+// listenAll opens all listening sockets that were not given.
+func (s *sockets) listenAll(cfg *Config) ([]net.Listener, error) {
 	var list []net.Listener
 	for _, l := range cfg.Listen {
-		ln, err := listen(cfg, l)
+		ln, name, err := s.listen(cfg, l)
 		if err != nil {
 			closeAll(list)
 			return nil, fmt.Errorf("-%s: %w", l.setting, withRemedy(err, cfg.Reuse))
 		}
 		list = append(list, ln)
+		s.open = append(s.open, outlet{name, ln, l})
 	}
 	return list, nil
+}
+
+// listen opens a listening socket, unless it was given, and returns its name.
+func (s *sockets) listen(cfg *Config, l listening) (net.Listener, string, error) {
+	name := "tcp " + l.addr
+	if l.kcp {
+		name = "udp " + l.addr
+	}
+	if l.given != "" {
+		name = givenPrefix + l.given
+	} else if fd, ok := s.before.Take(name); ok {
+		var err error
+		if l.ln, l.packets, err = listenerOf(fd); err != nil {
+			return nil, name, err
+		}
+	}
+	switch {
+	case l.packets != nil:
+		ln, err := serveKCP(cfg, l.packets)
+		return ln, name, err
+	case l.ln != nil:
+		return l.ln, name, nil
+	}
+	ln, err := listen(cfg, l)
+	return ln, name, err
+}
+
+// listenPprof opens the socket of -pprof, unless it was given. It returns nil for
+// none.
+func (s *sockets) listenPprof(cfg *Config) (net.Listener, error) {
+	if s.pprof != nil || cfg.Pprof == "" {
+		return s.pprof, nil
+	}
+	var ln net.Listener
+	var err error
+	name := "pprof " + cfg.Pprof
+	if fd, ok := s.before.Take(name); ok {
+		ln, _, err = listenerOf(fd)
+	} else {
+		ln, err = listenPprof(cfg.Pprof)
+	}
+	if err == nil {
+		s.open = append(s.open, outlet{name: name, ln: ln})
+	}
+	return ln, err
+}
+
+// copies returns copies of all sockets, for a new process. The caller closes them.
+func (s *sockets) copies() ([]upgrade.Socket, error) {
+	var list []upgrade.Socket
+	for _, o := range s.open {
+		socket, ok := o.ln.(syscall.Conn)
+		if !ok {
+			continue
+		}
+		fd, err := sockopt.Dup(socket)
+		if err != nil {
+			closeCopies(list)
+			return nil, fmt.Errorf("cannot hand over the socket of %s: %w", o.ln.Addr(), err)
+		}
+		list = append(list, upgrade.Socket{Name: o.name, FD: fd})
+	}
+	return list, nil
+}
+
+func closeCopies(list []upgrade.Socket) {
+	for _, s := range list {
+		os.NewFile(uintptr(s.FD), "").Close()
+	}
+}
+
+// reopen makes listeners anew of copies, which it owns, in the place of those that
+// were closed. What fails is for the log: nobody else serves.
+func (s *sockets) reopen(cfg *Config, kept []upgrade.Socket, log *slog.Logger) (list []outlet) {
+	for i := range s.open {
+		o := &s.open[i]
+		at := slices.IndexFunc(kept, func(k upgrade.Socket) bool { return k.Name == o.name })
+		if at < 0 {
+			continue
+		}
+		ln, packets, err := listenerOf(kept[at].FD)
+		kept[at].Name = "" // of several with one name each once
+		if packets != nil {
+			ln, err = serveKCP(cfg, packets)
+		}
+		if err != nil {
+			log.Error("cannot listen again", "addr", o.addr, "err", err)
+			continue
+		}
+		o.ln = ln
+		if ln == nil || o.setting == "" {
+			continue // pprof's
+		}
+		list = append(list, *o)
+	}
+	return list
 }
 
 // errBound is how checkAddress keeps net from going on.
@@ -163,7 +383,12 @@ func listenKCP(cfg *Config, addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln, err := cfg.kcp.Serve(socket.(*net.UDPConn))
+	return serveKCP(cfg, socket.(*net.UDPConn))
+}
+
+// serveKCP makes a listener of a socket, which it owns.
+func serveKCP(cfg *Config, socket *net.UDPConn) (net.Listener, error) {
+	ln, err := cfg.kcp.Serve(socket)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -90,7 +90,7 @@ func tellOfRings(cfg *Config, log *slog.Logger, rings <-chan error) {
 func (ls *loops) serve(ln *net.TCPListener, forward *address.Route, stopping <-chan struct{}, rules func() *rules) error {
 	defer ln.Close()
 	// net's descriptor is registered with the runtime's poller.
-	fd, err := dup(ln)
+	fd, err := sockopt.Dup(ln)
 	if err != nil {
 		return err
 	}
@@ -182,6 +182,44 @@ func (ls *loops) elsewhere() (done func()) {
 	return func() { ls.crew.away.Add(-1) }
 }
 
+// answer tells whether every loop takes its turn within a time.
+func (ls *loops) answer(within time.Duration) bool {
+	if ls == nil {
+		return true
+	}
+	answers := make(chan struct{}, len(ls.all))
+	for _, l := range ls.all {
+		if !l.reactor.post(func() { answers <- struct{}{} }) {
+			answers <- struct{}{} // it has ended
+		}
+	}
+	deadline := time.After(within)
+	for range ls.all {
+		select {
+		case <-answers:
+		case <-deadline:
+			return false
+		}
+	}
+	return true
+}
+
+// retime gives the loops the times and sizes of another configuration, for what
+// begins from here on. A time that is shorter than before counts from the moment
+// on when those have passed that began with the longer one.
+func (ls *loops) retime(cfg *Config) {
+	if ls == nil {
+		return
+	}
+	ls.onAll(func(l *loop) {
+		l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
+		l.dials.after = cfg.Timeout.Nanoseconds()
+		if size := max(cfg.Buffer, cfg.HandshakeMax+len("\r\n")); size > len(l.buf) {
+			l.buf = make([]byte, size)
+		}
+	})
+}
+
 // close cuts all tunnels and ends the loops. It does not wait for them.
 func (ls *loops) close() {
 	if ls == nil {
@@ -204,27 +242,13 @@ func (ls *loops) moved() (spliced, copied int64) {
 	return spliced, copied
 }
 
-// dupConn is dup for what is TCP.
+// dupConn is sockopt.Dup for what is TCP.
 func dupConn(c net.Conn) (int, error) {
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
 		return -1, errors.ErrUnsupported
 	}
-	return dup(tcp)
-}
-
-// dup returns a descriptor of the caller's own for a socket of net's,
-// close-on-exec, or -1. (File().Fd() would make it blocking, for both.)
-func dup(socket syscall.Conn) (int, error) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	fd := -1
-	cerr := raw.Control(func(orig uintptr) {
-		fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	return fd, errors.Join(err, cerr)
+	return sockopt.Dup(tcp)
 }
 
 const (

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"net"
+	"time"
 
 	"gateway/internal/address"
 )
@@ -23,5 +24,7 @@ func (*loops) serve(*net.TCPListener, *address.Route, <-chan struct{}, func() *r
 
 func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool { return false }
 func (*loops) elsewhere() func()                                         { return func() {} }
+func (*loops) answer(time.Duration) bool                                 { return true }
+func (*loops) retime(*Config)                                            {}
 func (*loops) close()                                                    {}
 func (*loops) moved() (spliced, copied int64)                            { return 0, 0 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"gateway/internal/address"
@@ -28,12 +29,13 @@ func (g *Gateway) ServeForward(ln net.Listener, to address.Route) error {
 func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	defer ln.Close()
 	g.Own(ln.Addr())
-	if !g.startAccepting(ln) {
+	stopping := g.startAccepting(ln)
+	if stopping == nil {
 		return ErrGatewayClosed
 	}
 	defer g.stopAccepting(ln)
 	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		if err := g.loops.serve(tcp, forward, g.stopping, g.rules.Load); err != nil {
+		if err := g.loops.serve(tcp, forward, stopping, g.rules.Load); err != nil {
 			return err
 		}
 		return ErrGatewayClosed
@@ -47,16 +49,18 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 			g.accepted(conn, forward)
 			continue
 		}
-		if g.isStopping() {
+		select {
+		case <-stopping:
 			g.acceptQueued(ln, forward)
 			return ErrGatewayClosed
+		default:
 		}
 		// Out of descriptors most of the time: connections that end free some.
 		delay := pace.next()
 		g.ledger.warnCannotAccept(err, delay)
 		select {
 		case <-time.After(delay):
-		case <-g.stopping:
+		case <-stopping:
 		}
 	}
 }
@@ -88,8 +92,15 @@ func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {
 // Own tells the gateway of an address that belongs to it, besides those that it
 // serves: no client gets there.
 func (g *Gateway) Own(a net.Addr) {
-	if ap := layer.AddrPort(a); ap.IsValid() {
-		g.rules.Load().policy.Own(ap)
+	ap := layer.AddrPort(a)
+	if !ap.IsValid() {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.rules.Load().policy.Own(ap)
+	if !slices.Contains(g.own, ap) {
+		g.own = append(g.own, ap)
 	}
 }
 
@@ -98,6 +109,9 @@ func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
 	g.ledger.begin()
 	r := g.rules.Load()
 	c := &connection{Conn: conn, socket: conn, rules: r}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		g.setKeepalive(tcp) // a listener that was made elsewhere has others
+	}
 	g.admit(c)
 	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), forward)
 	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
@@ -106,12 +120,38 @@ func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
 	go g.serveConn(c, nil)
 }
 
+// Withdraw ends all calls of Serve, which return ErrGatewayClosed, and lets
+// connections be, but for HTTP clients' that rest. It closes the listeners: what stands
+// in their queues is accepted before, unless another process has the same sockets
+// and is quicker. Serve may be called again after Return.
+func (g *Gateway) Withdraw() {
+	g.stop(false)
+	g.drainFronts()
+}
+
+// Return undoes what Withdraw has done to HTTP clients.
+func (g *Gateway) Return() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.openFront(g.cfg)
+}
+
+// drainFronts has HTTP connections end with the exchange that they are in.
+func (g *Gateway) drainFronts() {
+	g.mu.Lock()
+	fronts := slices.Clone(g.fronts)
+	g.mu.Unlock()
+	for _, f := range fronts {
+		f.server.Shutdown()
+	}
+}
+
 // Shutdown stops listening at once and returns when all connections have ended
 // by themselves, or with ctx's error when ctx ends first; then Close cuts what
 // is left.
 func (g *Gateway) Shutdown(ctx context.Context) error {
-	g.stop()
-	g.http.server.Shutdown()
+	g.stop(true)
+	g.drainFronts()
 	idle := make(chan struct{})
 	go func() {
 		g.ledger.wait()
@@ -128,12 +168,17 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 // Close stops listening, cuts all connections and returns when they are
 // accounted for. It always returns nil.
 func (g *Gateway) Close() error {
-	g.stop()
+	g.stop(true)
 	g.cancel(errShutdown)
 	g.clients.abort()
 	g.relay.Close()
 	g.loops.close()
-	g.http.server.Close()
+	g.mu.Lock()
+	fronts := slices.Clone(g.fronts)
+	g.mu.Unlock()
+	for _, f := range fronts {
+		f.server.Close()
+	}
 	g.ledger.wait()
 	g.resolver.Close()
 	return nil
@@ -147,14 +192,18 @@ func (g *Gateway) logTotals() {
 }
 
 // stop ends the accept loops and waits for them, so that no connection begins
-// after it. A deadline wakes an accept loop and leaves the listener open for
-// what is queued; a listener without deadlines is closed.
-func (g *Gateway) stop() {
+// after it; for good or not. A deadline wakes an accept loop and leaves the listener
+// open for what is queued; a listener without deadlines is closed.
+func (g *Gateway) stop(forGood bool) {
 	g.mu.Lock()
-	if !g.isStopping() {
-		close(g.stopping)
-	}
-	for ln := range g.listeners {
+	g.closed = g.closed || forGood
+	for ln, stopping := range g.listeners {
+		select {
+		case <-stopping:
+			continue
+		default:
+			close(stopping)
+		}
 		if l, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
 			l.SetDeadline(time.Unix(1, 0))
 		} else {
@@ -165,24 +214,18 @@ func (g *Gateway) stop() {
 	g.accepting.Wait()
 }
 
-func (g *Gateway) isStopping() bool {
-	select {
-	case <-g.stopping:
-		return true
-	default:
-		return false
-	}
-}
-
-func (g *Gateway) startAccepting(ln net.Listener) bool {
+// startAccepting returns what is closed when the accept loop of ln is to end; nil
+// if it is not to begin.
+func (g *Gateway) startAccepting(ln net.Listener) <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.isStopping() {
-		return false
+	if g.closed {
+		return nil
 	}
 	g.accepting.Add(1)
-	g.listeners[ln] = struct{}{}
-	return true
+	stopping := make(chan struct{})
+	g.listeners[ln] = stopping
+	return stopping
 }
 
 func (g *Gateway) stopAccepting(ln net.Listener) {

@@ -158,6 +158,13 @@ var settingTests = []struct {
 	{"drain", func(c *Config) any { return c.Drain }, 30 * time.Second,
 		[]taken{{"0", time.Duration(0)}, {"5", 5 * time.Second}, {"1h", time.Hour}},
 		[]string{"", "-1", "-1s", "forever"}},
+	{"config", func(c *Config) any { return c.file }, "", nil, nil}, // see config_test.go
+	{"upgrade-exec", func(c *Config) any { return c.UpgradeExec }, "",
+		[]taken{{"", ""}, {"/usr/local/bin/gateway", "/usr/local/bin/gateway"}}, nil},
+	{"upgrade-timeout", func(c *Config) any { return c.UpgradeTimeout }, 30 * time.Second,
+		[]taken{{"5", 5 * time.Second}, {"500ms", 500 * time.Millisecond}}, []string{"", "0", "-1s", "soon"}},
+	{"hard-stop-after", func(c *Config) any { return c.HardStopAfter }, time.Duration(0),
+		[]taken{{"0", time.Duration(0)}, {"2h", 2 * time.Hour}}, []string{"", "-1", "never"}},
 	{"log-format", func(c *Config) any { return c.LogFormat }, "text",
 		[]taken{{"text", "text"}, {"json", "json"}},
 		[]string{"", "xml", "text,json"}},

@@ -3,6 +3,7 @@ package kcp
 import (
 	"net"
 	"sync"
+	"syscall"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
 )
@@ -151,3 +152,6 @@ func (l *Listener) clear() {
 		}
 	}
 }
+
+// SyscallConn returns the socket, for who wants to have it too.
+func (l *Listener) SyscallConn() (syscall.RawConn, error) { return l.guard.SyscallConn() }

@@ -1,0 +1,503 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"gateway/internal/pidfile"
+	"gateway/internal/profiling"
+	"gateway/internal/systemd"
+	"gateway/internal/upgrade"
+)
+
+// service is a gateway that serves, and what happens to it from outside: signals,
+// another configuration, a new process in its place.
+type service struct {
+	args    []string // of the command line
+	cfg     atomic.Pointer[Config]
+	log     *slog.Logger
+	level   *slog.LevelVar // of log
+	g       *Gateway
+	sockets *sockets
+	notify  *systemd.Notifier
+	before  *upgrade.Predecessor // nil: started afresh
+	pid     *pidfile.File        // nil: none
+	served  chan error           // a listener's end, other than by Withdraw
+	signals chan os.Signal
+
+	reloading sync.Mutex
+	pprof     func(context.Context) // stops it; nil: off
+	program   string                // to start anew
+	dir       string                // where this one was started
+}
+
+// serve runs a gateway until a signal ends it, or another process has taken over.
+// level is that of log.
+func serve(args []string, cfg *Config, log *slog.Logger, level *slog.LevelVar) error {
+	p := &service{args: args, log: log, level: level, signals: make(chan os.Signal, 16)}
+	p.cfg.Store(cfg)
+	// Before anything that a signal would have to clean up.
+	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, upgrade.Signal)
+	defer signal.Stop(p.signals)
+	p.notify = systemd.New(log)
+	p.program, p.dir = upgrade.OwnProgram()
+	var err error
+	if p.before, err = upgrade.Inherit(); err != nil {
+		return err
+	}
+	if p.sockets, err = newSockets(cfg, p.before); err != nil {
+		return err
+	}
+	return p.serve()
+}
+
+func (p *service) serve() error {
+	cfg := p.cfg.Load()
+	listeners, err := p.sockets.listenAll(cfg)
+	if err != nil {
+		return err
+	}
+	p.makeRoom(cfg)
+	if p.g, err = NewGateway(cfg, p.log); err != nil {
+		closeAll(listeners)
+		return err
+	}
+	defer p.g.Close()
+	for _, ln := range listeners {
+		p.g.Own(ln.Addr()) // all of them, before a client of any
+	}
+	if err := p.servePprof(cfg); err != nil {
+		closeAll(listeners)
+		return err
+	}
+	defer p.stopPprof(0)
+
+	if cfg.PIDFile != "" && p.before != nil {
+		// The old process still has its line. What is wrong should show before it
+		// gives way.
+		if err := pidfile.Check(cfg.PIDFile); err != nil {
+			closeAll(listeners)
+			return fmt.Errorf("-pidfile: %w", err)
+		}
+	}
+	if p.before != nil {
+		if err := p.before.Ready(versionLine()); err != nil {
+			closeAll(listeners)
+			return err
+		}
+	}
+	p.served = make(chan error, 2*len(listeners))
+	for i, ln := range listeners {
+		if l := cfg.Listen[i]; !l.kcp || p.before == nil {
+			p.serveListener(ln, l)
+		}
+	}
+	if p.before != nil {
+		if err := p.takeOver(); err != nil {
+			return err
+		}
+		for i, ln := range listeners {
+			// Datagrams are not shared as connects are: who reads one has it. The
+			// old process has read all of its own by now.
+			if l := cfg.Listen[i]; l.kcp {
+				p.serveListener(ln, l)
+			}
+		}
+	}
+	if err := p.createPIDFile(cfg); err != nil {
+		return err
+	}
+	defer p.removePIDFile()
+	p.logListeners(cfg, listeners)
+	p.notify.Ready("serving")
+	p.notify.Watch(p.g.loops.answer)
+	return p.live()
+}
+
+// serveListener serves until the gateway withdraws from the listener.
+func (p *service) serveListener(ln net.Listener, l listening) {
+	go func() {
+		var err error
+		if l.forward != nil {
+			err = p.g.ServeForward(ln, *l.forward)
+		} else {
+			err = p.g.Serve(ln)
+		}
+		if err != ErrGatewayClosed {
+			p.served <- err // it cannot listen
+		}
+	}()
+}
+
+// servePprof serves -pprof, if it is set.
+func (p *service) servePprof(cfg *Config) error {
+	ln, err := p.sockets.listenPprof(cfg)
+	if ln == nil || err != nil {
+		return err
+	}
+	p.pprof = profiling.Serve(ln, p.log)
+	p.log.Info("pprof is on", "url", fmt.Sprintf("http://%s/debug/pprof/", ln.Addr()))
+	p.g.Own(ln.Addr())
+	return nil
+}
+
+// stopPprof stops it; whom it serves has some time.
+func (p *service) stopPprof(patience time.Duration) {
+	if p.pprof == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	p.pprof(ctx)
+	p.pprof = nil
+}
+
+// Reload reads the settings again, and the files that they name, and has connections
+// to come follow them. If anything is wrong, all stays as it was, and the error says
+// what. It may be called from any goroutine.
+func (p *service) Reload() error {
+	p.reloading.Lock()
+	defer p.reloading.Unlock()
+	p.notify.Reloading()
+	next, changed, fixed, err := p.cfg.Load().reload(p.args, p.log)
+	if err != nil {
+		p.log.Error("cannot reload, everything stays as it was", "err", err)
+		p.notify.Ready("serving; the last reload failed")
+		return err
+	}
+	p.g.Reload(next)
+	p.cfg.Store(next)
+	p.level.Set(next.LogLevel)
+	p.log.Info("reloaded", "changed", strings.Join(changed, ","), "secrets", len(next.Secrets), "from", strings.Join(next.SecretSources, ","))
+	if len(fixed) > 0 {
+		p.log.Warn("needs a restart or an upgrade (SIGUSR2), and stays as it was", "settings", strings.Join(fixed, ","))
+	}
+	next.warn(p.log)
+	p.notify.Ready("serving")
+	return nil
+}
+
+func (p *service) createPIDFile(cfg *Config) error {
+	if cfg.PIDFile == "" {
+		return nil
+	}
+	other := 0
+	if p.before != nil {
+		other = p.before.PID
+	}
+	var err error
+	if p.pid, err = pidfile.CreateInsteadOf(cfg.PIDFile, other); err != nil {
+		err = fmt.Errorf("-pidfile: %w", err)
+		if p.before != nil { // nobody else serves any more
+			p.log.Error("the pid file names the old process", "err", err)
+			return nil
+		}
+	}
+	return err
+}
+
+func (p *service) removePIDFile() {
+	if p.pid == nil {
+		return
+	}
+	if err := p.pid.Remove(); err != nil {
+		p.log.Warn("cannot clean up the pid file", "err", err)
+	}
+}
+
+func (p *service) logListeners(cfg *Config, listeners []net.Listener) {
+	for i, ln := range listeners {
+		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
+		if cfg.Listen[i].kcp {
+			attrs = append(attrs, "protocol", "kcp")
+		}
+		if to := cfg.Listen[i].forward; to != nil {
+			attrs = append(attrs, "forward", to.String())
+		} else {
+			attrs = append(attrs, "secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
+		}
+		if p.before != nil {
+			attrs = append(attrs, "instead_of", p.before.PID)
+		}
+		p.log.Info("listening", attrs...)
+	}
+}
+
+// live deals with what comes from outside, until the process is to end.
+func (p *service) live() error {
+	starting := false
+	started := make(chan *upgrade.Successor, 1)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	for {
+		select {
+		case sig := <-p.signals:
+			switch {
+			case sig == syscall.SIGHUP:
+				go p.Reload()
+			case sig == upgrade.Signal && starting:
+				p.log.Warn("an upgrade is under way: asked for one more", "signal", sig.String())
+			case sig == upgrade.Signal:
+				starting = true
+				go func() { started <- p.upgrade(ctx) }()
+			default:
+				cancel(fmt.Errorf("this process is to end: %s", sig))
+				if starting {
+					if s := <-started; s != nil {
+						return p.giveWay(s, sig) // too late to end it
+					}
+				}
+				return p.drain(sig)
+			}
+		case s := <-started:
+			starting = false
+			if s == nil {
+				continue
+			}
+			if err := p.giveWay(s, nil); err != errGoOn {
+				return err
+			}
+		case err := <-p.served:
+			return err
+		}
+	}
+}
+
+// drain lets connections end, and the process with them.
+func (p *service) drain(sig os.Signal) error {
+	cfg := p.cfg.Load()
+	if err := p.before.Bye(); err != nil && !errors.Is(err, syscall.EPIPE) {
+		p.log.Debug("the old process does not hear that this one ends", "err", err)
+	}
+	p.log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
+	p.notify.Stopping(p.status("draining"))
+	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain)
+	defer cancel()
+	go func() {
+		for {
+			select {
+			case sig := <-p.signals:
+				if sig == syscall.SIGHUP || sig == upgrade.Signal {
+					continue
+				}
+				p.log.Info("ending at once", "signal", sig.String())
+				cancel()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	go p.tellWhileDraining(ctx)
+	p.g.Shutdown(ctx)
+	cancel()
+	p.notify.Unwatch()
+	p.g.Close()
+	p.g.logTotals()
+	return nil
+}
+
+// tellInterval is how often systemd hears how the draining goes.
+const tellInterval = 2 * time.Second
+
+// tellWhileDraining has systemd wait for as long as connections may take.
+func (p *service) tellWhileDraining(ctx context.Context) {
+	for {
+		// More than until the next time, however busy the machine is.
+		p.notify.Extend(15 * time.Second)
+		p.notify.Status(p.status("draining"))
+		select {
+		case <-time.After(tellInterval):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// status is for systemctl status.
+func (p *service) status(doing string) string {
+	return fmt.Sprintf("%d connections, %s", p.g.ledger.open(), doing)
+}
+
+// makeRoom gives the loops' threads a processor each, and one to everything else,
+// which would otherwise have to take one from a loop.
+func (p *service) makeRoom(cfg *Config) {
+	if n := cfg.loopCount(); n > 0 && os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(n + 1)
+	}
+}
+
+// upgrade starts a new process and returns it once it serves beside this one; or nil,
+// and the log says why not. ctx ends it early.
+func (p *service) upgrade(ctx context.Context) *upgrade.Successor {
+	cfg := p.cfg.Load()
+	program := cmp.Or(cfg.UpgradeExec, p.program)
+	p.notify.Reloading()
+	s, err := p.start(ctx, program, cfg.UpgradeTimeout)
+	if err == nil {
+		return s
+	}
+	p.log.Error("the upgrade failed: this process goes on serving", "program", program, "err", err)
+	p.notify.Ready("serving; the upgrade failed")
+	return nil
+}
+
+var (
+	errUpgradeTimeout = errors.New("-upgrade-timeout is over")
+	errFirstProcess   = errors.New("this is process 1 of its container, which ends with it: replace the container, or run it with an init (docker run --init)")
+)
+
+func (p *service) start(ctx context.Context, program string, timeout time.Duration) (*upgrade.Successor, error) {
+	if os.Getpid() == 1 {
+		return nil, errFirstProcess
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errUpgradeTimeout)
+	defer cancel()
+	copies, err := p.sockets.copies()
+	if err != nil {
+		return nil, err
+	}
+	defer closeCopies(copies)
+	args := append([]string{program}, os.Args[1:]...)
+	s, err := upgrade.Start(upgrade.Program{Path: program, Args: args, Env: os.Environ(), Dir: p.dir}, copies)
+	if err != nil {
+		return nil, err
+	}
+	p.log.Info("upgrading", "program", program, "new_pid", s.PID())
+	name, err := s.Ready(ctx)
+	if err == nil {
+		p.log.Info("the new process is ready", "new_pid", s.PID(), "is", name)
+		err = s.Serve(ctx)
+	}
+	if err != nil {
+		s.Kill() // it may hang
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// takeOver begins to serve beside the old process, and waits until that serves no
+// more.
+func (p *service) takeOver() error {
+	if err := p.before.Serving(); err != nil {
+		p.log.Warn("the old process has ended before it handed over", "err", err)
+		return nil
+	}
+	if err := p.before.Settled(); err != nil {
+		p.log.Warn("the old process has ended before it handed over", "err", err)
+		return nil
+	}
+	return nil
+}
+
+// errGoOn is what giveWay returns where this process serves again.
+var errGoOn = errors.New("the new process has ended")
+
+// probation is how long a new process has to live before the old one ends, even if
+// there is nothing to wait for: one that crashes at once is replaced by the old.
+const probation = 500 * time.Millisecond
+
+// giveWay leaves the sockets to a new process that serves, and lets connections end.
+// It returns errGoOn if that process ends without a word meanwhile: then this one
+// serves again. sig, if not nil, has asked for this one's end.
+func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
+	defer s.Close()
+	cfg := p.cfg.Load()
+	kept, err := p.sockets.copies()
+	if err != nil {
+		p.log.Warn("no way back to this process, if the new one crashes", "err", err)
+	}
+	defer func() { closeCopies(kept) }()
+	p.g.Withdraw()
+	p.stopPprof(time.Second)
+	p.notify.Unwatch()
+	p.notify.MainPID(s.PID())
+	if err := s.Yield(); err != nil {
+		return p.goOn(s, kept)
+	}
+	p.before.Bye() // it is of no more use, and may have ended
+	p.log.Info("handed over", "new_pid", s.PID(), "tunnels", p.g.ledger.open(), "hard_stop_after", cfg.HardStopAfter.String())
+	if sig != nil {
+		return p.drain(sig)
+	}
+	p.handOver(s.Conn())
+
+	var stop <-chan time.Time
+	if cfg.HardStopAfter > 0 {
+		stop = time.After(cfg.HardStopAfter)
+	}
+	until := time.Now().Add(probation)
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	gone := s.Gone()
+	for {
+		select {
+		case <-look.C:
+			if p.g.ledger.open() == 0 && !time.Now().Before(until) {
+				p.g.Close()
+				p.g.logTotals()
+				return nil
+			}
+		case <-stop:
+			p.log.Info("ending at once", "tunnels", p.g.ledger.open(), "reason", "-hard-stop-after")
+			p.g.Close()
+			p.g.logTotals()
+			return nil
+		case <-gone:
+			if !s.InOrder() {
+				return p.goOn(s, kept)
+			}
+			closeCopies(kept)
+			gone, kept = nil, nil
+		case sig := <-p.signals:
+			if sig == syscall.SIGHUP || sig == upgrade.Signal {
+				p.log.Warn("this process only waits for its tunnels to end: signal the new one", "signal", sig.String(), "new_pid", s.PID())
+				continue
+			}
+			return p.drain(sig)
+		}
+	}
+}
+
+// handOver sends live tunnels to the new process, over a stream of its own; what
+// stays ends here.
+func (p *service) handOver(*net.UnixConn) {}
+
+// goOn serves again after the new process has ended.
+func (p *service) goOn(s *upgrade.Successor, kept []upgrade.Socket) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	p.log.Error("the new process has ended: this one serves again", "new_pid", s.PID(), "how", s.How(ctx))
+	if len(kept) == 0 {
+		return errors.New("the new process has ended, and this one cannot serve again")
+	}
+	cfg := p.cfg.Load()
+	p.g.Return()
+	for _, l := range p.sockets.reopen(cfg, kept, p.log) {
+		p.g.Own(l.ln.Addr())
+		p.serveListener(l.ln, l.listening)
+	}
+	if err := p.servePprof(cfg); err != nil {
+		p.log.Warn("pprof is off", "err", err)
+	}
+	if p.pid != nil {
+		if err := p.pid.Reclaim(s.PID()); err != nil {
+			p.log.Error("the pid file does not name this process", "err", err)
+		}
+	}
+	p.notify.Ready("serving; the new process has ended")
+	p.notify.Watch(p.g.loops.answer)
+	return errGoOn
+}
