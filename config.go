@@ -19,6 +19,7 @@ import (
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
+	"gateway/internal/smallfile"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
 )
@@ -91,9 +92,10 @@ type Config struct {
 	TTL    time.Duration // of what actionSeal makes; 0: a sealed line
 
 	// What load makes of files and of what belongs together.
-	tokens    *token.Keys    // nil: no token opens
-	tlsConfig *tls.Config    // nil: clients do not speak TLS
-	kcp       *kcp.Transport // listens for KCP clients and dials KCP backends
+	tokens    *token.Keys      // nil: no token opens
+	tlsConfig *tls.Config      // nil: clients do not speak TLS
+	kcp       *kcp.Transport   // listens for KCP clients and dials KCP backends
+	watch     *smallfile.Watch // of the files of secrets
 
 	file               string // of settings; empty: none
 	secret, secretFile string

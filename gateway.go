@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -104,6 +105,33 @@ func (g *Gateway) Reload(cfg *Config) {
 		g.openFront(cfg)
 	}
 	g.cfg = cfg
+}
+
+// current returns the rules for a connection that begins now.
+func (g *Gateway) current() *rules {
+	r := g.rules.Load()
+	if r.secrets.Changed() {
+		g.reloadSecrets()
+		r = g.rules.Load()
+	}
+	return r
+}
+
+// reloadSecrets takes up secrets of files that have changed.
+func (g *Gateway) reloadSecrets() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	cfg := *g.cfg
+	cfg.Secrets, cfg.SecretSources = nil, nil
+	if err := cfg.loadSecrets(); err != nil {
+		g.ledger.log.Error("cannot read the changed secrets, the old ones stay", "err", err)
+		return
+	}
+	r := *g.rules.Load()
+	r.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+	g.rules.Store(&r)
+	g.cfg = &cfg
+	g.ledger.log.Info("secrets changed", "secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
 }
 
 // openFront has HTTP clients to come served by a front of this configuration.

@@ -107,7 +107,7 @@ func (cfg *Config) activate(given []listening) {
 			rest = append(rest, g)
 			continue
 		}
-		g.forward, g.setting = cfg.Listen[i].forward, "listen"
+		g.addr, g.forward, g.setting = cfg.Listen[i].addr, cfg.Listen[i].forward, "listen"
 		cfg.Listen[i] = g
 	}
 	for _, kcp := range []bool{true, false} {

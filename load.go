@@ -245,7 +245,7 @@ func (cfg *Config) reload(args []string, log *slog.Logger) (next *Config, change
 	}
 	// What load has made.
 	merged.Secrets, merged.SecretSources = read.Secrets, read.SecretSources
-	merged.tokens, merged.tlsConfig, merged.sources = read.tokens, read.tlsConfig, read.sources
+	merged.tokens, merged.tlsConfig, merged.sources, merged.watch = read.tokens, read.tlsConfig, read.sources, read.watch
 	return &merged, changed, fixed, nil
 }
 
@@ -280,7 +280,19 @@ func (cfg *Config) load(log *slog.Logger) error {
 	}); err != nil {
 		return err // names the flag
 	}
+	cfg.watch = smallfile.NewWatch(maxSecretFile, cfg.secretFiles()...)
 	return cfg.loadSecrets()
+}
+
+// secretFiles returns the files that hold secrets, whether they are there or not.
+func (cfg *Config) secretFiles() (names []string) {
+	if cfg.secretFile != "" {
+		names = append(names, cfg.secretFile)
+	}
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		names = append(names, filepath.Join(dir, "secret"))
+	}
+	return names
 }
 
 // loadSecrets gathers the secrets of all sources.

@@ -35,7 +35,7 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	}
 	defer g.stopAccepting(ln)
 	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		if err := g.loops.serve(tcp, forward, stopping, g.rules.Load); err != nil {
+		if err := g.loops.serve(tcp, forward, stopping, g.current); err != nil {
 			return err
 		}
 		return ErrGatewayClosed
@@ -107,7 +107,7 @@ func (g *Gateway) Own(a net.Addr) {
 // accepted starts the life of a connection.
 func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
 	g.ledger.begin()
-	r := g.rules.Load()
+	r := g.current()
 	c := &connection{Conn: conn, socket: conn, rules: r}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		g.setKeepalive(tcp) // a listener that was made elsewhere has others

@@ -332,7 +332,19 @@ func (v *actionValue) IsBoolFlag() bool {
 // listenValue is a list of addresses to listen on.
 type listenValue []listening
 
-func (v *listenValue) String() string { return "" }
+func (v *listenValue) String() string {
+	var words []string
+	for _, l := range *v {
+		switch {
+		case l.setting != "listen":
+		case l.forward != nil:
+			words = append(words, l.addr+"=forward:"+l.forward.String())
+		default:
+			words = append(words, l.addr+"=sealed")
+		}
+	}
+	return strings.Join(words, " ")
+}
 
 func (v *listenValue) Set(s string) error {
 	for word := range strings.FieldsSeq(s) {

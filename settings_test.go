@@ -327,3 +327,45 @@ func TestHelpIsNoError(t *testing.T) {
 		}
 	}
 }
+
+func TestAReloadTakesUpASettingOrNamesIt(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.DiscardHandler)
+	base := []string{"-secret=" + testSecret}
+	tried := 0
+	for _, tt := range settingTests {
+		for _, value := range tt.takes {
+			cfg := configOf(t, base...)
+			if err := cfg.load(log); err != nil {
+				t.Fatal(err)
+			}
+			before := tt.get(cfg)
+			if value.want == before || tt.name == "secret" {
+				continue
+			}
+			next, changed, fixed, err := cfg.reload(append(base, "-"+tt.name+"="+value.text), log)
+			if err != nil {
+				continue // it takes others too
+			}
+			tried++
+			want := before
+			if _, ok := reloadable[tt.name]; ok {
+				want = value.want
+			} else if !slices.Contains(fixed, tt.name) {
+				t.Errorf("-%s=%s is not named as what needs a restart: %q", tt.name, value.text, fixed)
+			}
+			if got := tt.get(next); got != want {
+				t.Errorf("-%s=%s after a reload: %v, want %v", tt.name, value.text, got, want)
+			}
+			if !slices.Contains(changed, tt.name) {
+				t.Errorf("-%s=%s is not among what has changed: %q", tt.name, value.text, changed)
+			}
+			if got := tt.get(cfg); got != before {
+				t.Errorf("-%s=%s has changed the configuration in use", tt.name, value.text)
+			}
+		}
+	}
+	if tried < 50 {
+		t.Errorf("only %d values were tried", tried)
+	}
+}
