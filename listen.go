@@ -197,7 +197,8 @@ func (s *sockets) listenPprof(cfg *Config) (net.Listener, error) {
 	return ln, err
 }
 
-// copies returns copies of all sockets, for a new process. The caller closes them.
+// copies returns copies of all sockets, for a new process or for reopen. The caller
+// closes them.
 func (s *sockets) copies() ([]upgrade.Socket, error) {
 	var list []upgrade.Socket
 	for _, o := range s.open {
@@ -217,7 +218,9 @@ func (s *sockets) copies() ([]upgrade.Socket, error) {
 
 func closeCopies(list []upgrade.Socket) {
 	for _, s := range list {
-		os.NewFile(uintptr(s.FD), "").Close()
+		if s.FD >= 0 { // nobody else has it by now
+			os.NewFile(uintptr(s.FD), "").Close()
+		}
 	}
 }
 
@@ -231,7 +234,7 @@ func (s *sockets) reopen(cfg *Config, kept []upgrade.Socket, log *slog.Logger) (
 			continue
 		}
 		ln, packets, err := listenerOf(kept[at].FD)
-		kept[at].Name = "" // of several with one name each once
+		kept[at] = upgrade.Socket{FD: -1}
 		if packets != nil {
 			ln, err = serveKCP(cfg, packets)
 		}

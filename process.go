@@ -123,6 +123,9 @@ func (p *service) serve() error {
 	p.logListeners(cfg, listeners)
 	p.notify.Ready("serving")
 	p.notify.Watch(p.g.loops.answer)
+	if p.before != nil {
+		go p.takeTunnels(p.before.Conn())
+	}
 	return p.live()
 }
 
@@ -474,6 +477,9 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 // handOver sends live tunnels to the new process, over a stream of its own; what
 // stays ends here.
 func (p *service) handOver(*net.UnixConn) {}
+
+// takeTunnels is handOver's other end.
+func (p *service) takeTunnels(*net.UnixConn) {}
 
 // goOn serves again after the new process has ended.
 func (p *service) goOn(s *upgrade.Successor, kept []upgrade.Socket) error {

@@ -1,0 +1,285 @@
+package process
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"gateway/internal/harness"
+)
+
+// SIGUSR2: another process takes the gateway's place, and nobody notices.
+
+// upgraded is a gateway that was started as one process and is another by now. Their
+// lines are all in Log.
+type upgraded struct {
+	*harness.Process
+	pidFile string
+	pid     int
+}
+
+func startUpgradable(t *testing.T, args ...string) *upgraded {
+	t.Helper()
+	cmd := harness.Command(t, nil, append([]string{"-secret=" + harness.Secret, "-addr=127.0.0.1:0", "-log-format=json",
+		"-timeout=" + harness.Patience.String()}, args...)...)
+	return adopt(t, harness.StartCommand(t, cmd))
+}
+
+// adopt watches over a process and its successors, which end with the test.
+func adopt(t *testing.T, p *harness.Process) *upgraded {
+	t.Helper()
+	u := &upgraded{p, filepath.Join(p.Cmd.Dir, "gateway.pid"), p.PID()}
+	t.Cleanup(func() {
+		for _, line := range u.Log.Lines("upgrading") {
+			// Whoever has this number by now: it is no child of anybody here if the
+			// gateway has ended, and then its folder is another.
+			pid := int(line["new_pid"].(float64))
+			if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && strings.HasPrefix(dir, u.Cmd.Dir) {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	})
+	return u
+}
+
+// main returns the process that the pid file names.
+func (u *upgraded) main(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(u.pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatalf("%s: %q", u.pidFile, text)
+	}
+	return pid
+}
+
+func (u *upgraded) signal(t *testing.T, sig syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(u.pid, sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// upgrade asks for an upgrade and waits until the pid file has changed hands.
+func (u *upgraded) upgrade(t *testing.T) {
+	t.Helper()
+	old := u.pid
+	u.signal(t, syscall.SIGUSR2)
+	harness.Eventually(t, "the pid file changes hands", func() bool {
+		u.pid = u.main(t)
+		return u.pid != old
+	})
+}
+
+// end ends the gateway.
+func (u *upgraded) end(t *testing.T) {
+	t.Helper()
+	u.signal(t, syscall.SIGTERM)
+	harness.Eventually(t, "the pid file is gone", func() bool {
+		_, err := os.Stat(u.pidFile)
+		return os.IsNotExist(err)
+	})
+	harness.WaitRefused(t, u.Addr)
+}
+
+// goneWithin waits until a process has ended.
+func goneWithin(t *testing.T, pid int) {
+	t.Helper()
+	harness.Eventually(t, fmt.Sprintf("process %d ends", pid), func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(text), ") Z ")
+	})
+}
+
+func TestAnUpgradeReplacesTheProcessAndTunnelsGoOn(t *testing.T) {
+	t.Parallel()
+	harness.BothWays(t, func(t *testing.T, way string) {
+		backend := harness.StartEcho(t)
+		u := startUpgradable(t, way)
+		old := u.pid
+		c := harness.OpenTunnel(t, u.Addr, backend)
+		harness.Echo(t, c, "before")
+		for range 3 {
+			u.upgrade(t)
+			harness.Echo(t, c, "still here")
+			after := harness.OpenTunnel(t, u.Addr, backend)
+			harness.Echo(t, after, "hello")
+			harness.Finish(t, after)
+		}
+		harness.Finish(t, c)
+		goneWithin(t, old) // not Wait: others have its standard error
+		u.end(t)
+		if n := len(u.Log.Lines("tunnel")); n != 4 {
+			t.Errorf("%d tunnels in the log, want 4", n)
+		}
+	})
+}
+
+// connectStorm connects, without a rest, until stop is closed, and returns how many
+// connects there were. Each has to be answered.
+func connectStorm(t *testing.T, addr string, stop <-chan struct{}) int64 {
+	t.Helper()
+	var connects atomic.Int64
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			b := make([]byte, 3)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c, err := net.DialTimeout("tcp", addr, harness.Patience)
+				if err != nil {
+					t.Errorf("connect %d: %v", connects.Load(), err)
+					return
+				}
+				c.SetDeadline(time.Now().Add(harness.Patience))
+				io.WriteString(c, "no sealed line\n")
+				if _, err := io.ReadFull(c, b); err != nil || string(b) != "401" {
+					t.Errorf("connect %d: %q, %v", connects.Load(), b, err)
+				}
+				// Without a TIME_WAIT, of which there would be too many.
+				c.(*net.TCPConn).SetLinger(0)
+				c.Close()
+				connects.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	return connects.Load()
+}
+
+func TestNoConnectIsRefusedOrResetDuringUpgrades(t *testing.T) {
+	t.Parallel()
+	upgrades, connects := 20, int64(10_000)
+	if testing.Short() {
+		upgrades, connects = 5, 1000
+	}
+	harness.BothWays(t, func(t *testing.T, way string) {
+		u := startUpgradable(t, way)
+		stop := make(chan struct{})
+		var n int64
+		var storm sync.WaitGroup
+		storm.Go(func() { n += connectStorm(t, u.Addr, stop) })
+		for range upgrades {
+			u.upgrade(t)
+		}
+		close(stop)
+		storm.Wait()
+		if n < connects {
+			stop = make(chan struct{})
+			time.AfterFunc(time.Second, func() { close(stop) })
+			n += connectStorm(t, u.Addr, stop)
+		}
+		t.Logf("%d connects during %d upgrades", n, upgrades)
+		u.end(t)
+	})
+}
+
+// What is started in the gateway's place, and is none or does not last.
+var badPrograms = []struct {
+	name string
+	text string // of the program, which is executable; empty: see make
+	make func(t *testing.T, file string)
+	says string // the log
+	last bool   // it comes so far that this process has to take everything back
+}{
+	{name: "nothing there", make: func(*testing.T, string) {}, says: "no such file"},
+	{name: "a folder", make: func(t *testing.T, file string) {
+		if err := os.Mkdir(file, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}, says: "permission denied"},
+	{name: "a file that may not run", make: func(t *testing.T, file string) { harness.WriteFile(t, file, "#!/bin/sh\n") }, says: "permission denied"},
+	{name: "a text", text: "hello\n", says: "exec format error"},
+	{name: "an interpreter that is missing", text: "#!/no/such/interpreter\n", says: "no such file"},
+	{name: "a program that ends", text: "#!/bin/sh\nexit 0\n", says: "exit status 0"},
+	{name: "a program that fails", text: "#!/bin/sh\nexit 3\n", says: "exit status 3"},
+	{name: "a program that crashes", text: "#!/bin/sh\nkill -SEGV $$\n", says: "segmentation fault"},
+	{name: "a program that hangs", text: "#!/bin/sh\nexec sleep 1000\n", says: "-upgrade-timeout"},
+	{name: "a program that knows no end", text: "#!/bin/sh\ntrap '' TERM INT HUP\nwhile :; do sleep 1; done\n", says: "-upgrade-timeout"},
+	{name: "a program that says what it should not", text: "#!/bin/sh\necho hello >&3\nexec sleep 1000\n", says: "closed its socket"},
+	{name: "a gateway with wrong flags", text: "#!/bin/sh\nexec GATEWAY \"$@\" -retry=0\n", says: "exit status 2"},
+	{name: "a gateway that cannot listen", text: "#!/bin/sh\nexec GATEWAY \"$@\" -listen=192.0.2.1:1=forward:127.0.0.1:1\n", says: "exit status 1"},
+	{name: "a gateway of long ago", text: "#!/bin/sh\nunset UPGRADE_OF_GATEWAY\nexec GATEWAY \"$@\" -addr=ADDR\n", says: "exit status 1"},
+	{name: "a gateway of another age", text: "#!/bin/sh\nUPGRADE_OF_GATEWAY=999 exec GATEWAY \"$@\"\n", says: "exit status"},
+	{name: "one that refuses", text: says("refuse") + "exec sleep 1000\n", says: "refuses: no"},
+	{name: "one that is ready and ends", text: says("ready") + "exit 4\n", says: "exit status 4"},
+	{name: "one that is ready and hangs", text: says("ready") + "exec sleep 1000\n", says: "-upgrade-timeout"},
+	{name: "one that serves before it is ready", text: says("serving") + "exec sleep 1000\n", says: "instead of"},
+	{name: "one that serves and ends", text: says("ready") + "read -r line <&3\n" + answers("serving") + "exit 5\n", says: "exit status 5", last: true},
+	{name: "one that serves and crashes a moment later", text: says("ready") + "read -r line <&3\n" + answers("serving") + "sleep .2\nkill -9 $$\n", says: "killed", last: true},
+}
+
+// says is the beginning of a program that answers to the offer with a word.
+func says(word string) string { return "#!/bin/sh\nread -r line <&3\n" + answers(word) }
+
+func answers(word string) string {
+	return fmt.Sprintf("echo '{\"Word\": %q, \"Version\": 1, \"PID\": '$$', \"Why\": \"no\"}' >&3\n", word)
+}
+
+func TestABadProgramLeavesTheGatewayAsItWas(t *testing.T) {
+	t.Parallel()
+	backend := harness.StartEcho(t)
+	program := filepath.Join(t.TempDir(), "new gateway")
+	u := startUpgradable(t, "-upgrade-exec="+program, "-upgrade-timeout=1s")
+	c := harness.OpenTunnel(t, u.Addr, backend)
+	failures, returns := 0, 0
+	for _, bad := range badPrograms {
+		t.Run(bad.name, func(t *testing.T) {
+			defer os.RemoveAll(program)
+			if bad.make != nil {
+				bad.make(t, program)
+			} else {
+				text := strings.NewReplacer("GATEWAY", harness.Binary(t), "UPGRADE_OF_GATEWAY", "UPGRADE_OF_GATEWAY", "ADDR", u.Addr).Replace(bad.text)
+				if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			u.signal(t, syscall.SIGUSR2)
+			var line map[string]any
+			if bad.last {
+				returns++
+				line = u.Log.WaitLine(t, "the new process has ended: this one serves again", returns)
+			} else {
+				failures++
+				line = u.Log.WaitLine(t, "the upgrade failed: this process goes on serving", failures)
+			}
+			if text := fmt.Sprint(line["err"], line["how"]); !strings.Contains(text, bad.says) {
+				t.Errorf("logged: %v, want %q", line, bad.says)
+			}
+			harness.Eventually(t, "the pid file names the old process", func() bool { return u.main(t) == u.pid })
+			harness.Echo(t, c, "still here")
+			after := harness.OpenTunnel(t, u.Addr, backend)
+			harness.Echo(t, after, "hello")
+			harness.Finish(t, after)
+			for _, line := range u.Log.Lines("upgrading") {
+				goneWithin(t, int(line["new_pid"].(float64)))
+			}
+		})
+	}
+	if err := os.Symlink(harness.Binary(t), program); err != nil {
+		t.Fatal(err)
+	}
+	u.upgrade(t)
+	after := harness.OpenTunnel(t, u.Addr, backend)
+	harness.Echo(t, after, "hello")
+	harness.Finish(t, after)
+	harness.Echo(t, c, "still here")
+	harness.Finish(t, c)
+	u.end(t)
+}
