@@ -77,6 +77,7 @@ func tellOfRings(cfg *Config, log *slog.Logger, rings <-chan error) {
 	}
 	switch {
 	case !cfg.IOUring:
+		log.Info("io_uring is off", "loops", cfg.loopCount())
 	case err != nil:
 		log.Warn("no io_uring here: messages cost more (-io-uring=0 does not ask for it)", "loops", cfg.loopCount()-n, "err", err)
 	default:
