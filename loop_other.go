@@ -23,5 +23,6 @@ func (*loops) serve(*net.TCPListener, *address.Route, <-chan struct{}, func() *r
 
 func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool { return false }
 func (*loops) elsewhere() func()                                         { return func() {} }
+func (*loops) kind() string                                              { return "" }
 func (*loops) close()                                                    {}
 func (*loops) moved() (spliced, copied int64)                            { return 0, 0 }

@@ -300,7 +300,7 @@ func TestTheLogSamplesOfTheProtocolsHaveTheFieldsOfTheLog(t *testing.T) {
 			}
 		}
 		for k := range logged {
-			if !compared[k] && !strings.HasPrefix(k, "listening") && !strings.HasPrefix(k, "io_uring") {
+			if !compared[k] && !strings.HasPrefix(k, "listening") {
 				t.Errorf("%s has no sample of a line %q", name, k)
 			}
 		}
