@@ -26,5 +26,6 @@ func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool { retur
 func (*loops) elsewhere() func()                                         { return func() {} }
 func (*loops) answer(time.Duration) bool                                 { return true }
 func (*loops) retime(*Config)                                            {}
+func (*loops) kind() string                                              { return "" }
 func (*loops) close()                                                    {}
 func (*loops) moved() (spliced, copied int64)                            { return 0, 0 }

@@ -225,6 +225,8 @@ func (p *service) logListeners(cfg *Config, listeners []net.Listener) {
 		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
 		if cfg.Listen[i].kcp {
 			attrs = append(attrs, "protocol", "kcp")
+		} else {
+			attrs = append(attrs, "relay", p.g.relaying())
 		}
 		if to := cfg.Listen[i].forward; to != nil {
 			attrs = append(attrs, "forward", to.String())
