@@ -68,7 +68,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	}
 	g.dialer.resolver = hostLookup{g.resolver}
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
-	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
+	g.relay = relay.New(relay.Options{Pump: relay.NewPump(cfg.Buffer).Run, Bounds: cfg.bounds(), Log: log})
 	g.openFront(cfg)
 	if cfg.loopCount() == 0 {
 		return g, nil
