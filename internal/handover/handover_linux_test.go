@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/harness"
 )
 
 // pair returns both ends of a stream.
@@ -495,3 +497,35 @@ func TestDescriptorsAtTheLimitAreLeftToTheOldProcess(t *testing.T) {
 	shut(got)
 	shut(batch)
 }
+
+func TestAnAnswerThatComesAtTheLastMomentCounts(t *testing.T) {
+	s, r := agreed(t, 20*time.Millisecond)
+	batch := []Tunnel{made(t, "a", false)}
+	goOn, took := make(chan struct{}), make(chan struct{})
+	at = func(step string, _ uint64) {
+		switch step {
+		case "take":
+			<-goOn
+		case "taken":
+			close(took)
+		case "give up":
+			close(goOn)
+			<-took
+		}
+	}
+	defer func() { at = func(string, uint64) {} }()
+	taken := make(chan []Tunnel, 1)
+	go func() { got, _ := r.Next(); taken <- got }()
+	if err := s.Send(batch); err != nil {
+		t.Errorf("taken, and the old process thinks otherwise: %v", err)
+	}
+	got := <-taken
+	check(t, &got[0])
+	shut(got)
+	shut(batch)
+	if err := s.Send(batch); err == nil {
+		t.Error("a stream that was given up goes on")
+	}
+}
+
+func TestMain(m *testing.M) { harness.Main(m) }
