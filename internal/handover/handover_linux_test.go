@@ -73,6 +73,16 @@ func check(t testing.TB, tun *Tunnel) {
 	}
 }
 
+// leaksNothing fails the test if descriptors are left at its end.
+func leaksNothing(t testing.TB) {
+	before := harness.Descriptors(os.Getpid())
+	t.Cleanup(func() {
+		if after := harness.Descriptors(os.Getpid()); after > before {
+			t.Errorf("%d descriptors, %d before", after, before)
+		}
+	})
+}
+
 func shut(tunnels []Tunnel) { closeAll(descriptorsOf(tunnels)) }
 
 const patience = 20 * time.Second
@@ -103,6 +113,7 @@ func agreed(t testing.TB, patience time.Duration) (*Sender, *Receiver) {
 }
 
 func TestTunnelsArriveWithTheirDescriptors(t *testing.T) {
+	leaksNothing(t)
 	s, r := agreed(t, patience)
 	var said []string
 	r.State = func(name string, text []byte) { said = append(said, name+"="+string(text)) }
@@ -154,6 +165,7 @@ func TestAnotherVersionIsRefusedBeforeTheFirstTunnel(t *testing.T) {
 }
 
 func TestAProcessWithoutRoomLeavesABatchToTheOldOne(t *testing.T) {
+	leaksNothing(t)
 	s, r := agreed(t, patience)
 	batch := []Tunnel{made(t, "a", true)}
 	full := true
@@ -420,6 +432,7 @@ func (tr *trial) runGivenUp(t *testing.T, r *rand.Rand, name string) {
 }
 
 func TestADeathInTheMiddleOfABatchLeavesNoHalfOfIt(t *testing.T) {
+	leaksNothing(t)
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 3))
 	for range 60 {
@@ -456,6 +469,7 @@ func TestADeathInTheMiddleOfABatchLeavesNoHalfOfIt(t *testing.T) {
 }
 
 func TestDescriptorsAtTheLimitAreLeftToTheOldProcess(t *testing.T) {
+	leaksNothing(t)
 	s, r := agreed(t, patience)
 	batch := []Tunnel{made(t, "a", true), made(t, "b", true)}
 	var limit unix.Rlimit
@@ -499,6 +513,7 @@ func TestDescriptorsAtTheLimitAreLeftToTheOldProcess(t *testing.T) {
 }
 
 func TestAnAnswerThatComesAtTheLastMomentCounts(t *testing.T) {
+	leaksNothing(t)
 	s, r := agreed(t, 20*time.Millisecond)
 	batch := []Tunnel{made(t, "a", false)}
 	goOn, took := make(chan struct{}), make(chan struct{})
@@ -527,5 +542,3 @@ func TestAnAnswerThatComesAtTheLastMomentCounts(t *testing.T) {
 		t.Error("a stream that was given up goes on")
 	}
 }
-
-func TestMain(m *testing.M) { harness.Main(m) }
