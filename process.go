@@ -332,7 +332,7 @@ func (p *service) tellWhileDraining(ctx context.Context) {
 
 // status is for systemctl status.
 func (p *service) status(doing string) string {
-	return fmt.Sprintf("%d connections, %s", p.g.ledger.open(), doing)
+	return fmt.Sprintf("%d tunnels, %s", p.g.ledger.open(), doing)
 }
 
 // makeRoom gives the loops' threads a processor each, and one to everything else,
