@@ -118,6 +118,12 @@ const maxConfigFile = 1 << 20
 
 // readFile sets what neither the command line nor the environment has.
 func (cfg *Config) readFile(all []setting) error {
+	if dir := os.Getenv("CONFIGURATION_DIRECTORY"); cfg.sources["config"] == "" && dir != "" {
+		name := filepath.Join(dir, "gateway.conf")
+		if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+			cfg.file, cfg.sources["config"] = name, "$CONFIGURATION_DIRECTORY"
+		}
+	}
 	if cfg.file == "" {
 		return nil
 	}

@@ -283,9 +283,7 @@ func (p *service) live() error {
 // drain lets connections end, and the process with them.
 func (p *service) drain(sig os.Signal) error {
 	cfg := p.cfg.Load()
-	if err := p.before.Bye(); err != nil && !errors.Is(err, syscall.EPIPE) {
-		p.log.Debug("the old process does not hear that this one ends", "err", err)
-	}
+	beforeGone := p.before.Stop()
 	p.log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
 	p.notify.Stopping(p.status("draining"))
 	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain)
@@ -306,8 +304,11 @@ func (p *service) drain(sig os.Signal) error {
 	}()
 	go p.tellWhileDraining(ctx)
 	p.g.Shutdown(ctx)
+	select {
+	case <-beforeGone: // systemd ends what is left of a service with its main process
+	case <-ctx.Done():
+	}
 	cancel()
-	p.notify.Unwatch()
 	p.g.Close()
 	p.g.logTotals()
 	return nil
@@ -332,7 +333,7 @@ func (p *service) tellWhileDraining(ctx context.Context) {
 
 // status is for systemctl status.
 func (p *service) status(doing string) string {
-	return fmt.Sprintf("%d connections, %s", p.g.ledger.open(), doing)
+	return fmt.Sprintf("%d tunnels, %s", p.g.ledger.open(), doing)
 }
 
 // makeRoom gives the loops' threads a processor each, and one to everything else,
@@ -427,8 +428,7 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	defer func() { closeCopies(kept) }()
 	p.g.Withdraw()
 	p.stopPprof(time.Second)
-	p.notify.Unwatch()
-	p.notify.MainPID(s.PID())
+	p.notify.GiveWay(s.PID())
 	if err := s.Yield(); err != nil {
 		return p.goOn(s, kept)
 	}
@@ -460,6 +460,8 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 			p.g.Close()
 			p.g.logTotals()
 			return nil
+		case <-s.Stops():
+			return p.drain(syscall.SIGTERM)
 		case <-gone:
 			if !s.InOrder() {
 				return p.goOn(s, kept)
@@ -505,7 +507,7 @@ func (p *service) goOn(s *upgrade.Successor, kept []upgrade.Socket) error {
 			p.log.Error("the pid file does not name this process", "err", err)
 		}
 	}
-	p.notify.Ready("serving; the new process has ended")
+	p.notify.TakeBack("serving; the new process has ended")
 	p.notify.Watch(p.g.loops.answer)
 	return errGoOn
 }

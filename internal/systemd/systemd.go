@@ -20,6 +20,7 @@ type Notifier struct {
 	log *slog.Logger
 
 	mu       sync.Mutex
+	quiet    bool          // another process speaks
 	watching chan struct{} // closed to end it; nil: nobody watches
 	failed   bool          // the log knows
 }
@@ -37,9 +38,12 @@ func (n *Notifier) notify(state string) {
 	if n == nil {
 		return
 	}
-	_, err := daemon.SdNotify(false, state)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.quiet {
+		return
+	}
+	_, err := daemon.SdNotify(false, state)
 	if err != nil && !n.failed {
 		n.log.Warn("cannot tell systemd how it goes", "err", err)
 	}
@@ -65,8 +69,31 @@ func (n *Notifier) Stopping(status string) {
 // Status is what systemctl status shows.
 func (n *Notifier) Status(text string) { n.notify("STATUS=" + text) }
 
-// MainPID says that another process is the service from here on.
-func (n *Notifier) MainPID(pid int) { n.notify("MAINPID=" + strconv.Itoa(pid)) }
+// GiveWay says that another process is the service from here on, and then nothing
+// until TakeBack.
+func (n *Notifier) GiveWay(pid int) {
+	if n == nil {
+		return
+	}
+	n.unwatch()
+	n.notify("MAINPID=" + strconv.Itoa(pid))
+	n.hush(true)
+}
+
+// TakeBack says that this process is the service again.
+func (n *Notifier) TakeBack(status string) {
+	if n == nil {
+		return
+	}
+	n.hush(false)
+	n.Ready(status)
+}
+
+func (n *Notifier) hush(quiet bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.quiet = quiet
+}
 
 // Extend asks for more time than that of TimeoutStopSec=: from now on.
 func (n *Notifier) Extend(by time.Duration) {
@@ -74,7 +101,7 @@ func (n *Notifier) Extend(by time.Duration) {
 }
 
 // Watch feeds the watchdog, if there is one (WatchdogSec=), as long as alive, which
-// may take a third of its period, returns true. It ends with Unwatch.
+// may take a third of its period, returns true. It ends with GiveWay.
 func (n *Notifier) Watch(alive func(within time.Duration) bool) {
 	if n == nil {
 		return
@@ -113,11 +140,8 @@ func (n *Notifier) watch(every time.Duration, alive func(time.Duration) bool, st
 	}
 }
 
-// Unwatch no longer feeds the watchdog.
-func (n *Notifier) Unwatch() {
-	if n == nil {
-		return
-	}
+// unwatch no longer feeds the watchdog.
+func (n *Notifier) unwatch() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.watching != nil {

@@ -123,6 +123,23 @@ func (p *Predecessor) Settled() error { return p.hear(yours) }
 // Conn returns the stream to [Successor.Conn]. Close closes it.
 func (p *Predecessor) Conn() *net.UnixConn { return p.tunnels }
 
+// Stop says that this process ends, and that the old one is to end too. The channel is
+// closed when it has.
+func (p *Predecessor) Stop() <-chan struct{} {
+	gone := make(chan struct{})
+	if p == nil || send(p.control, message{Word: stop}) != nil {
+		close(gone)
+		return gone
+	}
+	go func() {
+		defer close(gone)
+		var m message
+		for p.from.Decode(&m) == nil { // it says no more
+		}
+	}()
+	return gone
+}
+
 // Bye says that the old process need not serve again, whatever becomes of this one.
 func (p *Predecessor) Bye() error {
 	if p == nil {

@@ -28,6 +28,7 @@ func (*Successor) PID() int                              { return 0 }
 func (*Successor) Took(string) bool                      { return false }
 func (*Successor) Conn() *net.UnixConn                   { return nil }
 func (*Successor) Gone() <-chan struct{}                 { return nil }
+func (*Successor) Stops() <-chan struct{}                { return nil }
 func (*Successor) InOrder() bool                         { return false }
 func (*Successor) How(context.Context) string            { return "" }
 func (*Successor) Kill()                                 {}
@@ -46,3 +47,10 @@ func (*Predecessor) Serving() error          { return ErrUnsupported }
 func (*Predecessor) Settled() error          { return ErrUnsupported }
 func (*Predecessor) Conn() *net.UnixConn     { return nil }
 func (*Predecessor) Bye() error              { return nil }
+
+// Stop returns a closed channel.
+func (*Predecessor) Stop() <-chan struct{} {
+	gone := make(chan struct{})
+	close(gone)
+	return gone
+}

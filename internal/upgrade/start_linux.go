@@ -31,6 +31,7 @@ type Successor struct {
 	tunnels *net.UnixConn
 	process *os.Process
 	said    chan message  // closed when it says no more
+	stops   chan struct{} // closed when it says that this process is to end too
 	gone    chan struct{} // closed when it has ended
 	exited  chan struct{} // closed when the process has been waited for
 
@@ -77,7 +78,7 @@ func Start(p Program, sockets []Socket) (*Successor, error) {
 	}
 	s := &Successor{
 		control: control, tunnels: tunnels, process: process, pid: pid,
-		said: make(chan message, 4), gone: make(chan struct{}), exited: make(chan struct{}),
+		said: make(chan message, 4), stops: make(chan struct{}), gone: make(chan struct{}), exited: make(chan struct{}),
 	}
 	go s.await()
 	go s.listen()
@@ -170,10 +171,14 @@ func (s *Successor) listen() {
 		if err := from.Decode(&m); err != nil {
 			return
 		}
-		if m.Word == bye {
+		if m.Word == bye || m.Word == stop {
 			s.mu.Lock()
 			s.bye = true
 			s.mu.Unlock()
+			if m.Word == stop {
+				close(s.stops)
+				return
+			}
 			continue
 		}
 		select {
@@ -260,6 +265,9 @@ func (s *Successor) Conn() *net.UnixConn { return s.tunnels }
 
 // Gone is closed when the new process has ended, or closed its sockets.
 func (s *Successor) Gone() <-chan struct{} { return s.gone }
+
+// Stops is closed when the new process ends in order, and this one is to do so too.
+func (s *Successor) Stops() <-chan struct{} { return s.stops }
 
 // InOrder tells of one that is gone whether it has said so before.
 func (s *Successor) InOrder() bool {

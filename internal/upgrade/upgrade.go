@@ -10,11 +10,12 @@
 //	old: serve
 //	new: serving from here on both accept from the same queues
 //	old: yours   it has stopped accepting
-//	new: bye     it ends in order, or has a successor of its own
+//	new: bye     it has a successor of its own
+//	new: stop    it ends in order, and the old one is to end too
 //
 // Whatever fails before "yours", the end of a process included, leaves the sockets
 // to the other one. After it the old one keeps its copies, and may serve again if the
-// new one ends without a bye.
+// new one ends without either.
 //
 // A second pair of sockets is for whatever else changes hands, see [Successor.Conn].
 package upgrade
@@ -56,6 +57,7 @@ const (
 	serving = "serving"
 	yours   = "yours"
 	bye     = "bye"
+	stop    = "stop"
 )
 
 // message is what one process says to the other: a line of JSON.
