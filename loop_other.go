@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net"
 	"time"
@@ -28,4 +29,11 @@ func (*loops) answer(time.Duration) bool                                 { retur
 func (*loops) retime(*Config)                                            {}
 func (*loops) kind() string                                              { return "" }
 func (*loops) close()                                                    {}
-func (*loops) moved() (spliced, copied int64)                            { return 0, 0 }
+func (*loops) handOver(_ context.Context, conn *net.UnixConn, _ func(int, time.Duration)) error {
+	return conn.Close()
+}
+func (*loops) takeOver(conn *net.UnixConn, _ func() *rules, _ func(bool)) (int, error) {
+	return 0, conn.Close()
+}
+func (*loops) refuse(conn *net.UnixConn, _ string) { conn.Close() }
+func (*loops) moved() (spliced, copied int64)      { return 0, 0 }

@@ -44,6 +44,7 @@ const (
 	stateDial                       // the backend connects
 	stateOpen                       // bytes flow
 	stateLinger                     // refused; the client reads the status
+	stateFrozen                     // on its way to another process, see yield
 )
 
 // The two sockets of a tunnel, and its two directions by their source.

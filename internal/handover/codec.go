@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The encoding of a tunnel: its fields in the order of the struct. Numbers are
+// The encoding of a tunnel: its fields, in the order of appendTunnel. Numbers are
 // varints, bytes and texts come behind their length, an address with a port is the
 // bytes of netip's MarshalBinary, and all that is true or false about something is one
 // byte. Descriptors are not in it.
@@ -30,7 +30,7 @@ func appendTunnel(b []byte, t *Tunnel) []byte {
 		b = appendBytes(b, f.Unsent)
 		b = binary.AppendUvarint(b, uint64(f.InPipe))
 	}
-	b = append(b, t.EndedBy, t.How, t.Form, t.Hops)
+	b = append(b, t.Hops)
 	b = binary.AppendUvarint(b, uint64(max(0, t.Age)))
 	b = binary.AppendUvarint(b, uint64(max(0, t.Rest)))
 	b = binary.AppendUvarint(b, uint64(t.Header))
@@ -46,7 +46,7 @@ func appendTunnel(b []byte, t *Tunnel) []byte {
 
 // texts returns where the texts of a tunnel stand, in order.
 func (t *Tunnel) texts() []*string {
-	return []*string{&t.Name, &t.Listener, &t.Forward, &t.Target, &t.Route, &t.BackendID}
+	return []*string{&t.EndedBy, &t.How, &t.Form, &t.Name, &t.Listener, &t.Forward, &t.Target, &t.Route, &t.BackendID}
 }
 
 func bits(flags ...bool) (b byte) {
@@ -109,9 +109,7 @@ func (r *reader) tunnel(t *Tunnel) {
 		}
 		f.InPipe = int(r.number(math.MaxInt32))
 	}
-	for _, p := range []*uint8{&t.EndedBy, &t.How, &t.Form, &t.Hops} {
-		*p = r.byte()
-	}
+	t.Hops = r.byte()
 	t.Age = time.Duration(r.number(math.MaxInt64))
 	t.Rest = time.Duration(r.number(math.MaxInt64))
 	t.Header = int(r.number(math.MaxInt32))

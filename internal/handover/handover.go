@@ -70,9 +70,9 @@ type Pipe struct{ R, W int }
 type Tunnel struct {
 	Client, Backend Side
 	Up, Down        Flow
-	Deaf            bool // the backend takes no more: what the client sends is dropped
-	Optioned        bool // the options that find a peer gone are set
-	EndedBy, How    uint8
+	Deaf            bool   // the backend takes no more: what the client sends is dropped
+	Optioned        bool   // the options that find a peer gone are set
+	EndedBy, How    string // so far, in the words of the log
 
 	Age       time.Duration // since the client was accepted
 	Rest      time.Duration // since a byte has moved, or one side has finished
@@ -81,7 +81,7 @@ type Tunnel struct {
 	Name      string         // of the connection, in the log and elsewhere; or empty
 	Listener  string         // by which it came; or empty
 	Forward   string         // the route to which its listener leads; or empty
-	Form      uint8          // in which it said where it wants to go
+	Form      string         // in which it said where it wants to go
 	Secure    bool
 	Proxied   bool
 	Hops      uint8

@@ -5,21 +5,19 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync/atomic"
 	"time"
 )
 
-// Receiver takes the tunnels of another process. It is for one goroutine at a time,
-// but for Stop and Idle.
+// Receiver takes the tunnels of another process. It is for one goroutine at a time.
 type Receiver struct {
 	wire
 	version int // of what comes
-	stopped atomic.Bool
-	idle    atomic.Bool
 
 	// Room, if set, is asked before a batch is taken. With an error it is not, for
 	// now.
 	Room func(tunnels []Tunnel) error
+	// Idle, if set, is told when the old process has no more for now, and when it has.
+	Idle func(idle bool)
 	// State, if set, gets what the old process has to say besides.
 	State func(name string, text []byte)
 }
@@ -63,14 +61,12 @@ func NewReceiver(conn *net.UnixConn) (*Receiver, error) {
 }
 
 // Next waits for tunnels and takes them. They are the caller's alone. The error is
-// io.EOF once the old process sends no more.
+// io.EOF once the old process sends no more. A read deadline of the connection ends
+// the wait.
 func (r *Receiver) Next() ([]Tunnel, error) {
 	for {
 		f, err := r.read()
 		if err != nil && err != errFewDescriptors {
-			if r.stopped.Load() {
-				err = io.EOF
-			}
 			return nil, err
 		}
 		if f.word != batch {
@@ -79,7 +75,7 @@ func (r *Receiver) Next() ([]Tunnel, error) {
 			}
 			continue
 		}
-		r.idle.Store(false)
+		r.tellIdle(false)
 		at("received", f.number)
 		tunnels, why := []Tunnel(nil), err
 		if why == nil {
@@ -122,7 +118,7 @@ func (r *Receiver) other(f frame) error {
 			r.State(name, b.rest)
 		}
 	case idle:
-		r.idle.Store(true)
+		r.tellIdle(true)
 	case neverMind:
 		return io.EOF
 	default:
@@ -147,14 +143,10 @@ func (r *Receiver) take(number uint64) bool {
 	return err == io.EOF && f.word == 0
 }
 
-// Idle tells whether the old process has nothing to send, for now.
-func (r *Receiver) Idle() bool { return r.idle.Load() }
-
-// Stop ends the call of Next, which returns io.EOF, unless it has tunnels. It may be
-// called from any goroutine, at any time.
-func (r *Receiver) Stop() {
-	r.stopped.Store(true)
-	r.conn.SetReadDeadline(time.Unix(1, 0))
+func (r *Receiver) tellIdle(idle bool) {
+	if r.Idle != nil {
+		r.Idle(idle)
+	}
 }
 
 // Close ends the stream. The old process keeps what was not taken.
