@@ -198,3 +198,127 @@ func TestABadProgramLeavesTheGatewayAsItWas(t *testing.T) {
 	harness.Finish(t, c)
 	u.EndMain(t)
 }
+
+func TestHardStopAfterBoundsTheOldProcess(t *testing.T) {
+	t.Parallel()
+	flags, trusting := harness.TLSFlags(t)
+	u := harness.StartUpgradable(t, append(flags, "-hard-stop-after=1s")...)
+	old := u.Main
+	c := harness.ConnectWith(t, u.Addr, trusting) // TLS stays where its keys are
+	harness.Send(t, c, harness.Line(harness.StartEcho(t)))
+	harness.Expect(t, c, "200")
+	harness.Echo(t, c, "before")
+	u.Upgrade(t)
+	harness.Echo(t, c, "after")
+	start := time.Now()
+	harness.WaitGone(t, old)
+	if d := time.Since(start); d > harness.Patience/2 {
+		t.Errorf("the old process ended after %v", d)
+	}
+	harness.ExpectCut(t, c)
+	if line := u.Log.WaitLine(t, "tunnel", 1); line["how"] != "shutdown" {
+		t.Errorf("logged: %v", line)
+	}
+	u.EndMain(t)
+}
+
+// Each process of a port is upgraded by itself, and has its line in the pid file.
+func TestProcessesThatShareAPortAreUpgradedOneByOne(t *testing.T) {
+	t.Parallel()
+	a := harness.StartUpgradable(t, "-reuse=1")
+	cmd := harness.Command(t, nil, "-secret="+harness.Secret, "-reuse=1", "-addr="+a.Addr, "-log-format=json")
+	cmd.Dir = a.Cmd.Dir
+	b := harness.StartCommand(t, cmd)
+	pids := func() string {
+		text, err := os.ReadFile(a.PIDFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(strings.Fields(string(text)), " ")
+	}
+	if want := fmt.Sprint(a.Main, " ", b.PID()); pids() != want {
+		t.Fatalf("pids %s, want %s", pids(), want)
+	}
+	stop := make(chan struct{})
+	var storm sync.WaitGroup
+	storm.Go(func() { connectStorm(t, a.Addr, stop) })
+	old := a.Main
+	a.SignalMain(t, syscall.SIGUSR2)
+	line := a.Log.WaitLine(t, "handed over", 1)
+	a.Main = int(line["new_pid"].(float64))
+	harness.Eventually(t, "the new process has its line", func() bool { return pids() == fmt.Sprint(b.PID(), " ", a.Main) })
+	harness.WaitGone(t, old)
+	close(stop)
+	storm.Wait()
+	if len(b.Log.Lines("upgrading")) > 0 {
+		t.Error("the other process was upgraded too")
+	}
+	a.SignalMain(t, syscall.SIGTERM)
+	harness.WaitGone(t, a.Main)
+	b.End(t)
+}
+
+func TestASignalThatEndsTheGatewayEndsAnUpgradeToo(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), "new")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	u := harness.StartUpgradable(t, "-upgrade-exec="+program)
+	u.SignalMain(t, syscall.SIGUSR2)
+	pid := int(u.Log.WaitLine(t, "upgrading", 1)["new_pid"].(float64))
+	u.SignalMain(t, syscall.SIGUSR2)
+	u.Log.WaitLine(t, "an upgrade is under way: asked for one more", 1)
+	u.SignalMain(t, syscall.SIGTERM)
+	harness.WaitGone(t, pid)
+	if code := u.Wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if _, err := os.Stat(u.PIDFile); !os.IsNotExist(err) {
+		t.Errorf("the pid file: %v", err)
+	}
+}
+
+// A link that leads to another version by now is the usual way to install one.
+func TestAnUpgradeFollowsALink(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	link := filepath.Join(dir, "gateway")
+	if err := os.Symlink(harness.Binary(t), link); err != nil {
+		t.Fatal(err)
+	}
+	cmd := harness.Command(t, nil, "-secret="+harness.Secret, "-addr=127.0.0.1:0", "-log-format=json")
+	cmd.Path, cmd.Args[0] = link, link
+	u := harness.Adopt(t, harness.StartCommand(t, cmd))
+	old := u.Main
+	mark := filepath.Join(dir, "mark")
+	script := fmt.Sprintf("#!/bin/sh\ntouch %s\nexec %s \"$@\"\n", mark, harness.Binary(t))
+	if err := os.WriteFile(filepath.Join(dir, "version 2"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("version 2", link); err != nil {
+		t.Fatal(err)
+	}
+	u.Upgrade(t)
+	if _, err := os.Stat(mark); err != nil {
+		t.Error("the new version was not started")
+	}
+	harness.WaitGone(t, old)
+	u.EndMain(t)
+}
+
+func TestPprofAndItsPortGoAlong(t *testing.T) {
+	t.Parallel()
+	u := harness.StartUpgradable(t, "-pprof=127.0.0.1:0")
+	url := u.Log.WaitLine(t, "pprof is on", 1)["url"]
+	for n := range 2 {
+		u.Upgrade(t)
+		if got := u.Log.WaitLine(t, "pprof is on", n+2)["url"]; got != url {
+			t.Errorf("pprof is at %v, and was at %v", got, url)
+		}
+	}
+	u.EndMain(t)
+}
