@@ -146,7 +146,7 @@ func (p *service) serveListener(ln net.Listener, l listening) {
 
 // servePprof serves -pprof, if it is set.
 func (p *service) servePprof(cfg *Config) error {
-	ln, err := p.sockets.listenPprof(cfg)
+	ln, err := p.sockets.private("pprof", cfg.Pprof, listenPprof)
 	if ln == nil || err != nil {
 		return err
 	}
