@@ -24,8 +24,11 @@ import (
 type sockets struct {
 	before *upgrade.Predecessor // nil: none
 	open   []outlet
-	pprof  net.Listener // given; nil: none
+	given  map[string]net.Listener // by systemd, for the operator; by their kind
 }
+
+// privateKinds are the sockets that are not for clients.
+var privateKinds = []string{"admin", "pprof"}
 
 // outlet is an open listening socket, under the name by which the next process gets
 // it.
@@ -40,7 +43,7 @@ const givenPrefix = "systemd "
 
 // newSockets takes the sockets that systemd has given, which replace -addr and -kcp.
 func newSockets(cfg *Config, before *upgrade.Predecessor) (*sockets, error) {
-	s := &sockets{before: before}
+	s := &sockets{before: before, given: make(map[string]net.Listener)}
 	given, err := systemd.Sockets()
 	if err != nil {
 		return nil, err
@@ -58,10 +61,12 @@ func newSockets(cfg *Config, before *upgrade.Predecessor) (*sockets, error) {
 			return nil, fmt.Errorf("socket %q of systemd: %w", g.Name, err)
 		}
 		switch {
-		case g.Name == "pprof" && l.ln != nil:
-			s.pprof = l.ln
-			s.open = append(s.open, outlet{givenPrefix + g.Name, l.ln, l})
+		case l.ln != nil && slices.Contains(privateKinds, g.Name):
+			s.given[g.Name] = l.ln
+			s.open = append(s.open, outlet{name: givenPrefix + g.Name, ln: l.ln})
 			continue
+		case l.ln != nil && l.ln.Addr().Network() != "tcp":
+			return nil, fmt.Errorf("socket %q of systemd is for %s: want TCP, or UDP for KCP", g.Name, l.ln.Addr().Network())
 		case l.ln != nil:
 			l.addr = l.ln.Addr().String()
 		default:
@@ -80,11 +85,8 @@ func listenerOf(fd int) (net.Listener, *net.UDPConn, error) {
 	defer f.Close()
 	// Both make a copy.
 	ln, err := net.FileListener(f)
-	if tcp, ok := ln.(*net.TCPListener); ok {
-		return tcp, nil, nil
-	} else if err == nil {
-		ln.Close()
-		return nil, nil, fmt.Errorf("it is for %s: want TCP, or UDP for KCP", ln.Addr().Network())
+	if err == nil {
+		return ln, nil, nil
 	}
 	packets, perr := net.FilePacketConn(f)
 	if udp, ok := packets.(*net.UDPConn); ok {
@@ -177,19 +179,23 @@ func (s *sockets) listen(cfg *Config, l listening) (net.Listener, string, error)
 	return ln, name, err
 }
 
-// listenPprof opens the socket of -pprof, unless it was given. It returns nil for
-// none.
-func (s *sockets) listenPprof(cfg *Config) (net.Listener, error) {
-	if s.pprof != nil || cfg.Pprof == "" {
-		return s.pprof, nil
+// private returns a listener that is for the operator, and is handed over as the
+// others are: one that was given, or what open returns. kind is its FileDescriptorName=
+// in systemd; with addr empty and nothing given there is none, and it returns nil.
+func (s *sockets) private(kind, addr string, open func(addr string) (net.Listener, error)) (net.Listener, error) {
+	if given := s.given[kind]; given != nil {
+		return given, nil
+	}
+	if addr == "" {
+		return nil, nil
 	}
 	var ln net.Listener
 	var err error
-	name := "pprof " + cfg.Pprof
+	name := kind + " " + addr
 	if fd, ok := s.before.Take(name); ok {
 		ln, _, err = listenerOf(fd)
 	} else {
-		ln, err = listenPprof(cfg.Pprof)
+		ln, err = open(addr)
 	}
 	if err == nil {
 		s.open = append(s.open, outlet{name: name, ln: ln})
@@ -242,11 +248,13 @@ func (s *sockets) reopen(cfg *Config, kept []upgrade.Socket, log *slog.Logger) (
 			log.Error("cannot listen again", "addr", o.addr, "err", err)
 			continue
 		}
-		o.ln = ln
-		if ln == nil || o.setting == "" {
-			continue // pprof's
+		if o.ln = ln; o.setting != "" {
+			list = append(list, *o)
+			continue
 		}
-		list = append(list, *o)
+		// private finds it here.
+		kind, _, _ := strings.Cut(strings.TrimPrefix(o.name, givenPrefix), " ")
+		s.given[kind] = ln
 	}
 	return list
 }

@@ -146,7 +146,7 @@ func (p *service) serveListener(ln net.Listener, l listening) {
 
 // servePprof serves -pprof, if it is set.
 func (p *service) servePprof(cfg *Config) error {
-	ln, err := p.sockets.listenPprof(cfg)
+	ln, err := p.sockets.private("pprof", cfg.Pprof, listenPprof)
 	if ln == nil || err != nil {
 		return err
 	}
@@ -359,15 +359,9 @@ func (p *service) upgrade(ctx context.Context) *upgrade.Successor {
 	return nil
 }
 
-var (
-	errUpgradeTimeout = errors.New("-upgrade-timeout is over")
-	errFirstProcess   = errors.New("this is process 1 of its container, which ends with it: replace the container, or run it with an init (docker run --init)")
-)
+var errUpgradeTimeout = errors.New("-upgrade-timeout is over")
 
 func (p *service) start(ctx context.Context, program string, timeout time.Duration) (*upgrade.Successor, error) {
-	if os.Getpid() == 1 {
-		return nil, errFirstProcess
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errUpgradeTimeout)
 	defer cancel()
 	copies, err := p.sockets.copies()
@@ -376,22 +370,7 @@ func (p *service) start(ctx context.Context, program string, timeout time.Durati
 	}
 	defer closeCopies(copies)
 	args := append([]string{program}, os.Args[1:]...)
-	s, err := upgrade.Start(upgrade.Program{Path: program, Args: args, Env: os.Environ(), Dir: p.dir}, copies)
-	if err != nil {
-		return nil, err
-	}
-	p.log.Info("upgrading", "program", program, "new_pid", s.PID())
-	name, err := s.Ready(ctx)
-	if err == nil {
-		p.log.Info("the new process is ready", "new_pid", s.PID(), "is", name)
-		err = s.Serve(ctx)
-	}
-	if err != nil {
-		s.Kill() // it may hang
-		s.Close()
-		return nil, err
-	}
-	return s, nil
+	return upgrade.Replace(ctx, upgrade.Program{Path: program, Args: args, Env: os.Environ(), Dir: p.dir}, copies, p.log)
 }
 
 // takeOver begins to serve beside the old process, and waits until that serves no

@@ -244,6 +244,10 @@ func (g *Gateway) stop(forGood bool) {
 		}
 		if l, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
 			l.SetDeadline(time.Unix(1, 0))
+		} else if l, ok := ln.(interface{ Detach() error }); ok && !forGood {
+			if err := l.Detach(); err != nil {
+				g.ledger.log.Warn("KCP sessions do not all outlast the upgrade", "err", err)
+			}
 		} else {
 			ln.Close()
 		}

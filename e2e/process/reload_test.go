@@ -165,7 +165,7 @@ func TestABadFileKeepsAllAsItWasAndIsNamed(t *testing.T) {
 		{"config", "retry=2\nretry=3\n", "twice"},
 		{"config", "check=1\n", "line 1"},
 		{"config", "allow=10.0.0.1/8\n", "10.0.0.1/8"},
-		{"config", inUTF16("retry=2\n"), "UTF-8"},
+		{"config", "\xff\xfer\x00e\x00\n\x00", "UTF-8"},
 	} {
 		t.Run(fmt.Sprintf("%s %q", bad.file, bad.text), func(t *testing.T) {
 			// What is good must not be taken up either.

@@ -180,12 +180,12 @@ func TestTheWatchdogIsFed(t *testing.T) {
 func TestAnUpgradeTellsSystemdOfTheNewProcess(t *testing.T) {
 	t.Parallel()
 	m := startManager(t)
-	u := adopt(t, startManaged(t, m, []string{"WATCHDOG_USEC=300000"}))
-	old := u.pid
+	u := harness.Adopt(t, startManaged(t, m, []string{"WATCHDOG_USEC=300000"}))
+	old := u.Main
 	c := harness.OpenTunnel(t, u.Addr, harness.StartEcho(t))
-	u.upgrade(t)
+	u.Upgrade(t)
 	m.wait(t, "READY", 2)
-	main := strconv.Itoa(u.pid)
+	main := strconv.Itoa(u.Main)
 	for _, message := range m.messages("MAINPID")[1:] {
 		if message["MAINPID"] != main {
 			t.Errorf("told: %v, want %s", message, main)
@@ -199,8 +199,8 @@ func TestAnUpgradeTellsSystemdOfTheNewProcess(t *testing.T) {
 	m.wait(t, "WATCHDOG", beats+5) // by the new one
 	syscall.Kill(old, syscall.SIGCONT)
 	harness.Finish(t, c)
-	goneWithin(t, old)
-	u.end(t)
+	harness.WaitGone(t, old)
+	u.EndMain(t)
 }
 
 // givenSockets starts the gateway with these sockets, under these names, as systemd
@@ -241,7 +241,7 @@ func TestSocketsOfSystemdReplaceTheAddressesToListenOn(t *testing.T) {
 	defer udp.Close()
 	backend := harness.StartEcho(t)
 	taken := listen() // nothing is to be opened here
-	u := adopt(t, givenSockets(t, "gateway.socket:gateway.socket:forward:pprof:gateway.socket",
+	u := harness.Adopt(t, givenSockets(t, "gateway.socket:gateway.socket:forward:pprof:gateway.socket",
 		[]interface{ File() (*os.File, error) }{a, b, forward, pprof, udp},
 		"-secret="+harness.Secret, "-log-format=json", "-addr="+taken.Addr().String(),
 		"-listen="+forward.Addr().String()+"=forward:"+backend, "-timeout="+harness.Patience.String()))
@@ -269,8 +269,8 @@ func TestSocketsOfSystemdReplaceTheAddressesToListenOn(t *testing.T) {
 		harness.Finish(t, c)
 	}
 	talk()
-	u.upgrade(t)
+	u.Upgrade(t)
 	talk()
-	u.signal(t, syscall.SIGTERM)
-	goneWithin(t, u.pid)
+	u.SignalMain(t, syscall.SIGTERM)
+	harness.WaitGone(t, u.Main)
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,108 +18,24 @@ import (
 
 // SIGUSR2: another process takes the gateway's place, and nobody notices.
 
-// upgraded is a gateway that was started as one process and is another by now. Their
-// lines are all in Log.
-type upgraded struct {
-	*harness.Process
-	pidFile string
-	pid     int
-}
-
-func startUpgradable(t *testing.T, args ...string) *upgraded {
-	t.Helper()
-	cmd := harness.Command(t, nil, append([]string{"-secret=" + harness.Secret, "-addr=127.0.0.1:0", "-log-format=json",
-		"-timeout=" + harness.Patience.String()}, args...)...)
-	return adopt(t, harness.StartCommand(t, cmd))
-}
-
-// adopt watches over a process and its successors, which end with the test.
-func adopt(t *testing.T, p *harness.Process) *upgraded {
-	t.Helper()
-	u := &upgraded{p, filepath.Join(p.Cmd.Dir, "gateway.pid"), p.PID()}
-	t.Cleanup(func() {
-		for _, line := range u.Log.Lines("upgrading") {
-			// Whoever has this number by now: it is no child of anybody here if the
-			// gateway has ended, and then its folder is another.
-			pid := int(line["new_pid"].(float64))
-			if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && strings.HasPrefix(dir, u.Cmd.Dir) {
-				syscall.Kill(pid, syscall.SIGKILL)
-			}
-		}
-	})
-	return u
-}
-
-// main returns the process that the pid file names.
-func (u *upgraded) main(t *testing.T) int {
-	t.Helper()
-	text, err := os.ReadFile(u.pidFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatalf("%s: %q", u.pidFile, text)
-	}
-	return pid
-}
-
-func (u *upgraded) signal(t *testing.T, sig syscall.Signal) {
-	t.Helper()
-	if err := syscall.Kill(u.pid, sig); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// upgrade asks for an upgrade and waits until the pid file has changed hands.
-func (u *upgraded) upgrade(t *testing.T) {
-	t.Helper()
-	old := u.pid
-	u.signal(t, syscall.SIGUSR2)
-	harness.Eventually(t, "the pid file changes hands", func() bool {
-		u.pid = u.main(t)
-		return u.pid != old
-	})
-}
-
-// end ends the gateway.
-func (u *upgraded) end(t *testing.T) {
-	t.Helper()
-	u.signal(t, syscall.SIGTERM)
-	harness.Eventually(t, "the pid file is gone", func() bool {
-		_, err := os.Stat(u.pidFile)
-		return os.IsNotExist(err)
-	})
-	harness.WaitRefused(t, u.Addr)
-}
-
-// goneWithin waits until a process has ended.
-func goneWithin(t *testing.T, pid int) {
-	t.Helper()
-	harness.Eventually(t, fmt.Sprintf("process %d ends", pid), func() bool {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return err != nil || strings.Contains(string(text), ") Z ")
-	})
-}
-
 func TestAnUpgradeReplacesTheProcessAndTunnelsGoOn(t *testing.T) {
 	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		backend := harness.StartEcho(t)
-		u := startUpgradable(t, way)
-		old := u.pid
+		u := harness.StartUpgradable(t, way)
+		old := u.Main
 		c := harness.OpenTunnel(t, u.Addr, backend)
 		harness.Echo(t, c, "before")
 		for range 3 {
-			u.upgrade(t)
+			u.Upgrade(t)
 			harness.Echo(t, c, "still here")
 			after := harness.OpenTunnel(t, u.Addr, backend)
 			harness.Echo(t, after, "hello")
 			harness.Finish(t, after)
 		}
 		harness.Finish(t, c)
-		goneWithin(t, old) // not Wait: others have its standard error
-		u.end(t)
+		harness.WaitGone(t, old) // not Wait: others have its standard error
+		u.EndMain(t)
 		if n := len(u.Log.Lines("tunnel")); n != 4 {
 			t.Errorf("%d tunnels in the log, want 4", n)
 		}
@@ -170,13 +85,13 @@ func TestNoConnectIsRefusedOrResetDuringUpgrades(t *testing.T) {
 		upgrades, connects = 5, 1000
 	}
 	harness.BothWays(t, func(t *testing.T, way string) {
-		u := startUpgradable(t, way)
+		u := harness.StartUpgradable(t, way)
 		stop := make(chan struct{})
 		var n int64
 		var storm sync.WaitGroup
 		storm.Go(func() { n += connectStorm(t, u.Addr, stop) })
 		for range upgrades {
-			u.upgrade(t)
+			u.Upgrade(t)
 		}
 		close(stop)
 		storm.Wait()
@@ -186,7 +101,7 @@ func TestNoConnectIsRefusedOrResetDuringUpgrades(t *testing.T) {
 			n += connectStorm(t, u.Addr, stop)
 		}
 		t.Logf("%d connects during %d upgrades", n, upgrades)
-		u.end(t)
+		u.EndMain(t)
 	})
 }
 
@@ -236,7 +151,7 @@ func TestABadProgramLeavesTheGatewayAsItWas(t *testing.T) {
 	t.Parallel()
 	backend := harness.StartEcho(t)
 	program := filepath.Join(t.TempDir(), "new gateway")
-	u := startUpgradable(t, "-upgrade-exec="+program, "-upgrade-timeout=1s")
+	u := harness.StartUpgradable(t, "-upgrade-exec="+program, "-upgrade-timeout=1s")
 	c := harness.OpenTunnel(t, u.Addr, backend)
 	failures, returns := 0, 0
 	for _, bad := range badPrograms {
@@ -250,7 +165,7 @@ func TestABadProgramLeavesTheGatewayAsItWas(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			u.signal(t, syscall.SIGUSR2)
+			u.SignalMain(t, syscall.SIGUSR2)
 			var line map[string]any
 			if bad.last {
 				returns++
@@ -262,24 +177,148 @@ func TestABadProgramLeavesTheGatewayAsItWas(t *testing.T) {
 			if text := fmt.Sprint(line["err"], line["how"]); !strings.Contains(text, bad.says) {
 				t.Errorf("logged: %v, want %q", line, bad.says)
 			}
-			harness.Eventually(t, "the pid file names the old process", func() bool { return u.main(t) == u.pid })
+			harness.Eventually(t, "the pid file names the old process", func() bool { return u.InFile(t) == u.Main })
 			harness.Echo(t, c, "still here")
 			after := harness.OpenTunnel(t, u.Addr, backend)
 			harness.Echo(t, after, "hello")
 			harness.Finish(t, after)
 			for _, line := range u.Log.Lines("upgrading") {
-				goneWithin(t, int(line["new_pid"].(float64)))
+				harness.WaitGone(t, int(line["new_pid"].(float64)))
 			}
 		})
 	}
 	if err := os.Symlink(harness.Binary(t), program); err != nil {
 		t.Fatal(err)
 	}
-	u.upgrade(t)
+	u.Upgrade(t)
 	after := harness.OpenTunnel(t, u.Addr, backend)
 	harness.Echo(t, after, "hello")
 	harness.Finish(t, after)
 	harness.Echo(t, c, "still here")
 	harness.Finish(t, c)
-	u.end(t)
+	u.EndMain(t)
+}
+
+func TestHardStopAfterBoundsTheOldProcess(t *testing.T) {
+	t.Parallel()
+	flags, trusting := harness.TLSFlags(t)
+	u := harness.StartUpgradable(t, append(flags, "-hard-stop-after=1s")...)
+	old := u.Main
+	c := harness.ConnectWith(t, u.Addr, trusting) // TLS stays where its keys are
+	harness.Send(t, c, harness.Line(harness.StartEcho(t)))
+	harness.Expect(t, c, "200")
+	harness.Echo(t, c, "before")
+	u.Upgrade(t)
+	harness.Echo(t, c, "after")
+	start := time.Now()
+	harness.WaitGone(t, old)
+	if d := time.Since(start); d > harness.Patience/2 {
+		t.Errorf("the old process ended after %v", d)
+	}
+	harness.ExpectCut(t, c)
+	if line := u.Log.WaitLine(t, "tunnel", 1); line["how"] != "shutdown" {
+		t.Errorf("logged: %v", line)
+	}
+	u.EndMain(t)
+}
+
+// Each process of a port is upgraded by itself, and has its line in the pid file.
+func TestProcessesThatShareAPortAreUpgradedOneByOne(t *testing.T) {
+	t.Parallel()
+	a := harness.StartUpgradable(t, "-reuse=1")
+	cmd := harness.Command(t, nil, "-secret="+harness.Secret, "-reuse=1", "-addr="+a.Addr, "-log-format=json")
+	cmd.Dir = a.Cmd.Dir
+	b := harness.StartCommand(t, cmd)
+	pids := func() string {
+		text, err := os.ReadFile(a.PIDFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(strings.Fields(string(text)), " ")
+	}
+	if want := fmt.Sprint(a.Main, " ", b.PID()); pids() != want {
+		t.Fatalf("pids %s, want %s", pids(), want)
+	}
+	stop := make(chan struct{})
+	var storm sync.WaitGroup
+	storm.Go(func() { connectStorm(t, a.Addr, stop) })
+	old := a.Main
+	a.SignalMain(t, syscall.SIGUSR2)
+	line := a.Log.WaitLine(t, "handed over", 1)
+	a.Main = int(line["new_pid"].(float64))
+	harness.Eventually(t, "the new process has its line", func() bool { return pids() == fmt.Sprint(b.PID(), " ", a.Main) })
+	harness.WaitGone(t, old)
+	close(stop)
+	storm.Wait()
+	if len(b.Log.Lines("upgrading")) > 0 {
+		t.Error("the other process was upgraded too")
+	}
+	a.SignalMain(t, syscall.SIGTERM)
+	harness.WaitGone(t, a.Main)
+	b.End(t)
+}
+
+func TestASignalThatEndsTheGatewayEndsAnUpgradeToo(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), "new")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	u := harness.StartUpgradable(t, "-upgrade-exec="+program)
+	u.SignalMain(t, syscall.SIGUSR2)
+	pid := int(u.Log.WaitLine(t, "upgrading", 1)["new_pid"].(float64))
+	u.SignalMain(t, syscall.SIGUSR2)
+	u.Log.WaitLine(t, "an upgrade is under way: asked for one more", 1)
+	u.SignalMain(t, syscall.SIGTERM)
+	harness.WaitGone(t, pid)
+	if code := u.Wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if _, err := os.Stat(u.PIDFile); !os.IsNotExist(err) {
+		t.Errorf("the pid file: %v", err)
+	}
+}
+
+// A link that leads to another version by now is the usual way to install one.
+func TestAnUpgradeFollowsALink(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	link := filepath.Join(dir, "gateway")
+	if err := os.Symlink(harness.Binary(t), link); err != nil {
+		t.Fatal(err)
+	}
+	cmd := harness.Command(t, nil, "-secret="+harness.Secret, "-addr=127.0.0.1:0", "-log-format=json")
+	cmd.Path, cmd.Args[0] = link, link
+	u := harness.Adopt(t, harness.StartCommand(t, cmd))
+	old := u.Main
+	mark := filepath.Join(dir, "mark")
+	script := fmt.Sprintf("#!/bin/sh\ntouch %s\nexec %s \"$@\"\n", mark, harness.Binary(t))
+	if err := os.WriteFile(filepath.Join(dir, "version 2"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("version 2", link); err != nil {
+		t.Fatal(err)
+	}
+	u.Upgrade(t)
+	if _, err := os.Stat(mark); err != nil {
+		t.Error("the new version was not started")
+	}
+	harness.WaitGone(t, old)
+	u.EndMain(t)
+}
+
+func TestPprofAndItsPortGoAlong(t *testing.T) {
+	t.Parallel()
+	u := harness.StartUpgradable(t, "-pprof=127.0.0.1:0")
+	url := u.Log.WaitLine(t, "pprof is on", 1)["url"]
+	for n := range 2 {
+		u.Upgrade(t)
+		if got := u.Log.WaitLine(t, "pprof is on", n+2)["url"]; got != url {
+			t.Errorf("pprof is at %v, and was at %v", got, url)
+		}
+	}
+	u.EndMain(t)
 }
