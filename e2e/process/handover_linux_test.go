@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gateway/internal/harness"
 )
 
@@ -313,7 +315,7 @@ func (cr *crowd) talk(m *member) error {
 }
 
 // end ends all tunnels, and sees whether the log has an end of each, with its totals.
-func (cr *crowd) end(u *upgraded) {
+func (cr *crowd) end(u *harness.Upgraded) {
 	cr.t.Helper()
 	close(cr.stopping)
 	cr.working.Wait()
@@ -351,13 +353,13 @@ func (cr *crowd) end(u *upgraded) {
 }
 
 // startUpgradableWithin starts a gateway that may have so many descriptors.
-func startUpgradableWithin(t *testing.T, limit int, args ...string) *upgraded {
+func startUpgradableWithin(t *testing.T, limit int, args ...string) *harness.Upgraded {
 	t.Helper()
 	cmd := harness.Command(t, nil, append([]string{"-secret=" + harness.Secret, "-addr=127.0.0.1:0", "-log-format=json",
 		"-timeout=" + harness.Patience.String()}, args...)...)
 	cmd.Args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh", cmd.Path}, cmd.Args[1:]...)
 	cmd.Path = "/bin/sh"
-	return adopt(t, harness.StartCommand(t, cmd))
+	return harness.Adopt(t, harness.StartCommand(t, cmd))
 }
 
 func TestTwentyUpgradesMoveACrowdOfTunnelsAndLoseNoByte(t *testing.T) {
@@ -376,15 +378,15 @@ func TestTwentyUpgradesMoveACrowdOfTunnelsAndLoseNoByte(t *testing.T) {
 	cr.join(stalled, 50/share)
 	cr.join(half, 100/share)
 	for i := range upgrades {
-		old := u.pid
-		u.upgrade(t)
-		for _, pid := range []int{old, u.pid} {
+		old := u.Main
+		u.Upgrade(t)
+		for _, pid := range []int{old, u.Main} {
 			if n := harness.Descriptors(pid); n > limit {
 				t.Errorf("upgrade %d: process %d has %d descriptors", i, pid, n)
 			}
 		}
 		if i%2 == 0 || i == upgrades-1 { // else the next one comes while this one goes on
-			goneWithin(t, old)
+			harness.WaitGone(t, old)
 		}
 	}
 	cr.end(u)
@@ -400,7 +402,7 @@ func TestTwentyUpgradesMoveACrowdOfTunnelsAndLoseNoByte(t *testing.T) {
 	if want := upgrades * len(cr.members); moved < want {
 		t.Errorf("%d tunnels have moved, want %d", moved, want)
 	}
-	u.end(t)
+	u.EndMain(t)
 }
 
 // faulty returns the file of a gateway that dies where a file says.
@@ -455,7 +457,7 @@ func TestAProcessThatDiesDuringAHandoverLosesAtMostOneBatch(t *testing.T) {
 			cmd := harness.Command(t, []string{"HANDOVER_FAULT=" + fault}, "-secret="+harness.Secret, "-addr=127.0.0.1:0",
 				"-log-format=json", "-loops=1", "-timeout="+harness.Patience.String())
 			cmd.Path = file
-			u := adopt(t, harness.StartCommand(t, cmd))
+			u := harness.Adopt(t, harness.StartCommand(t, cmd))
 			backend := harness.StartBackend(t, func(c *net.TCPConn) {
 				c.SetDeadline(time.Now().Add(longest))
 				io.Copy(c, struct{ io.Reader }{c})
@@ -466,7 +468,7 @@ func TestAProcessThatDiesDuringAHandoverLosesAtMostOneBatch(t *testing.T) {
 				c.SetDeadline(time.Now().Add(longest))
 				clients = append(clients, c)
 			}
-			old, number, sig := u.pid, 1, syscall.SIGKILL
+			old, number, sig := u.Main, 1, syscall.SIGKILL
 			if f.ofOld {
 				number = 2 // what is left of its tunnels ends with it
 			}
@@ -474,7 +476,7 @@ func TestAProcessThatDiesDuringAHandoverLosesAtMostOneBatch(t *testing.T) {
 				sig = syscall.SIGSTOP
 			}
 			harness.WriteFile(t, fault, fmt.Sprintf("%s:%d:%d", f.step, number, sig))
-			u.signal(t, syscall.SIGUSR2)
+			u.SignalMain(t, syscall.SIGUSR2)
 			victim := int(u.Log.WaitLine(t, "fault", 1)["pid"].(float64))
 			if (victim == old) != f.ofOld {
 				t.Fatalf("the wrong process")
@@ -509,9 +511,9 @@ func TestAProcessThatDiesDuringAHandoverLosesAtMostOneBatch(t *testing.T) {
 			}
 			harness.Finish(t, harness.OpenTunnel(t, u.Addr, backend))
 			if !f.ofOld && !f.stop {
-				u.upgrade(t) // the next one gets what is left
+				u.Upgrade(t) // the next one gets what is left
 				u.Log.WaitLine(t, "tunnels handed over", 1)
-				goneWithin(t, old)
+				harness.WaitGone(t, old)
 			}
 			for _, c := range clients {
 				c.Close()
@@ -522,13 +524,13 @@ func TestAProcessThatDiesDuringAHandoverLosesAtMostOneBatch(t *testing.T) {
 
 func TestAProcessWhoseTunnelsHaveMovedIsGoneWithinASecond(t *testing.T) {
 	t.Parallel()
-	u := startUpgradable(t)
+	u := harness.StartUpgradable(t)
 	backend := harness.StartEcho(t)
 	c := harness.OpenTunnel(t, u.Addr, backend)
-	old := u.pid
-	u.upgrade(t)
+	old := u.Main
+	u.Upgrade(t)
 	u.Log.WaitLine(t, "stopped", 1)
-	goneWithin(t, old)
+	harness.WaitGone(t, old)
 	line := u.Log.WaitLine(t, "handed over", 1)
 	gone := u.Log.WaitLine(t, "stopped", 1)
 	began, err1 := time.Parse(time.RFC3339Nano, line["time"].(string))
@@ -538,23 +540,79 @@ func TestAProcessWhoseTunnelsHaveMovedIsGoneWithinASecond(t *testing.T) {
 	}
 	harness.Echo(t, c, "still here")
 	harness.Finish(t, c)
-	u.end(t)
+	u.EndMain(t)
 }
 
 func TestWithoutHandoverTunnelsEndInTheOldProcess(t *testing.T) {
 	t.Parallel()
-	u := startUpgradable(t, "-handover=0")
+	u := harness.StartUpgradable(t, "-handover=0")
 	c := harness.OpenTunnel(t, u.Addr, harness.StartEcho(t))
-	old := u.pid
-	u.upgrade(t)
+	old := u.Main
+	u.Upgrade(t)
 	harness.Echo(t, c, "still here")
 	if err := syscall.Kill(old, 0); err != nil {
 		t.Errorf("the old process: %v", err)
 	}
 	harness.Finish(t, c)
-	goneWithin(t, old)
+	harness.WaitGone(t, old)
 	if lines := u.Log.Lines("tunnels handed over"); len(lines) > 0 {
 		t.Errorf("logged: %v", lines)
 	}
-	u.end(t)
+	u.EndMain(t)
+}
+
+func TestThousandsOfIdleTunnelsMoveAndBusyOnesHardlyWait(t *testing.T) {
+	harness.Long(t)
+	// As many as the limit of descriptors has room for, of 20,000.
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	idle := int(min(20_000, (limit.Cur-2000)/2))
+	u := harness.StartUpgradable(t)
+	backend := harness.StartBackendProcess(t, harness.RoleEcho)
+	line := harness.Line(backend)
+	var opening sync.WaitGroup
+	clients := make([]*net.TCPConn, idle)
+	for i := range 8 {
+		opening.Go(func() {
+			for j := i; j < idle; j += 8 {
+				c, err := net.Dial("tcp", u.Addr)
+				if err == nil {
+					clients[j] = c.(*net.TCPConn)
+					_, err = io.WriteString(c, line)
+				}
+				if err == nil {
+					_, err = io.ReadFull(c, make([]byte, 3))
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	opening.Wait()
+	defer func() {
+		for _, c := range clients {
+			if c != nil {
+				harness.Reset(c)
+			}
+		}
+	}()
+	cr := newCrowd(t, u.Addr)
+	cr.join(echo, 20)
+	for range 3 {
+		old := u.Main
+		u.Upgrade(t)
+		harness.WaitGone(t, old)
+	}
+	for _, line := range u.Log.Lines("tunnels handed over") {
+		if n, took := line["tunnels"].(float64), line["took_ms"].(float64); int(n) < idle || took > 2000 {
+			t.Errorf("logged: %v", line)
+		} else {
+			t.Logf("%v tunnels in %v ms", n, took)
+		}
+	}
+	cr.end(u)
 }
