@@ -224,6 +224,9 @@ func (l *tunnels) adoptLive(h *handover.Tunnel, r *rules) {
 	}
 	t.rest.Resume(t.progress(), t.halfClosed(), h.Rest, l.reactor.now)
 	l.thaw(t)
+	if t.state == stateOpen && t.swept {
+		l.sweepOne(t) // what is due is due, however often it moves
+	}
 	l.current = nil
 }
 
