@@ -93,7 +93,10 @@ func (p *service) serve() error {
 		}
 	}
 	if p.before != nil {
-		if err := p.before.Ready(versionLine()); err != nil {
+		err := p.before.Ready(versionLine())
+		if errors.Is(err, upgrade.ErrOldEnded) {
+			p.log.Warn("nobody hands over: this process serves", "err", err)
+		} else if err != nil {
 			closeAll(listeners)
 			return err
 		}
@@ -105,9 +108,7 @@ func (p *service) serve() error {
 		}
 	}
 	if p.before != nil {
-		if err := p.takeOver(); err != nil {
-			return err
-		}
+		p.takeOver()
 		for i, ln := range listeners {
 			// Datagrams are not shared as connects are: who reads one has it. The
 			// old process has read all of its own by now.
@@ -373,18 +374,16 @@ func (p *service) start(ctx context.Context, program string, timeout time.Durati
 	return upgrade.Replace(ctx, upgrade.Program{Path: program, Args: args, Env: os.Environ(), Dir: p.dir}, copies, p.log)
 }
 
-// takeOver begins to serve beside the old process, and waits until that serves no
-// more.
-func (p *service) takeOver() error {
-	if err := p.before.Serving(); err != nil {
-		p.log.Warn("the old process has ended before it handed over", "err", err)
-		return nil
+// takeOver says that this process serves beside the old one, and waits until that
+// serves no more, or has ended.
+func (p *service) takeOver() {
+	err := p.before.Serving()
+	if err == nil {
+		err = p.before.Settled()
 	}
-	if err := p.before.Settled(); err != nil {
-		p.log.Warn("the old process has ended before it handed over", "err", err)
-		return nil
+	if err != nil {
+		p.log.Warn("the old process has not finished handing over", "err", err)
 	}
-	return nil
 }
 
 // errGoOn is what giveWay returns where this process serves again.

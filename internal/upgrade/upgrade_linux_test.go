@@ -82,6 +82,29 @@ var roles = map[string]func() error{
 		}
 		return errors.New("told to fail")
 	},
+	"heir": func() error { // serves whatever becomes of the old process
+		p, err := Inherit()
+		if err != nil {
+			return err
+		}
+		fd, _ := p.Take("a")
+		f := os.NewFile(uintptr(fd), "")
+		ln, err := net.FileListener(f)
+		if err != nil {
+			return err
+		}
+		for _, err := range []error{p.Ready("the heir"), p.Serving(), p.Settled()} {
+			if err != nil && !errors.Is(err, ErrOldEnded) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+				return err
+			}
+		}
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		io.WriteString(c, "the heir")
+		return c.Close()
+	},
 	"wide-eyed": func() error { // looks at what it was born with
 		if _, err := Inherit(); err != nil {
 			return err
@@ -261,6 +284,41 @@ func TestTheOldProcessLearnsHowTheNewOneEnds(t *testing.T) {
 			}
 			if how := s.How(within(t)); how != tt.how {
 				t.Errorf("how: %q, want %q", how, tt.how)
+			}
+		})
+	}
+}
+
+// The end of a process is that of its sockets.
+func TestTheNewProcessGoesOnWhereverTheOldOneEnds(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(s *Successor) error
+	}{
+		{"at once", func(*Successor) error { return nil }},
+		{"once the new one is ready", func(s *Successor) error { _, err := s.Ready(within(t)); return err }},
+		{"once it serves", func(s *Successor) error {
+			_, err := s.Ready(within(t))
+			return errors.Join(err, s.Serve(within(t)))
+		}},
+		{"once all is handed over", func(s *Successor) error {
+			_, err := s.Ready(within(t))
+			return errors.Join(err, s.Serve(within(t)), s.Yield())
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := listener(t)
+			s := begin(t, "heir", map[string]*net.TCPListener{"a": a}, "a")
+			if err := tt.do(s); err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+			a.Close()
+			if got := hear(t, a); got != "the heir" {
+				t.Errorf("a client hears %q", got)
+			}
+			if how := s.How(within(t)); how != "exit status 0" {
+				t.Errorf("the new process: %s", how)
 			}
 		})
 	}
