@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -410,6 +411,14 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	if err := s.Yield(); err != nil {
 		return p.goOn(s, kept)
 	}
+	// What the new process has no use for is to refuse, and not to let wait.
+	kept = slices.DeleteFunc(kept, func(k upgrade.Socket) bool {
+		if s.Took(k.Name) {
+			return false
+		}
+		closeCopies([]upgrade.Socket{k})
+		return true
+	})
 	p.before.Bye() // it is of no more use, and may have ended
 	p.log.Info("handed over", "new_pid", s.PID(), "tunnels", p.g.ledger.open(), "hard_stop_after", cfg.HardStopAfter.String())
 	if sig != nil {

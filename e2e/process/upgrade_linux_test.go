@@ -373,3 +373,33 @@ func TestAProcessThatIsKilledAfterItsUpgradeIsReplacedByTheOneBefore(t *testing.
 	harness.WaitGone(t, first)
 	u.EndMain(t)
 }
+
+func TestAnUpgradeTakesUpWhatAReloadCannot(t *testing.T) {
+	t.Parallel()
+	backend := harness.StartEcho(t)
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config")
+	one, two, three := harness.ClosedPort(t), harness.ClosedPort(t), harness.ClosedPort(t)
+	harness.WriteFile(t, config, fmt.Sprintf("listen=%s=forward:%s %s=forward:%s\n", one, backend, two, backend))
+	u := harness.StartUpgradable(t, "-config="+config)
+	talk := func(addr string) {
+		t.Helper()
+		c := harness.Connect(t, addr)
+		harness.Echo(t, c, "hello")
+		harness.Finish(t, c)
+	}
+	talk(one)
+	talk(two)
+	stays := harness.Connect(t, two)
+	harness.Echo(t, stays, "before")
+	harness.WriteFile(t, config, fmt.Sprintf("listen=%s=forward:%s %s=forward:%s\nbuffer=1000\n", one, backend, three, backend))
+	old := u.Main
+	u.Upgrade(t)
+	talk(one)
+	talk(three)
+	harness.WaitRefused(t, two)
+	harness.Echo(t, stays, "after")
+	harness.Finish(t, stays)
+	harness.WaitGone(t, old)
+	u.EndMain(t)
+}
