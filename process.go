@@ -474,15 +474,14 @@ func (p *service) takeTunnels(*net.UnixConn) {}
 
 // goOn serves again after the new process has ended.
 func (p *service) goOn(s *upgrade.Successor, kept []upgrade.Socket) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	p.log.Error("the new process has ended: this one serves again", "new_pid", s.PID(), "how", s.How(ctx))
-	if len(kept) == 0 {
-		return errors.New("the new process has ended, and this one cannot serve again")
-	}
+	p.log.Error("the new process has ended: this one serves again", "new_pid", s.PID(), "how", s.How(time.Second))
 	cfg := p.cfg.Load()
 	p.g.Return()
-	for _, l := range p.sockets.reopen(cfg, kept, p.log) {
+	again := p.sockets.reopen(cfg, kept, p.log)
+	if len(again) == 0 {
+		return errors.New("the new process has ended, and this one cannot serve again")
+	}
+	for _, l := range again {
 		p.g.Own(l.ln.Addr())
 		p.serveListener(l.ln, l.listening)
 	}

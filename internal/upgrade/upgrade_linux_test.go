@@ -282,7 +282,7 @@ func TestTheOldProcessLearnsHowTheNewOneEnds(t *testing.T) {
 					t.Error("it does not say that this process is to end too")
 				}
 			}
-			if how := s.How(within(t)); how != tt.how {
+			if how := s.How(patience); how != tt.how {
 				t.Errorf("how: %q, want %q", how, tt.how)
 			}
 		})
@@ -317,7 +317,7 @@ func TestTheNewProcessGoesOnWhereverTheOldOneEnds(t *testing.T) {
 			if got := hear(t, a); got != "the heir" {
 				t.Errorf("a client hears %q", got)
 			}
-			if how := s.How(within(t)); how != "exit status 0" {
+			if how := s.How(patience); how != "exit status 0" {
 				t.Errorf("the new process: %s", how)
 			}
 		})
