@@ -231,21 +231,14 @@ func closeCopies(list []upgrade.Socket) {
 }
 
 // reopen makes listeners anew of copies, which it owns, in the place of those that
-// were closed. What fails is for the log: nobody else serves.
+// were closed, or opens others where there is no copy. What fails is for the log: nobody
+// else serves.
 func (s *sockets) reopen(cfg *Config, kept []upgrade.Socket, log *slog.Logger) (list []outlet) {
 	for i := range s.open {
 		o := &s.open[i]
-		at := slices.IndexFunc(kept, func(k upgrade.Socket) bool { return k.Name == o.name })
-		if at < 0 {
-			continue
-		}
-		ln, packets, err := listenerOf(kept[at].FD)
-		kept[at] = upgrade.Socket{FD: -1}
-		if packets != nil {
-			ln, err = serveKCP(cfg, packets)
-		}
+		ln, err := o.again(cfg, kept)
 		if err != nil {
-			log.Error("cannot listen again", "addr", o.addr, "err", err)
+			log.Error("cannot listen again", "addr", o.ln.Addr().String(), "err", err)
 			continue
 		}
 		if o.ln = ln; o.setting != "" {
@@ -257,6 +250,25 @@ func (s *sockets) reopen(cfg *Config, kept []upgrade.Socket, log *slog.Logger) (
 		s.given[kind] = ln
 	}
 	return list
+}
+
+// again returns another listener at the same address.
+func (o *outlet) again(cfg *Config, kept []upgrade.Socket) (net.Listener, error) {
+	if at := slices.IndexFunc(kept, func(k upgrade.Socket) bool { return k.Name == o.name }); at >= 0 {
+		fd := kept[at].FD
+		kept[at] = upgrade.Socket{FD: -1} // of several with one name each once
+		ln, packets, err := listenerOf(fd)
+		if packets != nil {
+			return serveKCP(cfg, packets)
+		}
+		return ln, err
+	}
+	if o.setting == "" || o.given != "" {
+		return nil, errors.New("the socket has not been kept")
+	}
+	l := o.listening
+	l.addr = o.ln.Addr().String() // with its port, where any would have done
+	return listen(cfg, l)
 }
 
 // errBound is how checkAddress keeps net from going on.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,7 +94,10 @@ func (p *service) serve() error {
 		}
 	}
 	if p.before != nil {
-		if err := p.before.Ready(versionLine()); err != nil {
+		err := p.before.Ready(versionLine())
+		if errors.Is(err, upgrade.ErrOldEnded) {
+			p.log.Warn("nobody hands over: this process serves", "err", err)
+		} else if err != nil {
 			closeAll(listeners)
 			return err
 		}
@@ -105,9 +109,7 @@ func (p *service) serve() error {
 		}
 	}
 	if p.before != nil {
-		if err := p.takeOver(); err != nil {
-			return err
-		}
+		p.takeOver()
 		for i, ln := range listeners {
 			// Datagrams are not shared as connects are: who reads one has it. The
 			// old process has read all of its own by now.
@@ -373,18 +375,16 @@ func (p *service) start(ctx context.Context, program string, timeout time.Durati
 	return upgrade.Replace(ctx, upgrade.Program{Path: program, Args: args, Env: os.Environ(), Dir: p.dir}, copies, p.log)
 }
 
-// takeOver begins to serve beside the old process, and waits until that serves no
-// more.
-func (p *service) takeOver() error {
-	if err := p.before.Serving(); err != nil {
-		p.log.Warn("the old process has ended before it handed over", "err", err)
-		return nil
+// takeOver says that this process serves beside the old one, and waits until that
+// serves no more, or has ended.
+func (p *service) takeOver() {
+	err := p.before.Serving()
+	if err == nil {
+		err = p.before.Settled()
 	}
-	if err := p.before.Settled(); err != nil {
-		p.log.Warn("the old process has ended before it handed over", "err", err)
-		return nil
+	if err != nil {
+		p.log.Warn("the old process has not finished handing over", "err", err)
 	}
-	return nil
 }
 
 // errGoOn is what giveWay returns where this process serves again.
@@ -411,6 +411,14 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	if err := s.Yield(); err != nil {
 		return p.goOn(s, kept)
 	}
+	// What the new process has no use for is to refuse, and not to let wait.
+	kept = slices.DeleteFunc(kept, func(k upgrade.Socket) bool {
+		if s.Took(k.Name) {
+			return false
+		}
+		closeCopies([]upgrade.Socket{k})
+		return true
+	})
 	p.before.Bye() // it is of no more use, and may have ended
 	p.log.Info("handed over", "new_pid", s.PID(), "tunnels", p.g.ledger.open(), "hard_stop_after", cfg.HardStopAfter.String())
 	if sig != nil {
@@ -495,15 +503,14 @@ func (p *service) takeTunnels(from *net.UnixConn) {
 
 // goOn serves again after the new process has ended.
 func (p *service) goOn(s *upgrade.Successor, kept []upgrade.Socket) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	p.log.Error("the new process has ended: this one serves again", "new_pid", s.PID(), "how", s.How(ctx))
-	if len(kept) == 0 {
-		return errors.New("the new process has ended, and this one cannot serve again")
-	}
+	p.log.Error("the new process has ended: this one serves again", "new_pid", s.PID(), "how", s.How(time.Second))
 	cfg := p.cfg.Load()
 	p.g.Return()
-	for _, l := range p.sockets.reopen(cfg, kept, p.log) {
+	again := p.sockets.reopen(cfg, kept, p.log)
+	if len(again) == 0 {
+		return errors.New("the new process has ended, and this one cannot serve again")
+	}
+	for _, l := range again {
 		p.g.Own(l.ln.Addr())
 		p.serveListener(l.ln, l.listening)
 	}

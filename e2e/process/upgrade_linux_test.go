@@ -322,3 +322,84 @@ func TestPprofAndItsPortGoAlong(t *testing.T) {
 	}
 	u.EndMain(t)
 }
+
+func TestTheNewProcessServesWhereTheOldOneIsKilled(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	program, mark := filepath.Join(dir, "new"), filepath.Join(dir, "mark")
+	script := fmt.Sprintf("#!/bin/sh\nwhile [ ! -e %s ]; do sleep .05; done\nexec %s \"$@\"\n", mark, harness.Binary(t))
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	u := harness.StartUpgradable(t, "-upgrade-exec="+program)
+	old := u.Main
+	u.SignalMain(t, syscall.SIGUSR2)
+	u.Log.WaitLine(t, "upgrading", 1)
+	u.SignalMain(t, syscall.SIGKILL)
+	harness.WaitGone(t, old)
+	queued := harness.Connect(t, u.Addr) // the queue is still there
+	harness.WriteFile(t, mark, "")
+	harness.Send(t, queued, "no sealed line\n")
+	harness.Expect(t, queued, "401")
+	harness.Eventually(t, "the pid file names the new process", func() bool {
+		u.Main = u.InFile(t)
+		return u.Main != old
+	})
+	u.EndMain(t)
+}
+
+// Two processes that die and one that is left: whoever has the sockets serves.
+func TestAProcessThatIsKilledAfterItsUpgradeIsReplacedByTheOneBefore(t *testing.T) {
+	t.Parallel()
+	flags, trusting := harness.TLSFlags(t)
+	u := harness.StartUpgradable(t, flags...)
+	backend := harness.StartEcho(t)
+	first := u.Main
+	c := harness.ConnectWith(t, u.Addr, trusting) // so that the old process stays
+	harness.Send(t, c, harness.Line(backend))
+	harness.Expect(t, c, "200")
+	for n := range 3 {
+		u.Upgrade(t)
+		u.SignalMain(t, syscall.SIGKILL)
+		u.Log.WaitLine(t, "the new process has ended: this one serves again", n+1)
+		harness.Eventually(t, "the pid file names the first process", func() bool { u.Main = u.InFile(t); return u.Main == first })
+		harness.Echo(t, c, "still here")
+		after := harness.OpenTunnel(t, u.Addr, backend)
+		harness.Echo(t, after, "hello")
+		harness.Finish(t, after)
+	}
+	u.Upgrade(t)
+	c.Close()
+	harness.WaitGone(t, first)
+	u.EndMain(t)
+}
+
+func TestAnUpgradeTakesUpWhatAReloadCannot(t *testing.T) {
+	t.Parallel()
+	backend := harness.StartEcho(t)
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config")
+	one, two, three := harness.ClosedPort(t), harness.ClosedPort(t), harness.ClosedPort(t)
+	harness.WriteFile(t, config, fmt.Sprintf("listen=%s=forward:%s %s=forward:%s\n", one, backend, two, backend))
+	u := harness.StartUpgradable(t, "-config="+config)
+	talk := func(addr string) {
+		t.Helper()
+		c := harness.Connect(t, addr)
+		harness.Echo(t, c, "hello")
+		harness.Finish(t, c)
+	}
+	talk(one)
+	talk(two)
+	stays := harness.Connect(t, two)
+	harness.Echo(t, stays, "before")
+	harness.WriteFile(t, config, fmt.Sprintf("listen=%s=forward:%s %s=forward:%s\nbuffer=1000\n", one, backend, three, backend))
+	old := u.Main
+	u.Upgrade(t)
+	talk(one)
+	talk(three)
+	harness.WaitRefused(t, two)
+	harness.Echo(t, stays, "after")
+	harness.Finish(t, stays)
+	harness.WaitGone(t, old)
+	u.EndMain(t)
+}

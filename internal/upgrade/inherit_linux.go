@@ -89,15 +89,16 @@ func (p *Predecessor) Names() []string {
 	return names
 }
 
-// Ready says that this process can serve, and waits until it is to. What nobody has
-// taken is closed, and left to the old process.
+// Ready says that this process can serve, and waits until it is to, or until the old
+// one has ended: [ErrOldEnded]. What nobody has taken is closed, and left to the old
+// process.
 func (p *Predecessor) Ready(program string) error {
 	for _, s := range p.offered {
 		unix.Close(s.FD)
 	}
 	p.offered = nil
 	if err := send(p.control, message{Word: ready, PID: os.Getpid(), Taken: p.taken, Program: program}); err != nil {
-		return fmt.Errorf("the old process is gone: %w", err)
+		return fmt.Errorf("%w: %w", ErrOldEnded, err)
 	}
 	return p.hear(serve)
 }
@@ -105,7 +106,7 @@ func (p *Predecessor) Ready(program string) error {
 func (p *Predecessor) hear(word string) error {
 	var m message
 	if err := p.from.Decode(&m); err != nil {
-		return fmt.Errorf("the old process ended before it said %q: %w", word, err)
+		return fmt.Errorf("%w: %w instead of %q", ErrOldEnded, err, word)
 	}
 	if m.Word != word {
 		return fmt.Errorf("the old process says %q instead of %q", m.Word, word)

@@ -5,6 +5,7 @@ package upgrade
 import (
 	"context"
 	"net"
+	"time"
 )
 
 // Program is what to start.
@@ -30,7 +31,7 @@ func (*Successor) Conn() *net.UnixConn                   { return nil }
 func (*Successor) Gone() <-chan struct{}                 { return nil }
 func (*Successor) Stops() <-chan struct{}                { return nil }
 func (*Successor) InOrder() bool                         { return false }
-func (*Successor) How(context.Context) string            { return "" }
+func (*Successor) How(time.Duration) string              { return "" }
 func (*Successor) Kill()                                 {}
 func (*Successor) Close()                                {}
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -211,6 +212,7 @@ func (s *Successor) endedBefore(ctx context.Context, word string) error {
 	// A process closes its sockets a moment before it has ended.
 	select {
 	case <-s.exited:
+	case <-time.After(time.Second):
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
@@ -276,11 +278,11 @@ func (s *Successor) InOrder() bool {
 	return s.bye
 }
 
-// How says how the process ended, after a moment if it is just about to.
-func (s *Successor) How(ctx context.Context) string {
+// How says how the process ended, after some patience if it is just about to.
+func (s *Successor) How(patience time.Duration) string {
 	select {
 	case <-s.exited:
-	case <-ctx.Done():
+	case <-time.After(patience):
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -45,6 +45,11 @@ type Socket struct {
 	FD   int    // Start leaves it to its caller, Inherit gives it to its own
 }
 
+// ErrOldEnded is what the new process learns where the old one has ended without a
+// word, killed for instance. Nobody else has the sockets then: the new one is to go on.
+// Had the old one changed its mind, it would have ended the new one.
+var ErrOldEnded = errors.New("the old process has ended before it handed over")
+
 // ErrUnsupported is what Start returns where processes cannot hand over sockets.
 var ErrUnsupported = errors.New("upgrades need Linux: end this process and start the new one")
 
