@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"gateway/internal/address"
 	"gateway/internal/sys"
 )
 
@@ -63,10 +62,10 @@ type acceptor struct {
 // sharedListener is one loop's view of a listening socket that all loops accept
 // from.
 type sharedListener struct {
-	fd       int            // -1: no more
-	forward  *address.Route // where its clients go; nil: they say so
-	rules    func() *rules  // for the next of them
-	paused   bool           // out of descriptors
+	fd       int // -1: no more
+	entrance *entrance
+	rules    func() *rules // for the next client
+	paused   bool          // out of descriptors
 	resumeAt int64
 	pace     backoff
 }
@@ -77,8 +76,8 @@ const listenerEvent = -2
 
 // listen has the loop accept from fd. The registration is level-triggered: one accept for
 // each event shares a storm among the loops.
-func (l *acceptor) listen(fd int, forward *address.Route, rules func() *rules) {
-	sl := &sharedListener{fd: fd, forward: forward, rules: rules}
+func (l *acceptor) listen(fd int, by *entrance, rules func() *rules) {
+	sl := &sharedListener{fd: fd, entrance: by, rules: rules}
 	l.listeners = append(l.listeners, sl)
 	l.registerListener(len(l.listeners) - 1)
 }
@@ -167,21 +166,21 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	}
 	sl.pace.reset()
 	l.ledger.begin()
-	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.forward)
+	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.entrance)
 	return true
 }
 
 // place gives a connection to the loop with the fewest, unless this one has
 // hardly more.
-func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, forward *address.Route) {
+func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 	to := l.crew.idlest()
 	if least := to.load.Load(); l.load.Load() <= least+least/8 {
 		to = l
 	}
 	to.load.Add(1)
 	if to == l {
-		l.begin(fd, r, peer, forward)
-	} else if !to.reactor.post(func() { to.begin(fd, r, peer, forward) }) {
+		l.begin(fd, r, peer, by)
+	} else if !to.reactor.post(func() { to.begin(fd, r, peer, by) }) {
 		unix.Close(fd)
 		s, u := session{}, upstream{}
 		l.ledger.done(&s, &u)

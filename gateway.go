@@ -158,6 +158,7 @@ func (g *Gateway) serveTunnel(c *connection, req request) {
 		}
 	}
 	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
+	g.ledger.opened(&c.session, &c.upstream)
 	g.clients.remove(c.socket)
 	g.afresh(c, func() { g.runTunnel(c, backend, early) })
 }
@@ -173,6 +174,7 @@ func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
 // serveHTTP serves a client that speaks HTTP.
 func (g *Gateway) serveHTTP(c *connection, early []byte) {
 	defer g.ledger.done(&c.session, &c.upstream)
+	defer func() { g.ledger.became(&c.session, c.answered) }()
 	defer c.ticket.Release()
 	g.clients.remove(c.socket) // Close ends it by the front's own Close
 	g.http.serve(g.baseCtx, c, early)

@@ -61,22 +61,23 @@ type handshakes struct {
 }
 
 // begin starts the life of a connection, which has been counted in.
-func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, forward *address.Route) {
+func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 	l.reactor.tick()
 	t := l.alloc()
 	l.current = t
 	t.state = stateRequest
 	t.sockets[clientSide].fd = int32(fd)
-	t.rules, t.session = r, r.arrival(peer, forward)
+	t.rules, t.session = r, r.arrival(peer, by.forward)
+	l.ledger.arrived(&t.session, by)
 	switch {
 	case l.closing:
 		l.abandon(t, errShutdown)
-	case forward != nil && l.circles.holds(peer.Addr()):
+	case by.forward != nil && l.circles.holds(peer.Addr()):
 		l.refuse(t, errForwardLoop)
 	case t.session.asks():
 		l.readRequest(t)
 	default:
-		l.route(t, request{route: *forward}, nil)
+		l.route(t, request{route: *by.forward}, nil)
 	}
 	l.current = nil
 }
@@ -381,6 +382,7 @@ func (l *handshakes) answer(t *tunnel) {
 		}
 		early = l.ledger.announce(t.rules.sendProxy, &t.session, &t.upstream, local, early)
 	}
+	l.ledger.opened(&t.session, &t.upstream)
 	l.establish(t, early)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"runtime/debug"
 	"strconv"
@@ -14,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gateway/internal/address"
+	"gateway/internal/count"
 	"gateway/internal/handshake"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
@@ -33,25 +36,55 @@ type ledger struct {
 	cut     atomic.Int64   // tunnels ended by Close
 	denied  atomic.Int64   // clients whose backend the policy forbids
 
+	tally
+
 	idPrefix string        // random, of this process
-	lastID   atomic.Uint64 // see newID
+	lastID   atomic.Uint64 // see name
 
 	start        time.Time
 	warnedAccept atomic.Int64 // when, in nanoseconds since start; 0: never
 }
 
 func newLedger(log *slog.Logger) *ledger {
-	return &ledger{log: log, idPrefix: strings.ToLower(rand.Text()[:12]), start: time.Now()}
+	return &ledger{log: log, tally: newTally(), idPrefix: strings.ToLower(rand.Text()[:12]), start: time.Now()}
 }
 
 // begin counts a connection among those that are served, until done. It must
 // not be called once wait has returned.
 func (l *ledger) begin() { l.serving.Add(1) }
 
+// entrance returns a listener as its connections know it.
+func (l *ledger) entrance(at net.Addr, forward *address.Route) *entrance {
+	by := &entrance{name: at.String(), forward: forward}
+	if at.Network() == "udp" {
+		by.name = "kcp://" + by.name
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.entrances = append(l.entrances, by)
+	return by
+}
+
+// arrived gives a connection that has begun its number.
+func (l *ledger) arrived(s *session, by *entrance) {
+	s.entrance, s.number = by, l.lastID.Add(1)
+	by.accepted.Add(1)
+}
+
+// opened accounts for the beginning of a tunnel, whose client is told so.
+func (l *ledger) opened(s *session, u *upstream) {
+	l.became(s, handshake.OK)
+	l.prefaced.Add(int64(u.preface))
+}
+
 // done ends a connection's part in being served. Only its first call counts.
 func (l *ledger) done(s *session, u *upstream) {
 	if !s.done {
 		s.done = true
+		if s.number != 0 && !s.counted { // a bug has ended it
+			l.became(s, "")
+			l.refusals.Add(errInternal.reason, 1)
+		}
 		u.release()
 		l.serving.Done()
 	}
@@ -63,6 +96,8 @@ func (l *ledger) wait() { l.serving.Wait() }
 // ended accounts for a finished tunnel.
 func (l *ledger) ended(s *session, u *upstream, end relay.End) {
 	defer l.done(s, u)
+	l.ends.Add(end.Ending, 1)
+	l.prefaced.Add(min(0, end.Up-int64(u.preface)))
 	if end.How == relay.Shutdown {
 		l.cut.Add(1)
 	}
@@ -93,6 +128,10 @@ func (l *ledger) ended(s *session, u *upstream, end relay.End) {
 // was told. It is not the end of the connection: see done.
 func (l *ledger) refused(s *session, u *upstream, st handshake.Status, err error) {
 	l.countDenied(err)
+	if !s.counted {
+		l.became(s, st)
+		l.refusals.Add(reasonWord(err), 1)
+	}
 	level, msg := slog.LevelInfo, "refused"
 	if err == errEmpty {
 		level, msg = slog.LevelDebug, "no request" // a health check most of the time
@@ -119,6 +158,12 @@ func (l *ledger) refused(s *session, u *upstream, st handshake.Status, err error
 // exchanged accounts for a request of an HTTP client.
 func (l *ledger) exchanged(s *session, u *upstream, e web.Exchange) {
 	l.countDenied(e.Err)
+	l.requests.Add(answered{e.Kind, e.Status}, 1)
+	l.bodiesUp.Add(e.Up)
+	l.bodiesDown.Add(e.Down)
+	if e.Err != nil {
+		l.requestRefusals.Add(reasonWord(e.Err), 1)
+	}
 	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
@@ -157,18 +202,13 @@ func (l *ledger) exchanged(s *session, u *upstream, e web.Exchange) {
 
 // appendVia tells how the client came in, where that was not by a bare line.
 func appendVia(attrs []slog.Attr, s *session) []slog.Attr {
-	via := s.form.String()
-	switch {
-	case s.secure && s.form == handshake.Unknown:
-		via = "tls"
-	case s.secure:
-		via += "+tls"
-	case s.kcp:
-		via += "+kcp"
-	case s.form == handshake.Unknown, s.form == handshake.Line, s.form == handshake.Forward:
-		return attrs
+	switch s.form {
+	case handshake.Unknown, handshake.Line, handshake.Forward:
+		if !s.secure && !s.kcp {
+			return attrs
+		}
 	}
-	return append(attrs, slog.String("via", via))
+	return append(attrs, slog.String("via", s.via()))
 }
 
 func (l *ledger) countDenied(err error) {
@@ -189,7 +229,10 @@ func (l *ledger) announce(version int, s *session, u *upstream, local netip.Addr
 		local = s.local
 	}
 	if version == 2 {
-		u.id = l.newID()
+		u.id = l.name(s.number)
+		if s.form == handshake.HTTP { // one of several that it asks for
+			u.id = l.name(l.lastID.Add(1))
+		}
 	}
 	b, err := proxyheader.Append(make([]byte, 0, 128+len(early)), version,
 		proxyheader.Header{Source: s.client, Destination: local, UniqueID: u.id, Hops: s.hops + 1})
@@ -201,10 +244,10 @@ func (l *ledger) announce(version int, s *session, u *upstream, local netip.Addr
 	return append(b, early...)
 }
 
-// newID returns a name for a connection that no other connection of any
-// gateway has.
-func (l *ledger) newID() string {
-	return l.idPrefix + "-" + strconv.FormatUint(l.lastID.Add(1), 16)
+// name returns the name of a connection by its number, which no other connection
+// of any gateway has.
+func (l *ledger) name(number uint64) string {
+	return l.idPrefix + "-" + strconv.FormatUint(number, 16)
 }
 
 // warnCannotAccept tells of a listener's failure, once in 10 s for all of them.
@@ -220,4 +263,62 @@ func (l *ledger) warnCannotAccept(err error, delay time.Duration) {
 // panicked logs what recover returned, with the stack that it came from.
 func (l *ledger) panicked(v any) {
 	l.log.Error("panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
+}
+
+// tally counts what becomes of connections. Each that has arrived is, sooner or
+// later, one outcome: a tunnel, a refusal, or the end of an HTTP connection.
+type tally struct {
+	mu        sync.Mutex
+	entrances []*entrance
+
+	outcomes        *count.Set[outcome]
+	refusals        *count.Set[string]       // by reason
+	ends            *count.Set[relay.Ending] // of tunnels
+	requests        *count.Set[answered]     // of HTTP clients
+	requestRefusals *count.Set[string]       // by reason
+	prefaced        atomic.Int64             // bytes of ours that tunnels have moved
+
+	bodiesUp, bodiesDown atomic.Int64 // bytes of those requests and of what answered them
+}
+
+// outcome is what became of a connection, as far as it is counted by that.
+type outcome struct {
+	by          *entrance
+	form        handshake.Form
+	secure, kcp bool
+	status      handshake.Status // empty: nobody was there to read one
+}
+
+// reasonWord is the reason of an error in a word, "other" where it has none: what it
+// says may be anything.
+func reasonWord(err error) string {
+	word, _, _ := strings.Cut(refusalOf(err).reason, ":")
+	if strings.Trim(word, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+		return "other"
+	}
+	return word
+}
+
+// answered is what became of an HTTP client's request.
+type answered struct {
+	kind   string // see web.Exchange
+	status int
+}
+
+func newTally() tally {
+	return tally{
+		outcomes:        count.New(4096, outcome{}),
+		refusals:        count.New(128, "other"),
+		ends:            count.New(64, relay.Ending{By: relay.Gateway, How: relay.Failure}),
+		requests:        count.New(256, answered{kind: "other"}),
+		requestRefusals: count.New(128, "other"),
+	}
+}
+
+// became says what became of a connection. Only its first call counts.
+func (t *tally) became(s *session, st handshake.Status) {
+	if !s.counted {
+		s.counted = true
+		t.outcomes.Add(outcome{s.entrance, s.form, s.secure, s.kcp, st}, 1)
+	}
 }

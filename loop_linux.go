@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"gateway/internal/address"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
@@ -87,7 +86,7 @@ func tellOfRings(cfg *Config, log *slog.Logger, rings <-chan error) {
 // serve accepts from ln in all loops until stopping is closed. It owns ln, and
 // returns once no loop accepts any more. rules returns those for a connection
 // that begins; it is called from any thread.
-func (ls *loops) serve(ln *net.TCPListener, forward *address.Route, stopping <-chan struct{}, rules func() *rules) error {
+func (ls *loops) serve(ln *net.TCPListener, by *entrance, stopping <-chan struct{}, rules func() *rules) error {
 	defer ln.Close()
 	// net's descriptor is registered with the runtime's poller.
 	fd, err := dup(ln)
@@ -99,7 +98,7 @@ func (ls *loops) serve(ln *net.TCPListener, forward *address.Route, stopping <-c
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	ls.liveness.Set(fd)
 
-	ls.onAll(func(l *loop) { l.listen(fd, forward, rules) })
+	ls.onAll(func(l *loop) { l.listen(fd, by, rules) })
 	<-stopping
 	ls.onAll(func(l *loop) { l.unlisten(fd) })
 	return nil
@@ -194,12 +193,20 @@ func (ls *loops) close() {
 
 // moved returns how many bytes were spliced, and how many were copied.
 func (ls *loops) moved() (spliced, copied int64) {
+	s, c := ls.movedFrom()
+	return s[clientSide] + s[backendSide], c[clientSide] + c[backendSide]
+}
+
+// movedFrom is moved by the side that the bytes came from, the client's first.
+func (ls *loops) movedFrom() (spliced, copied [2]int64) {
 	if ls == nil {
-		return 0, 0
+		return spliced, copied
 	}
 	for _, l := range ls.all {
-		spliced += l.totalSpliced.Load()
-		copied += l.totalCopied.Load()
+		for side := range spliced {
+			spliced[side] += l.totalSpliced[side].Load()
+			copied[side] += l.totalCopied[side].Load()
+		}
 	}
 	return spliced, copied
 }

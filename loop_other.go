@@ -5,8 +5,6 @@ package main
 import (
 	"errors"
 	"net"
-
-	"gateway/internal/address"
 )
 
 // loops do not exist where there is no epoll: goroutines serve everything. A nil
@@ -17,7 +15,7 @@ func newLoops(*Config, *ledger, func(int, *rules, session, []byte)) (*loops, err
 	return nil, errors.New("not supported by this operating system")
 }
 
-func (*loops) serve(*net.TCPListener, *address.Route, <-chan struct{}, func() *rules) error {
+func (*loops) serve(*net.TCPListener, *entrance, <-chan struct{}, func() *rules) error {
 	panic("no loops")
 }
 
@@ -25,3 +23,4 @@ func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool { retur
 func (*loops) elsewhere() func()                                         { return func() {} }
 func (*loops) close()                                                    {}
 func (*loops) moved() (spliced, copied int64)                            { return 0, 0 }
+func (*loops) movedFrom() (spliced, copied [2]int64)                     { return spliced, copied }

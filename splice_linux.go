@@ -29,8 +29,10 @@ type mover struct {
 	spent    int       // bytes of bulk moved in this turn
 	bulkTurn bool      // it is the turn of bulk
 
-	spliced, copied           int64        // bytes since the last publication
-	totalSpliced, totalCopied atomic.Int64 // published
+	// Bytes by the side that they came from: since the last publication, and
+	// published.
+	spliced, copied           [2]int64
+	totalSpliced, totalCopied [2]atomic.Int64
 }
 
 // What one direction moves before the others have their turn, and what all
@@ -122,7 +124,7 @@ func (m *mover) write(t *tunnel, f *flow, dst *socket, b []byte) int {
 		n = 0
 	}
 	f.moved += int64(n)
-	m.copied += int64(n)
+	m.copied[t.from(f)] += int64(n)
 	if n < len(b) {
 		m.awaitRoom(t, dst)
 	}
@@ -154,7 +156,7 @@ func (m *mover) flush(t *tunnel, f *flow, dst *socket) bool {
 		}
 		f.inPipe -= int32(n)
 		f.moved += int64(n)
-		m.spliced += int64(n)
+		m.spliced[t.from(f)] += int64(n)
 	}
 	m.releasePipe(f)
 	return true
@@ -286,13 +288,16 @@ func (m *mover) turnDeaf(t *tunnel) {
 
 // publish makes the counters visible to other threads.
 func (m *mover) publish() {
-	if m.spliced > 0 {
-		m.totalSpliced.Add(m.spliced)
+	for side := range m.copied {
+		if n := m.spliced[side]; n > 0 {
+			m.totalSpliced[side].Add(n)
+			m.spliced[side] = 0
+		}
+		if n := m.copied[side]; n > 0 {
+			m.totalCopied[side].Add(n)
+			m.copied[side] = 0
+		}
 	}
-	if m.copied > 0 {
-		m.totalCopied.Add(m.copied)
-	}
-	m.spliced, m.copied = 0, 0
 }
 
 // goOn has a tunnel gone on with after the others had their turn.

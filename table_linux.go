@@ -98,6 +98,14 @@ type flow struct {
 
 func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
 
+// from returns the side that a direction comes from.
+func (t *tunnel) from(f *flow) int {
+	if f == &t.flows[clientSide] {
+		return clientSide
+	}
+	return backendSide
+}
+
 // halfClosed tells whether one side has finished, or is gone.
 func (t *tunnel) halfClosed() bool {
 	up, down := &t.flows[clientSide], &t.flows[backendSide]

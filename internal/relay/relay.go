@@ -23,7 +23,6 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"gateway/internal/layer"
@@ -43,12 +42,12 @@ type Options struct {
 // concurrent use.
 type Relay struct {
 	Options
-	start  time.Time
-	copied atomic.Int64 // by finished tunnels
+	start time.Time
 
 	mu       sync.Mutex
 	tunnels  map[*tunnel]struct{}
-	sweeping bool // a sweep is due
+	up, down int64 // bytes that finished tunnels have moved
+	sweeping bool  // a sweep is due
 	closed   bool
 }
 
@@ -72,14 +71,23 @@ func (r *Relay) Run(client, backend net.Conn, early []byte) End {
 		t.cut(Shutdown)
 	}
 	t.close()
-	r.remove(t)
 	t.end.Up, t.end.Down = t.up.moved.Load(), t.down.moved.Load()
-	r.copied.Add(t.end.Up + t.end.Down)
+	r.remove(t)
 	return t.end
 }
 
-// Copied returns how many bytes finished tunnels have moved.
-func (r *Relay) Copied() int64 { return r.copied.Load() }
+// Copied returns how many bytes tunnels have moved, in each direction. It never
+// gets less.
+func (r *Relay) Copied() (up, down int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	up, down = r.up, r.down
+	for t := range r.tunnels {
+		up += t.up.moved.Load()
+		down += t.down.moved.Load()
+	}
+	return up, down
+}
 
 // Close cuts all tunnels and lets no new one in. It does not wait for them.
 func (r *Relay) Close() {
@@ -109,7 +117,11 @@ func (r *Relay) add(t *tunnel) bool {
 func (r *Relay) remove(t *tunnel) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.tunnels, t)
+	if _, ok := r.tunnels[t]; ok {
+		delete(r.tunnels, t)
+		r.up += t.end.Up
+		r.down += t.end.Down
+	}
 }
 
 // now is the sweeper's clock, in nanoseconds.
