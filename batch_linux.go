@@ -219,6 +219,7 @@ func (e *entry) note(l *tunnels, ring *uring.Ring, slot int) {
 		src.readable = src.hung
 	}
 	f.moved += int64(e.sent)
+	t.movedAt = l.reactor.now
 	l.copied[from] += int64(e.sent)
 	if e.sendErr == nil && e.sent == e.received {
 		return

@@ -24,6 +24,12 @@ type upstream struct {
 	preface int32           // bytes of ours that lead what the client sends
 }
 
+// joined is what a tunnel joins, as internal/relay keeps it.
+type joined struct {
+	session  *session
+	upstream *upstream
+}
+
 // choice is the way through several backends.
 type choice struct {
 	group   *balance.Group

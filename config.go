@@ -75,6 +75,9 @@ type Config struct {
 	LogLevel  slog.Level
 	Pprof     string // empty: off
 
+	Admin          string // host:port or unix:PATH; empty: off
+	AdminTokenFile string // empty: nobody changes anything by TCP
+
 	// Action is what to do instead of serving, and Arg its argument.
 	Action action
 	Arg    string
@@ -84,6 +87,9 @@ type Config struct {
 	tokens    *token.Keys    // nil: no token opens
 	tlsConfig *tls.Config    // nil: clients do not speak TLS
 	kcp       *kcp.Transport // listens for KCP clients and dials KCP backends
+
+	adminToken string
+	level      *slog.LevelVar // LogLevel, or what it was changed to; nil: LogLevel
 
 	secret, secretFile string
 	addr               string
@@ -187,6 +193,14 @@ func (cfg *Config) checkTLS() error {
 		return errors.New("-tls-key needs -tls-cert too")
 	case cfg.TLSCert != "" && cfg.TLSKey == "":
 		return errors.New("-tls-cert needs -tls-key too")
+	}
+	return nil
+}
+
+// checkAdmin sees whether the settings of -admin go together.
+func (cfg *Config) checkAdmin() error {
+	if cfg.Admin == "" && cfg.AdminTokenFile != "" {
+		return fmt.Errorf("%s is for -admin, which is not given", cfg.sources["admin-token-file"])
 	}
 	return nil
 }

@@ -168,7 +168,8 @@ func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
 	if g.loops.take(&c.session, &c.upstream, c.Conn, backend, early) {
 		return
 	}
-	g.ledger.ended(&c.session, &c.upstream, g.relay.Run(c.Conn, backend, early))
+	s, u := &c.session, &c.upstream
+	g.ledger.ended(s, u, g.relay.RunAs(joined{s, u}, c.Conn, backend, early))
 }
 
 // serveHTTP serves a client that speaks HTTP.

@@ -184,7 +184,7 @@ func (f *httpFront) Relay(ctx context.Context, client *web.Conn, backend net.Con
 	c.session.counted = true // as that tunnel
 	f.ledger.begin()
 	f.ledger.opened(&s, &u)
-	f.ledger.ended(&s, &u, f.relay.Run(client, backend, early))
+	f.ledger.ended(&s, &u, f.relay.RunAs(joined{&s, &u}, client, backend, early))
 }
 
 // Served is for web.Gate.

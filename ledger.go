@@ -43,6 +43,7 @@ type ledger struct {
 
 	start        time.Time
 	warnedAccept atomic.Int64 // when, in nanoseconds since start; 0: never
+	failedAccept atomic.Int64 // the same for the last failure
 }
 
 func newLedger(log *slog.Logger) *ledger {
@@ -250,14 +251,32 @@ func (l *ledger) name(number uint64) string {
 	return l.idPrefix + "-" + strconv.FormatUint(number, 16)
 }
 
+// number returns the number that a name is made of, if it is one of this process's.
+func (l *ledger) number(name string) (n uint64, ok bool) {
+	text, ok := strings.CutPrefix(name, l.idPrefix+"-")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(text, 16, 64)
+	return n, err == nil && n > 0
+}
+
 // warnCannotAccept tells of a listener's failure, once in 10 s for all of them.
 func (l *ledger) warnCannotAccept(err error, delay time.Duration) {
 	// By the monotonic clock: one that is set back would silence it.
 	now := int64(time.Since(l.start))
+	l.failedAccept.Store(now)
 	last := l.warnedAccept.Load()
 	if (last == 0 || now-last >= int64(10*time.Second)) && l.warnedAccept.CompareAndSwap(last, now) {
 		l.log.Warn("cannot accept, trying again", "err", err, "delay", delay.String())
 	}
+}
+
+// cannotAccept tells whether connections wait because accepting them fails: it is
+// tried again every second at least.
+func (l *ledger) cannotAccept() bool {
+	last := l.failedAccept.Load()
+	return last != 0 && int64(time.Since(l.start))-last < int64(2*time.Second)
 }
 
 // panicked logs what recover returned, with the stack that it came from.
@@ -313,6 +332,13 @@ func newTally() tally {
 		requests:        count.New(256, answered{kind: "other"}),
 		requestRefusals: count.New(128, "other"),
 	}
+}
+
+// allEntrances returns all that there have been.
+func (t *tally) allEntrances() []*entrance {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.entrances[:len(t.entrances):len(t.entrances)]
 }
 
 // became says what became of a connection. Only its first call counts.

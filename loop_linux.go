@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -181,6 +182,68 @@ func (ls *loops) elsewhere() (done func()) {
 	return func() { ls.crew.away.Add(-1) }
 }
 
+// portion is how many connections a loop looks at before others have their turn:
+// less than a millisecond's worth, none of which may be in a cache.
+const portion = 256
+
+// visit calls look for each open tunnel, in the thread that has it and one at a
+// time, and cuts those for which it returns true. Loops go on with their work
+// between two portions. An error is ctx's; look may be called once more then.
+func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool)) error {
+	if ls == nil {
+		return nil
+	}
+	for _, l := range ls.all {
+		for at, more := 0, true; more; {
+			done := make(chan struct{})
+			if !l.reactor.post(func() { at, more = l.visit(at, look); close(done) }) {
+				break // it has ended, and its tunnels too
+			}
+			select {
+			case <-done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	return nil
+}
+
+// visit is one portion of loops.visit. It returns where the next one begins, if
+// there is one.
+func (l *loop) visit(at int, look func(*session, *upstream, relay.Pulse) (cut bool)) (next int, more bool) {
+	l.reactor.tick()
+	next = l.openFrom(at, portion, func(t *tunnel) {
+		if look(&t.session, &t.upstream, l.pulse(t)) {
+			l.cut(t, relay.Cut)
+		}
+	})
+	return next, next < len(l.slots)
+}
+
+// answer returns whether all loops go on with their work, or nil. ctx bounds the
+// wait.
+func (ls *loops) answer(ctx context.Context) error {
+	if ls == nil {
+		return nil
+	}
+	for i, l := range ls.all {
+		done := make(chan struct{})
+		if !l.reactor.post(func() { close(done) }) {
+			continue // it has ended, as it was told to
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return fmt.Errorf("loop %d does not answer", i)
+		}
+	}
+	return nil
+}
+
+// full tells whether there are no descriptors for another connection.
+func (ls *loops) full() bool { return ls != nil && ls.crew.full() }
+
 // close cuts all tunnels and ends the loops. It does not wait for them.
 func (ls *loops) close() {
 	if ls == nil {
@@ -267,7 +330,8 @@ func descriptorLimit() uint64 {
 type loop struct {
 	acceptor
 	batch            batch
-	pending, handled int // events: a panic loses one of them
+	pending, handled int  // events: a panic loses one of them
+	metered          bool // what it does is looked at: each turn has its time
 }
 
 func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, session, []byte)) (*loop, error) {
@@ -287,6 +351,7 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.pipes = pipe.NewPool(&ls.pipes, max(1, maxIdlePipes/cfg.loopCount()))
 	l.spliceable = cfg.Splice
 	l.slowWay = slowWay
+	l.metered = cfg.Admin != ""
 	l.away, l.circles = &ls.crew.away, &ls.crew.circles
 	l.maxAwaiting = max(1, cfg.maxPending()/cfg.loopCount())
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
@@ -309,7 +374,7 @@ func (l *loop) run(ring bool, told chan<- error) {
 	}
 	for {
 		l.pending, l.handled, l.batch.looked = l.wait(), 0, 0
-		if l.anythingTimed() {
+		if l.metered || l.anythingTimed() {
 			l.reactor.tick()
 		}
 		for !l.turn() {

@@ -3,8 +3,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net"
+
+	"gateway/internal/relay"
 )
 
 // loops do not exist where there is no epoll: goroutines serve everything. A nil
@@ -20,7 +23,12 @@ func (*loops) serve(*net.TCPListener, *entrance, <-chan struct{}, func() *rules)
 }
 
 func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool { return false }
-func (*loops) elsewhere() func()                                         { return func() {} }
-func (*loops) close()                                                    {}
-func (*loops) moved() (spliced, copied int64)                            { return 0, 0 }
-func (*loops) movedFrom() (spliced, copied [2]int64)                     { return spliced, copied }
+func (*loops) full() bool                                                { return false }
+func (*loops) answer(context.Context) error                              { return nil }
+func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool) error {
+	return nil
+}
+func (*loops) elsewhere() func()                     { return func() {} }
+func (*loops) close()                                {}
+func (*loops) moved() (spliced, copied int64)        { return 0, 0 }
+func (*loops) movedFrom() (spliced, copied [2]int64) { return spliced, copied }

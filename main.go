@@ -157,6 +157,9 @@ func fail(stderr io.Writer, code int, err error) int {
 
 func newLogger(cfg *Config, w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.level != nil {
+		opts.Level = cfg.level
+	}
 	if cfg.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
@@ -201,6 +204,15 @@ func serve(cfg *Config, log *slog.Logger) error {
 		log.Info("pprof is on", "url", fmt.Sprintf("http://%s/debug/pprof/", ln.Addr()))
 		g.Own(ln.Addr())
 	}
+	var seen *overview
+	if cfg.Admin != "" {
+		var stop func()
+		if seen, stop, err = startAdmin(cfg, g, build{version, commitOf()}, log); err != nil {
+			closeAll(listeners)
+			return err
+		}
+		defer stop()
+	}
 	served := make(chan error, len(listeners))
 	for i, ln := range listeners {
 		go func() {
@@ -235,6 +247,7 @@ func serve(cfg *Config, log *slog.Logger) error {
 		}
 		log.Info("listening", attrs...)
 	}
+	seen.ready()
 
 	var sig os.Signal
 	select {
@@ -270,6 +283,11 @@ func (l libraryLog) Write(line []byte) (int, error) {
 }
 
 func versionLine() string {
+	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commitOf())
+}
+
+// commitOf returns the commit that this was built from.
+func commitOf() string {
 	rev := commit
 	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
 		for _, s := range info.Settings {
@@ -281,5 +299,5 @@ func versionLine() string {
 	if rev == "" {
 		rev = "unknown"
 	}
-	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, rev)
+	return rev
 }

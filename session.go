@@ -40,6 +40,14 @@ type entrance struct {
 	accepted atomic.Int64   // connections that have begun
 }
 
+// entranceName is the name of the listener by which a client came.
+func (s *session) entranceName() string {
+	if s.entrance == nil { // in tests
+		return ""
+	}
+	return s.entrance.name
+}
+
 // via tells how the client came in: its form, and what that came in.
 func (s *session) via() string {
 	switch {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/balance"
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
@@ -194,6 +195,12 @@ func settings(cfg *Config) []setting {
 			"the least that is logged"},
 		{groupProcess, "pprof", "ADDRESS", flagvalue.Address(&cfg.Pprof, true),
 			"host:port of net/http/pprof; keep it private; empty: off"},
+		{groupProcess, "admin", "ADDRESS", flagvalue.Parsed(&cfg.Admin, parseAdmin, func(s string) string { return s }),
+			"host:port or unix:PATH of metrics, health and live tunnels; keep it private. A\n" +
+				"Unix socket is for its owner alone, who may change things there; empty: off"},
+		{groupProcess, "admin-token-file", "FILE", flagvalue.String(&cfg.AdminTokenFile),
+			"holds the bearer token with which things may be changed where -admin is\n" +
+				"host:port; empty: nothing can be"},
 
 		{groupActions, "seal", "ADDRESS", act(actionSeal),
 			"print the sealed line for host:port, for several with commas between, or for\n" +
@@ -396,6 +403,17 @@ func parseOrigin(word string) (string, error) {
 		return "", fmt.Errorf("%q: want hosts, with http:// or https:// before them or without, and no path; * stands for anything", word)
 	}
 	return word, nil
+}
+
+// parseAdmin reads an address of -admin.
+func parseAdmin(s string) (addr string, err error) {
+	if _, ok := admin.UnixPath(s); ok {
+		return s, admin.CheckAddr(s)
+	}
+	if err := flagvalue.Address(&addr, true).Set(s); err != nil {
+		return "", fmt.Errorf("%w, or unix:PATH", err)
+	}
+	return addr, nil
 }
 
 func parseLevel(s string) (slog.Level, error) {

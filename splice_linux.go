@@ -124,6 +124,7 @@ func (m *mover) write(t *tunnel, f *flow, dst *socket, b []byte) int {
 		n = 0
 	}
 	f.moved += int64(n)
+	t.movedAt = m.reactor.now
 	m.copied[t.from(f)] += int64(n)
 	if n < len(b) {
 		m.awaitRoom(t, dst)
@@ -156,6 +157,7 @@ func (m *mover) flush(t *tunnel, f *flow, dst *socket) bool {
 		}
 		f.inPipe -= int32(n)
 		f.moved += int64(n)
+		t.movedAt = m.reactor.now
 		m.spliced[t.from(f)] += int64(n)
 	}
 	m.releasePipe(f)

@@ -60,7 +60,12 @@ func New(o Options) *Relay {
 // returns, both are closed. early is what the client has already sent for the
 // backend.
 func (r *Relay) Run(client, backend net.Conn, early []byte) End {
-	t := &tunnel{relay: r, client: client, backend: backend}
+	return r.RunAs(nil, client, backend, early)
+}
+
+// RunAs is Run for a tunnel that Visit is to name as who.
+func (r *Relay) RunAs(who any, client, backend net.Conn, early []byte) End {
+	t := &tunnel{relay: r, who: who, client: client, backend: backend}
 	t.rest.Begin(0, r.now())
 	if r.add(t) {
 		var both sync.WaitGroup
@@ -87,6 +92,19 @@ func (r *Relay) Copied() (up, down int64) {
 		down += t.down.moved.Load()
 	}
 	return up, down
+}
+
+// Visit calls look for each tunnel, and cuts those for which it returns true. No
+// tunnel begins or ends meanwhile.
+func (r *Relay) Visit(look func(who any, p Pulse) (cut bool)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	for t := range r.tunnels {
+		if look(t.who, t.pulse(now)) {
+			t.cut(Cut)
+		}
+	}
 }
 
 // Close cuts all tunnels and lets no new one in. It does not wait for them.

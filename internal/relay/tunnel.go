@@ -16,6 +16,7 @@ import (
 // tunnel is one client joined to one backend.
 type tunnel struct {
 	relay           *Relay
+	who             any // see Relay.RunAs
 	client, backend net.Conn
 	up, down        direction
 
@@ -183,6 +184,19 @@ func (t *tunnel) cut(how How) {
 func (t *tunnel) abort() {
 	layer.Abort(t.client)
 	layer.Abort(t.backend)
+}
+
+// pulse tells what can be seen of the tunnel, of its rest as of the last sweep. The
+// relay's lock is held.
+func (t *tunnel) pulse(now int64) Pulse {
+	p := Pulse{Up: t.up.moved.Load(), Down: t.down.moved.Load()}
+	if p.Up+p.Down == t.rest.progress {
+		p.Idle = time.Duration(now - t.rest.since)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.HalfClosed = t.upDone || t.downDone || t.deaf
+	return p
 }
 
 // sweep ends the tunnel if it has rested for too long, or has nothing left to
