@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -185,4 +187,56 @@ func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 		s, u := session{}, upstream{}
 		l.ledger.done(&s, &u)
 	}
+}
+
+// dupConn is dup for what is TCP.
+func dupConn(c net.Conn) (int, error) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return -1, errors.ErrUnsupported
+	}
+	return dup(tcp)
+}
+
+// dup returns a descriptor of the caller's own for a socket of net's,
+// close-on-exec, or -1. (File().Fd() would make it blocking, for both.)
+func dup(socket syscall.Conn) (int, error) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	cerr := raw.Control(func(orig uintptr) {
+		fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return fd, errors.Join(err, cerr)
+}
+
+const (
+	// maxPipes bounds all pipes of the process, and with them the memory that
+	// stalled readers can pin: maxPipes × 1 MiB. Beyond it, tunnels copy. Where
+	// descriptors are few there may be less; see budget.
+	maxPipes = 256
+	// maxIdlePipes bounds the pipes that wait for their next use: half of what
+	// pipe-user-pages-soft lets an unprivileged user have by default.
+	maxIdlePipes = 32
+)
+
+// budget divides the descriptors that a process may have: two for each
+// connection, two for each pipe, and some put by for everything else. Few
+// descriptors mean few pipes: a tunnel can do without, and not a client.
+func budget(limit uint64) (conns, pipes int32) {
+	const putBy = 128
+	n := int32(min(limit, 1<<30))
+	pipes = min(maxPipes, n/8)
+	return max(16, (n-putBy)/2-pipes), pipes
+}
+
+// descriptorLimit returns how many descriptors this process may have.
+func descriptorLimit() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return unix.RLIM_INFINITY
+	}
+	return limit.Cur
 }

@@ -13,9 +13,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gateway/internal/address"
 	"gateway/internal/admin"
+	"gateway/internal/certificate"
 	"gateway/internal/handshake"
+	"gateway/internal/kcp"
 	"gateway/internal/relay"
+	"gateway/internal/token"
 )
 
 // overview is what an operator sees of a gateway, and may change. It is an
@@ -25,6 +29,10 @@ type overview struct {
 	level   *slog.LevelVar // of the log
 	build   build
 	began   time.Time
+
+	certificate *certificate.Reloader // nil: no TLS
+	tokens      *token.Keys           // nil: no tokens
+
 	started atomic.Bool // all is up
 	lame    atomic.Bool // clients should go elsewhere, by an operator's will
 }
@@ -39,7 +47,7 @@ func startAdmin(cfg *Config, g *Gateway, b build, log *slog.Logger) (o *overview
 		return nil, nil, err
 	}
 	g.Own(ln.Addr())
-	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now()}
+	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens}
 	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: admin.NewMetrics(), Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
@@ -266,6 +274,11 @@ func (o *overview) Collect(s *admin.Sample) {
 		addTokenFailure(s, reason, n)
 	}
 
+	for k, n := range l.dials.All() {
+		s.Add(admin.Dials, float64(n), k.result, strconv.Itoa(k.attempt))
+	}
+	o.collectBackends(s)
+
 	prefaced := l.prefaced.Load()
 	spliced, copied := g.loops.movedFrom()
 	up, down := g.relay.Copied()
@@ -275,6 +288,83 @@ func (o *overview) Collect(s *admin.Sample) {
 	s.Add(admin.Bytes, float64(copied[1]+down), "down", "copied")
 	s.Add(admin.Bytes, float64(l.bodiesUp.Load()), "up", "http")
 	s.Add(admin.Bytes, float64(l.bodiesDown.Load()), "down", "http")
+
+	g.loops.work(func(i int, busy, longest time.Duration, conns int) {
+		loop := strconv.Itoa(i)
+		s.Add(admin.LoopBusy, busy.Seconds(), loop)
+		s.Add(admin.LoopLongest, longest.Seconds(), loop)
+		s.Add(admin.LoopConns, float64(conns), loop)
+	})
+	pipes, limit := g.loops.pipeCount()
+	s.Add(admin.PipesOpen, float64(pipes))
+	s.Add(admin.PipesLimit, float64(limit))
+
+	for k, n := range g.resolver.Lookups() {
+		s.Add(admin.DNSLookups, float64(n), k.Type, k.Result)
+	}
+	s.Add(admin.DNSStale, g.resolver.Stale().Seconds())
+	for k, n := range l.handshakes.All() {
+		s.Add(admin.TLSHandshakes, float64(n), k.version, k.result)
+	}
+	if o.tokens != nil {
+		ok, failed := o.tokens.Reloads()
+		s.Add(admin.Reloads, float64(ok), "token_keys", "ok")
+		s.Add(admin.Reloads, float64(failed), "token_keys", "failed")
+	}
+	if o.certificate != nil {
+		ok, failed := o.certificate.Reloads()
+		s.Add(admin.Reloads, float64(ok), "certificate", "ok")
+		s.Add(admin.Reloads, float64(failed), "certificate", "failed")
+		s.Add(admin.TLSExpiry, float64(o.certificate.NotAfter().Unix()), o.certificate.File())
+	}
+	for _, by := range l.allEntrances() {
+		if by.kcp != nil {
+			st := by.kcp()
+			s.Add(admin.KCPSessions, float64(st.Sessions), by.name)
+			s.Add(admin.KCPUnproven, float64(st.Unproven), by.name)
+			s.Add(admin.KCPRefused, float64(st.Refused), by.name)
+			s.Add(admin.KCPChallenged, float64(st.Challenged), by.name)
+			s.Add(admin.KCPDropped, float64(st.Dropped), by.name)
+		}
+	}
+	s.Add(admin.KCPRetransmits, float64(kcp.Retransmitted()))
+}
+
+// collectBackends tells of the backends that no client can choose: those of -forward
+// and of services.
+func (o *overview) collectBackends(s *admin.Sample) {
+	backends := o.gateway.ledger.backends
+	add := func(name string, b *backendCounters) {
+		ended := b.ended.Load()
+		s.Add(admin.BackendFailed, float64(b.failed.Load()), name)
+		s.Add(admin.BackendTunnels, float64(b.opened.Load()-ended), name)
+		s.Add(admin.BackendSkipped, 0, name)
+	}
+	for a, b := range backends.All() {
+		add(a.String(), b)
+	}
+	if b := backends.Rest(); b != nil {
+		add("other", b)
+	}
+	r := o.gateway.rules.Load()
+	routes := r.services.routes()
+	for _, by := range o.gateway.ledger.allEntrances() {
+		if by.forward != nil {
+			routes = append(routes, *by.forward)
+		}
+	}
+	slices.SortFunc(routes, func(a, b address.Route) int { return strings.Compare(a.String(), b.String()) })
+	for _, route := range slices.CompactFunc(routes, func(a, b address.Route) bool { return a.String() == b.String() }) {
+		if _, ok := route.Single(); ok {
+			continue // there is none to go to instead
+		}
+		now := balanceClock()
+		r.routes.Group(route, now).Each(now, func(a address.Address, skipped bool) {
+			if _, own := backends.Of(a); own && skipped {
+				s.Add(admin.BackendSkipped, 1, a.String())
+			}
+		})
+	}
 }
 
 func addTokenFailure(s *admin.Sample, reason string, n int64) {

@@ -14,6 +14,7 @@ import (
 
 	"gateway/internal/address"
 	"gateway/internal/balance"
+	"gateway/internal/certificate"
 	"gateway/internal/kcp"
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
@@ -84,9 +85,10 @@ type Config struct {
 	TTL    time.Duration // of what actionSeal makes; 0: a sealed line
 
 	// What load makes of files and of what belongs together.
-	tokens    *token.Keys    // nil: no token opens
-	tlsConfig *tls.Config    // nil: clients do not speak TLS
-	kcp       *kcp.Transport // listens for KCP clients and dials KCP backends
+	tokens      *token.Keys           // nil: no token opens
+	tlsConfig   *tls.Config           // nil: clients do not speak TLS
+	certificate *certificate.Reloader // of it
+	kcp         *kcp.Transport        // listens for KCP clients and dials KCP backends
 
 	adminToken string
 	level      *slog.LevelVar // LogLevel, or what it was changed to; nil: LogLevel

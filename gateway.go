@@ -61,7 +61,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		clients:   connections{all: make(map[net.Conn]struct{})},
 		pending:   pending.NewBudget(cfg.maxPending()),
 	}
-	g.dialer.resolver = hostLookup{g.resolver}
+	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
 	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
 	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
@@ -106,7 +106,9 @@ func (g *Gateway) serveTLS(c *connection, hello []byte) {
 	c.records = tlsrecord.NewGate(c.socket, bytes.Clone(hello))
 	conn := tls.Server(c.records, c.rules.tls)
 	c.SetDeadline(c.session.accepted.Add(c.rules.handshakeTimeout)) // Close closes the socket
-	if err := conn.Handshake(); err != nil {
+	err := conn.Handshake()
+	g.ledger.handshaken(conn.ConnectionState().Version, err)
+	if err != nil {
 		g.refuse(c, g.whyNot(c, &refusal{reason: "tls_failed", cause: fmt.Errorf("tls_failed: %w", err)}))
 		return
 	}

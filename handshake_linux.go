@@ -311,6 +311,7 @@ func (l *handshakes) dialing(t *tunnel, s *socket, events uint32) {
 		return
 	}
 	t.upstream.connected()
+	l.ledger.dialed(&t.session, &t.upstream, nil)
 	l.answer(t)
 	if broken && t.state == stateOpen {
 		l.turnDeaf(t) // reading the error has cleared it: no read will tell
@@ -390,6 +391,7 @@ func (l *handshakes) answer(t *tunnel) {
 func (l *handshakes) dialFailed(t *tunnel, err error) {
 	l.closeBackend(t)
 	why := dialFailure(err)
+	l.ledger.dialed(&t.session, &t.upstream, why)
 	if !t.upstream.retry(&t.session, why) {
 		l.refuse(t, why)
 		return

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/count"
 	"gateway/internal/handshake"
+	"gateway/internal/kcp"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
 	"gateway/internal/relay"
@@ -55,10 +57,17 @@ func newLedger(log *slog.Logger) *ledger {
 func (l *ledger) begin() { l.serving.Add(1) }
 
 // entrance returns a listener as its connections know it.
-func (l *ledger) entrance(at net.Addr, forward *address.Route) *entrance {
-	by := &entrance{name: at.String(), forward: forward}
-	if at.Network() == "udp" {
-		by.name = "kcp://" + by.name
+func (l *ledger) entrance(ln net.Listener, forward *address.Route) *entrance {
+	by := &entrance{name: ln.Addr().String(), forward: forward}
+	leads := 0
+	if forward != nil {
+		leads = forward.Len()
+	}
+	if k, ok := ln.(interface{ Stats() kcp.Stats }); ok {
+		by.name, by.kcp = "kcp://"+by.name, k.Stats
+	}
+	for i := range leads {
+		l.backends.Of(forward.Target(i).Addr)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -76,6 +85,45 @@ func (l *ledger) arrived(s *session, by *entrance) {
 func (l *ledger) opened(s *session, u *upstream) {
 	l.became(s, handshake.OK)
 	l.prefaced.Add(int64(u.preface))
+	if b := l.backendOf(s, u); b != nil {
+		b.opened.Add(1)
+	}
+}
+
+// dialed accounts for an attempt to connect a backend; why is nil where that went
+// well.
+func (l *ledger) dialed(s *session, u *upstream, why *refusal) {
+	u.tries = min(u.tries+1, maxCountedTries)
+	k := dialResult{"ok", int(u.tries)}
+	if why != nil {
+		k.result = reasonWord(why)
+		if b := l.backendOf(s, u); b != nil && why.blamesBackend {
+			b.failed.Add(1)
+		}
+	}
+	l.dials.Add(k, 1)
+}
+
+// backendOf returns the counters of a connection's backend, if it is one that no
+// client can choose: of a listener that forwards, or of a service.
+func (l *ledger) backendOf(s *session, u *upstream) *backendCounters {
+	if s.forward == nil && (u.choice == nil || !u.choice.service) {
+		return nil
+	}
+	b, _ := l.backends.Of(u.backend)
+	return b
+}
+
+// handshaken accounts for a TLS handshake.
+func (l *ledger) handshaken(version uint16, err error) {
+	k := tlsResult{"none", "ok"}
+	if version != 0 {
+		k.version = strings.TrimPrefix(tls.VersionName(version), "TLS ")
+	}
+	if err != nil {
+		k.result = "failed"
+	}
+	l.handshakes.Add(k, 1)
 }
 
 // done ends a connection's part in being served. Only its first call counts.
@@ -99,6 +147,9 @@ func (l *ledger) ended(s *session, u *upstream, end relay.End) {
 	defer l.done(s, u)
 	l.ends.Add(end.Ending, 1)
 	l.prefaced.Add(min(0, end.Up-int64(u.preface)))
+	if b := l.backendOf(s, u); b != nil {
+		b.ended.Add(1)
+	}
 	if end.How == relay.Shutdown {
 		l.cut.Add(1)
 	}
@@ -296,6 +347,9 @@ type tally struct {
 	requests        *count.Set[answered]     // of HTTP clients
 	requestRefusals *count.Set[string]       // by reason
 	prefaced        atomic.Int64             // bytes of ours that tunnels have moved
+	dials           *count.Set[dialResult]
+	handshakes      *count.Set[tlsResult]
+	backends        *count.Table[address.Address, backendCounters]
 
 	bodiesUp, bodiesDown atomic.Int64 // bytes of those requests and of what answered them
 }
@@ -324,6 +378,24 @@ type answered struct {
 	status int
 }
 
+// dialResult is what came of an attempt to connect a backend, and which of a
+// connection it was.
+type dialResult struct {
+	result  string // ok, or the reason of a refusal
+	attempt int    // from 1 to maxCountedTries
+}
+
+// maxCountedTries is the last attempt that is told from those after it.
+const maxCountedTries = 4
+
+type tlsResult struct{ version, result string }
+
+// backendCounters are those of one backend.
+type backendCounters struct{ opened, ended, failed atomic.Int64 }
+
+// maxBackends bounds the backends that have counters of their own.
+const maxBackends = 256
+
 func newTally() tally {
 	return tally{
 		outcomes:        count.New(4096, outcome{}),
@@ -331,6 +403,9 @@ func newTally() tally {
 		ends:            count.New(64, relay.Ending{By: relay.Gateway, How: relay.Failure}),
 		requests:        count.New(256, answered{kind: "other"}),
 		requestRefusals: count.New(128, "other"),
+		dials:           count.New(256, dialResult{"other", 0}),
+		handshakes:      count.New(16, tlsResult{"other", "other"}),
+		backends:        count.NewTable[address.Address, backendCounters](maxBackends),
 	}
 }
 

@@ -122,11 +122,12 @@ func (cfg *Config) readEnvironment(fs *flag.FlagSet, all []setting) error {
 // the files changes later.
 func (cfg *Config) load(log *slog.Logger) error {
 	if cfg.TLSCert != "" {
-		reloader, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
+		var err error
+		cfg.certificate, err = certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
 		if err != nil {
 			return fmt.Errorf("%s and %s: %w", cfg.sources["tls-cert"], cfg.sources["tls-key"], err)
 		}
-		cfg.tlsConfig = certificate.Config(reloader)
+		cfg.tlsConfig = certificate.Config(cfg.certificate)
 	}
 	var err error
 	if cfg.TokenKeys != "" {

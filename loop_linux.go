@@ -2,13 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"runtime"
-	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -116,6 +115,26 @@ func (ls *loops) onAll(f func(*loop)) {
 	for range ls.all {
 		<-done
 	}
+}
+
+// work tells what each loop does with its time, the longest turn of the last minute
+// or two, and how many connections it has.
+func (ls *loops) work(tell func(loop int, busy, longest time.Duration, conns int)) {
+	if ls == nil {
+		return
+	}
+	for i, l := range ls.all {
+		busy, longest := l.meter.read(time.Since(l.reactor.start))
+		tell(i, busy, longest, int(l.load.Load()))
+	}
+}
+
+// pipeCount returns how many pipes there are, and how many there may be.
+func (ls *loops) pipeCount() (made, limit int) {
+	if ls == nil {
+		return 0, 0
+	}
+	return ls.pipes.Made(), int(ls.pipes.Max)
 }
 
 // probeKernel makes the system calls that the loops cannot do without, for the
@@ -274,64 +293,12 @@ func (ls *loops) movedFrom() (spliced, copied [2]int64) {
 	return spliced, copied
 }
 
-// dupConn is dup for what is TCP.
-func dupConn(c net.Conn) (int, error) {
-	tcp, ok := c.(*net.TCPConn)
-	if !ok {
-		return -1, errors.ErrUnsupported
-	}
-	return dup(tcp)
-}
-
-// dup returns a descriptor of the caller's own for a socket of net's,
-// close-on-exec, or -1. (File().Fd() would make it blocking, for both.)
-func dup(socket syscall.Conn) (int, error) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	fd := -1
-	cerr := raw.Control(func(orig uintptr) {
-		fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	return fd, errors.Join(err, cerr)
-}
-
-const (
-	// maxPipes bounds all pipes of the process, and with them the memory that
-	// stalled readers can pin: maxPipes × 1 MiB. Beyond it, tunnels copy. Where
-	// descriptors are few there may be less; see budget.
-	maxPipes = 256
-	// maxIdlePipes bounds the pipes that wait for their next use: half of what
-	// pipe-user-pages-soft lets an unprivileged user have by default.
-	maxIdlePipes = 32
-)
-
-// budget divides the descriptors that a process may have: two for each
-// connection, two for each pipe, and some put by for everything else. Few
-// descriptors mean few pipes: a tunnel can do without, and not a client.
-func budget(limit uint64) (conns, pipes int32) {
-	const putBy = 128
-	n := int32(min(limit, 1<<30))
-	pipes = min(maxPipes, n/8)
-	return max(16, (n-putBy)/2-pipes), pipes
-}
-
-// descriptorLimit returns how many descriptors this process may have.
-func descriptorLimit() uint64 {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return unix.RLIM_INFINITY
-	}
-	return limit.Cur
-}
-
 // loop is a reactor and the connections that it serves.
 type loop struct {
 	acceptor
 	batch            batch
-	pending, handled int  // events: a panic loses one of them
-	metered          bool // what it does is looked at: each turn has its time
+	pending, handled int // events: a panic loses one of them
+	meter            meter
 }
 
 func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, session, []byte)) (*loop, error) {
@@ -351,7 +318,7 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.pipes = pipe.NewPool(&ls.pipes, max(1, maxIdlePipes/cfg.loopCount()))
 	l.spliceable = cfg.Splice
 	l.slowWay = slowWay
-	l.metered = cfg.Admin != ""
+	l.meter.on = cfg.Admin != ""
 	l.away, l.circles = &ls.crew.away, &ls.crew.circles
 	l.maxAwaiting = max(1, cfg.maxPending()/cfg.loopCount())
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
@@ -374,12 +341,18 @@ func (l *loop) run(ring bool, told chan<- error) {
 	}
 	for {
 		l.pending, l.handled, l.batch.looked = l.wait(), 0, 0
-		if l.metered || l.anythingTimed() {
+		switch {
+		case l.meter.on && l.reactor.slept:
+			l.meter.woke(l.reactor)
+		case !l.meter.on && l.anythingTimed():
 			l.reactor.tick()
 		}
 		for !l.turn() {
 		}
 		l.publish()
+		if l.meter.on {
+			l.meter.turned(l.reactor)
+		}
 		if l.closing && l.empty() && l.reactor.end() {
 			l.pipes.CloseIdle()
 			l.batch.close()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"time"
 
 	"gateway/internal/relay"
 )
@@ -23,6 +24,8 @@ func (*loops) serve(*net.TCPListener, *entrance, <-chan struct{}, func() *rules)
 }
 
 func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool { return false }
+func (*loops) pipeCount() (made, limit int)                              { return 0, 0 }
+func (*loops) work(func(int, time.Duration, time.Duration, int))         {}
 func (*loops) full() bool                                                { return false }
 func (*loops) answer(context.Context) error                              { return nil }
 func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool) error {

@@ -28,7 +28,7 @@ func (g *Gateway) ServeForward(ln net.Listener, to address.Route) error {
 func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	defer ln.Close()
 	g.Own(ln.Addr())
-	by := g.ledger.entrance(ln.Addr(), forward)
+	by := g.ledger.entrance(ln, forward)
 	if !g.startAccepting(ln) {
 		return ErrGatewayClosed
 	}

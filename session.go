@@ -12,6 +12,7 @@ import (
 
 	"gateway/internal/address"
 	"gateway/internal/handshake"
+	"gateway/internal/kcp"
 	"gateway/internal/layer"
 )
 
@@ -38,6 +39,8 @@ type entrance struct {
 	name     string         // its address, with kcp:// before it for KCP
 	forward  *address.Route // where its clients go; nil: they say so
 	accepted atomic.Int64   // connections that have begun
+
+	kcp func() kcp.Stats // of a listener for KCP; nil for others
 }
 
 // entranceName is the name of the listener by which a client came.

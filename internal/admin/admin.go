@@ -107,7 +107,7 @@ func (s *server) routes() http.Handler {
 		fail(w, http.StatusNotFound, "there is no such path")
 	})
 	if s.Page != nil {
-		mux.Handle("GET /", s.Page)
+		mux.Handle("/", onlyGET(s.Page))
 	}
 	if s.Events != nil {
 		mux.Handle("GET /api/events", unbounded(s.Events))
@@ -116,6 +116,18 @@ func (s *server) routes() http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cache-Control", "no-store")
 		mux.ServeHTTP(w, r)
+	})
+}
+
+// onlyGET is for what has no other methods.
+func onlyGET(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			fail(w, http.StatusMethodNotAllowed, "there is nothing but GET here")
+			return
+		}
+		h.ServeHTTP(w, r)
 	})
 }
 

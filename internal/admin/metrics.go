@@ -60,6 +60,32 @@ var (
 	RequestRefusals = counter("gateway_http_refusals_total", "Requests of HTTP clients that failed, by reason.", "reason")
 	TokenFailures   = counter("gateway_token_failures_total", "Tokens that did not open, by reason.", "reason")
 
+	Dials          = counter("gateway_dials_total", "Attempts to connect a backend, by result (ok, or the reason of a refusal) and by which attempt of a connection it was; 4 is the fourth and later ones.", "result", "attempt")
+	BackendTunnels = gauge("gateway_backend_tunnels_active", "Tunnels that are open, for each backend of -forward and of a service; other: those that came too late for a place of their own.", "backend")
+	BackendFailed  = counter("gateway_backend_failures_total", "Attempts to connect such a backend that failed.", "backend")
+	BackendSkipped = gauge("gateway_backend_skipped", "1 while such a backend is passed over since it has failed.", "backend")
+
+	LoopBusy    = counter("gateway_loop_busy_seconds_total", "Time in which a loop worked; its rate is the share of its time: at 1 it is full.", "loop")
+	LoopLongest = gauge("gateway_loop_longest_turn_seconds", "The longest that a loop has let its connections wait for each other, within this minute and the last.", "loop")
+	LoopConns   = gauge("gateway_loop_connections", "Connections of a loop.", "loop")
+	PipesOpen   = gauge("gateway_pipes_open", "Pipes for splicing, lent or idle.")
+	PipesLimit  = gauge("gateway_pipes_limit", "Pipes for splicing that there may be; beyond it, data are copied.")
+
+	DNSLookups = counter("gateway_dns_lookups_total", "Lookups, by what was looked up (address, service) and the result (ok, not_found, failed).", "type", "result")
+	DNSStale   = gauge("gateway_dns_stale_seconds", "For how long the oldest answer that is in use since it cannot be looked up has been out of date.")
+
+	TLSHandshakes = counter("gateway_tls_handshakes_total", "TLS handshakes with clients, by version (none: it failed before one was agreed on) and result.", "version", "result")
+	TLSExpiry     = gauge("gateway_tls_certificate_expiry_timestamp_seconds", "When the certificate expires, in seconds since 1970; absent without one.", "file")
+
+	Reloads = counter("gateway_reloads_total", "Changes of files that were taken up while the gateway runs, or failed to be: certificate, token_keys.", "what", "result")
+
+	KCPSessions    = gauge("gateway_kcp_sessions", "Live KCP sessions.", "listener")
+	KCPUnproven    = gauge("gateway_kcp_sessions_unproven", "Those of them whose client has not proven its address.", "listener")
+	KCPRefused     = counter("gateway_kcp_refused_total", "First datagrams for which there was no room.", "listener")
+	KCPChallenged  = counter("gateway_kcp_challenged_total", "First datagrams that were answered by a challenge only.", "listener")
+	KCPDropped     = counter("gateway_kcp_dropped_total", "Datagrams that belong to no session, or prove what is not so.", "listener")
+	KCPRetransmits = counter("gateway_kcp_retransmitted_total", "KCP packets that were sent again, to clients and to backends.")
+
 	DescriptorsOpen  = gauge("gateway_descriptors_open", "File descriptors in use.")
 	DescriptorsLimit = gauge("gateway_descriptors_limit", "File descriptors that the process may have.")
 )

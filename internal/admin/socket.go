@@ -26,7 +26,7 @@ func CheckAddr(addr string) error {
 	path, _ := UnixPath(addr)
 	switch {
 	case path == "":
-		return errors.New("want a path after unix:")
+		return errors.New("want unix:PATH")
 	case path[0] == '@' || path[0] == 0:
 		return errors.New("want a path after unix: (an abstract socket has no mode, so anybody could use it)")
 	case len(path) > pathMax:

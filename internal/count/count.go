@@ -5,6 +5,7 @@ package count
 
 import (
 	"iter"
+	"maps"
 	"sync"
 	"sync/atomic"
 )
@@ -84,4 +85,63 @@ func (s *Set[K]) Total() (n int64) {
 		n += c
 	}
 	return n
+}
+
+// Table holds a bounded number of values by their keys, which are never forgotten;
+// keys that come when it is full share one value. Its methods are safe for concurrent
+// use.
+type Table[K comparable, V any] struct {
+	most int
+	rest V
+
+	mu  sync.RWMutex
+	all map[K]*V
+}
+
+// NewTable returns a table of at most most keys.
+func NewTable[K comparable, V any](most int) *Table[K, V] {
+	return &Table[K, V]{most: most, all: make(map[K]*V)}
+}
+
+// Of returns the value of a key, the same each time, and whether it is its own.
+func (t *Table[K, V]) Of(k K) (v *V, own bool) {
+	t.mu.RLock()
+	v, full := t.all[k], len(t.all) >= t.most
+	t.mu.RUnlock()
+	switch {
+	case v != nil:
+		return v, true
+	case full: // as it will be for ever
+		return &t.rest, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if v = t.all[k]; v != nil {
+		return v, true
+	}
+	if len(t.all) >= t.most {
+		return &t.rest, false
+	}
+	v = new(V)
+	t.all[k] = v
+	return v, true
+}
+
+// All returns the keys with their values, in any order.
+func (t *Table[K, V]) All() iter.Seq2[K, *V] {
+	t.mu.RLock()
+	all := maps.Clone(t.all)
+	t.mu.RUnlock()
+	return maps.All(all)
+}
+
+// Rest returns the value of the keys that have none of their own, or nil if there is
+// room yet.
+func (t *Table[K, V]) Rest() *V {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if len(t.all) < t.most {
+		return nil
+	}
+	return &t.rest
 }

@@ -59,3 +59,29 @@ func TestToCountAgainCostsNoAllocation(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+func TestATableKeepsItsValuesAndHasOneForTheRest(t *testing.T) {
+	tb := NewTable[string, int](2)
+	a, own := tb.Of("a")
+	if !own || tb.Rest() != nil {
+		t.Fatal("it is full already")
+	}
+	*a = 7
+	if b, own := tb.Of("b"); !own || b == a {
+		t.Error("b has no value of its own")
+	}
+	c, own := tb.Of("c")
+	if d, _ := tb.Of("d"); own || d != c || tb.Rest() != c {
+		t.Error("c and d do not share the rest")
+	}
+	if again, own := tb.Of("a"); again != a || !own {
+		t.Error("a has another value now")
+	}
+	got := make(map[string]int)
+	for k, v := range tb.All() {
+		got[k] = *v
+	}
+	if want := map[string]int{"a": 7, "b": 0}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
