@@ -375,7 +375,7 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 		"trusted-proxies": "", "tls-cert": "", "tls-key": "", "http-header-max": "8192", "ws-origins": "*",
 		"handshake-timeout": "10s", "handshake-max": "1024", "max-pending": "0",
 		"retry": "1", "timeout": "3s", "balance": "first", "resolver": "", "resolver-timeout": "2s", "allow": "", "deny": "", "http-idle-timeout": "4s", "send-proxy": "off", "buffer": "16384",
-		"splice": "1", "io-uring": "0", "loops": "0", "idle-timeout": "0", "half-close-timeout": "60s",
+		"splice": "1", "io-uring": "1", "loops": "0", "idle-timeout": "0", "half-close-timeout": "60s",
 		"keepalive": "30s", "tcp-user-timeout": "0",
 		"kcp": "", "kcp-mode": "fast3", "kcp-sndwnd": "1024", "kcp-rcvwnd": "1024", "kcp-mtu": "1350", "kcp-datashard": "0",
 		"kcp-parityshard": "0", "kcp-crypt": "none", "kcp-key": "", "kcp-idle-timeout": "60s",

@@ -313,3 +313,11 @@ func (g *Gateway) survive(c *connection) {
 		g.dismiss(c)
 	}
 }
+
+// relaying says by what tunnels are relayed.
+func (g *Gateway) relaying() string {
+	if g.loops == nil {
+		return "goroutines"
+	}
+	return g.loops.kind()
+}

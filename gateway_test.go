@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"gateway/internal/harness"
 	"gateway/internal/token"
 )
 
@@ -116,7 +117,7 @@ func TestTheRequestMayComeInAnyPieces(t *testing.T) {
 		c := connect(t, g.addr)
 		send(t, c, request[:cut])
 		if cut <= len(line)-1 { // the gateway has this part by the time it is idle again
-			delivered(t, c)
+			harness.Delivered(t, c)
 		}
 		send(t, c, request[cut:])
 		expect(t, c, "200early")
@@ -125,7 +126,7 @@ func TestTheRequestMayComeInAnyPieces(t *testing.T) {
 		c := connect(t, g.addr)
 		for i := range len(request) {
 			send(t, c, request[i:i+1])
-			delivered(t, c)
+			harness.Delivered(t, c)
 		}
 		expect(t, c, "200early")
 	})
@@ -266,7 +267,7 @@ func TestAClientsFINDoesNotCancelTheDial(t *testing.T) {
 	send(t, c, sealed(t, "game.test:80")+"early")
 	ctx := <-started
 	c.CloseWrite()
-	delivered(t, c)
+	harness.Delivered(t, c)
 	if ctx.Err() != nil {
 		t.Error("the lookup was cancelled")
 	}

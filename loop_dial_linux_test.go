@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gateway/internal/address"
+	"gateway/internal/harness"
 )
 
 // How the loops dial: time-outs, clients that leave meanwhile, and sockets that
@@ -43,7 +44,7 @@ func TestAClientsResetEndsItsDialAndItsFINDoesNot(t *testing.T) {
 			fin, reset := connect(t, g.addr), connect(t, g.addr)
 			for _, c := range []*net.TCPConn{fin, reset} {
 				send(t, c, sealed(t, hole)+early)
-				delivered(t, c)
+				harness.Delivered(t, c)
 			}
 			fin.CloseWrite()
 			reset.SetLinger(0)

@@ -43,7 +43,7 @@ func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
 				defer ln.Close()
 				c, fd := accepted(t)
 				send(t, c, sealed(t, ln.Addr().String())+early)
-				delivered(t, c)
+				harness.Delivered(t, c)
 				l.load.Add(1)
 				g.ledger.begin()
 				inLoop(t, l, func() {
@@ -90,7 +90,7 @@ func TestAClientIsNotStuckWithWhatItsBackendDidNotTake(t *testing.T) {
 			harness.SmallBuffers(b)
 			<-stuck
 			io.WriteString(b, "goodbye")
-			delivered(t, b)
+			harness.Delivered(t, b)
 			b.SetLinger(0)
 			b.Close()
 			close(broken)
@@ -200,7 +200,7 @@ func TestBytesBehindUrgentDataAreNotLeftBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		send(t, c, "behind")
-		delivered(t, c)
+		harness.Delivered(t, c)
 		for _, release := range releases {
 			release()
 		}

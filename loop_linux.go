@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"runtime"
@@ -31,6 +30,7 @@ type loops struct {
 	pipes    pipe.Budget // of all loops
 	liveness sockopt.Liveness
 	all      []*loop
+	batching bool // all have an io_uring
 }
 
 // newLoops starts the loops. slowWay serves, in a goroutine of its own, an
@@ -58,29 +58,22 @@ func newLoops(cfg *Config, l *ledger, slowWay func(fd int, r *rules, s session, 
 	for _, l := range ls.all {
 		go l.run(cfg.IOUring, rings)
 	}
-	tellOfRings(cfg, l.log, rings)
+	ls.batching = cfg.IOUring
+	for range ls.all {
+		if err := <-rings; err != nil && ls.batching {
+			ls.batching = false
+			l.log.Warn("no io_uring here: messages cost more (-io-uring=0 does not ask for it)", "err", err)
+		}
+	}
 	return ls, nil
 }
 
-// tellOfRings logs how the loops will relay messages: all together or one by
-// one.
-func tellOfRings(cfg *Config, log *slog.Logger, rings <-chan error) {
-	var err error
-	n := 0
-	for range cfg.loopCount() {
-		if e := <-rings; e != nil {
-			err = e
-		} else {
-			n++
-		}
+// kind says by what the loops relay messages.
+func (ls *loops) kind() string {
+	if ls.batching {
+		return "io_uring"
 	}
-	switch {
-	case !cfg.IOUring:
-	case err != nil:
-		log.Warn("no io_uring here: messages cost more (-io-uring=0 does not ask for it)", "loops", cfg.loopCount()-n, "err", err)
-	default:
-		log.Info("io_uring is on", "loops", n)
-	}
+	return "epoll"
 }
 
 // serve accepts from ln in all loops until stopping is closed. It owns ln, and

@@ -221,13 +221,13 @@ func onEveryWay(t *testing.T, configure func(*Config), test func(t *testing.T, g
 			test(t, startLoops(t, n, configure))
 		})
 	}
-	t.Run("-io-uring=1", func(t *testing.T) {
+	t.Run("-io-uring=0", func(t *testing.T) {
 		t.Parallel()
 		test(t, startLoops(t, 1, func(cfg *Config) {
 			if configure != nil {
 				configure(cfg)
 			}
-			cfg.IOUring = true
+			cfg.IOUring = false
 		}))
 	})
 }

@@ -35,3 +35,4 @@ func (*loops) elsewhere() func()                     { return func() {} }
 func (*loops) close()                                {}
 func (*loops) moved() (spliced, copied int64)        { return 0, 0 }
 func (*loops) movedFrom() (spliced, copied [2]int64) { return spliced, copied }
+func (*loops) kind() string                          { return "" }

@@ -82,13 +82,13 @@ func TestBothSocketsOfATunnelHaveTheirOptions(t *testing.T) {
 				c := connect(t, g.addr)
 				if len(request) == 2 {
 					send(t, c, request[0])
-					delivered(t, c)
+					harness.Delivered(t, c)
 					request = []string{request[1][10:]}
 					c.Close() // another line has another salt
 					c = connect(t, g.addr)
 					line := sealed(t, backend)
 					send(t, c, line[:10])
-					delivered(t, c)
+					harness.Delivered(t, c)
 					request = []string{line[10:]}
 				}
 				send(t, c, request[0])

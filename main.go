@@ -239,6 +239,8 @@ func serve(cfg *Config, log *slog.Logger) error {
 		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
 		if cfg.Listen[i].kcp {
 			attrs = append(attrs, "protocol", "kcp")
+		} else {
+			attrs = append(attrs, "relay", g.relaying())
 		}
 		if to := cfg.Listen[i].forward; to != nil {
 			attrs = append(attrs, "forward", to.String())

@@ -144,7 +144,8 @@ func settings(cfg *Config) []setting {
 			"0 copies everything through user space, on Linux too"},
 		{groupTunnel, "io-uring", "0|1", flagvalue.Switch(&cfg.IOUring),
 			"1 relays the messages of many tunnels by two system calls of an io_uring, where\n" +
-				"Linux has one and no container's filter refuses it; the log says which"},
+				"Linux has one and no container's filter refuses it; the log says which. 0 never\n" +
+				"asks for one"},
 		{groupTunnel, "loops", "COUNT", flagvalue.Int(&cfg.Loops, -1, 1024),
 			"event loops, on Linux; 0 is one for each CPU the process may use, -1 serves\n" +
 				"with goroutines as other systems do"},
@@ -235,6 +236,7 @@ func defaultConfig() *Config {
 		SendProxy:        "off",
 		Buffer:           16384,
 		Splice:           true,
+		IOUring:          true,
 		HalfCloseTimeout: 60 * time.Second,
 		Keepalive:        30 * time.Second,
 		KCPMode:          "fast3",

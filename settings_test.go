@@ -110,7 +110,7 @@ var settingTests = []struct {
 	{"splice", func(c *Config) any { return c.Splice }, true,
 		[]taken{{"1", true}, {"0", false}},
 		[]string{"", "2", "no"}},
-	{"io-uring", func(c *Config) any { return c.IOUring }, false,
+	{"io-uring", func(c *Config) any { return c.IOUring }, true,
 		[]taken{{"1", true}, {"0", false}},
 		[]string{"", "2", "no"}},
 	{"loops", func(c *Config) any { return c.Loops }, 0,

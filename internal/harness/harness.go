@@ -139,9 +139,9 @@ func FindServer(t testing.TB, name string, must bool, target string) string {
 	return ""
 }
 
-// IOUring tells whether gateways use it in this run of all tests: TEST_IO_URING=1.
-// Otherwise only those tests do that ask for it.
-func IOUring() bool { return os.Getenv("TEST_IO_URING") == "1" }
+// IOUring tells whether gateways use it in this run of all tests, as they do by
+// default: not with TEST_IO_URING=0. Some tests ask for the one or the other.
+func IOUring() bool { return os.Getenv("TEST_IO_URING") != "0" }
 
 // BothWays runs a test on the event loops, and on the goroutines that are the
 // only way on systems other than Linux. way is the gateway's flag.
@@ -160,7 +160,7 @@ func EachRelay(t *testing.T, test func(t *testing.T, relay string)) {
 		"goroutines":   "-loops=-1",
 		"one loop":     "-loops=1",
 		"three loops":  "-loops=3",
-		"io_uring":     "-io-uring=1",
+		"no io_uring":  "-io-uring=0",
 		"only copying": "-splice=0",
 		"tiny buffer":  "-buffer=100",
 	} {

@@ -42,8 +42,8 @@ func Command(t testing.TB, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(Binary(t), args...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), quickExit}, env...)
-	if IOUring() {
-		cmd.Env = append(cmd.Env, "GATEWAY_IO_URING=1")
+	if !IOUring() {
+		cmd.Env = append(cmd.Env, "GATEWAY_IO_URING=0")
 	}
 	cmd.Dir = t.TempDir()
 	return cmd
