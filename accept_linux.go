@@ -45,12 +45,15 @@ func (c *crew) idlest() *acceptor {
 
 // full tells whether another connection might not get its two descriptors.
 // Then it is better off in the listener's queue than with a 502.
-func (c *crew) full() bool {
+func (c *crew) full() bool { return c.conns() >= c.maxConns }
+
+// conns returns how many connections have descriptors.
+func (c *crew) conns() int32 {
 	n := c.away.Load()
 	for _, a := range c.all {
 		n += a.load.Load()
 	}
-	return n >= c.maxConns
+	return n
 }
 
 // acceptor is a loop's part in accepting.

@@ -4,11 +4,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/admin"
 	"gateway/internal/certificate"
+	"gateway/internal/count"
 	"gateway/internal/handshake"
 	"gateway/internal/kcp"
 	"gateway/internal/relay"
@@ -32,6 +34,7 @@ type overview struct {
 
 	certificate *certificate.Reloader // nil: no TLS
 	tokens      *token.Keys           // nil: no tokens
+	maxPending  int                   // clients that have proven nothing
 
 	started atomic.Bool // all is up
 	lame    atomic.Bool // clients should go elsewhere, by an operator's will
@@ -47,7 +50,8 @@ func startAdmin(cfg *Config, g *Gateway, b build, log *slog.Logger) (o *overview
 		return nil, nil, err
 	}
 	g.Own(ln.Addr())
-	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens}
+	g.ledger.remember(admin.MaxRecent)
+	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens, maxPending: cfg.maxPending()}
 	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: admin.NewMetrics(), Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
@@ -228,124 +232,132 @@ func (o *overview) Cut(ctx context.Context, what admin.Filter) (n int, err error
 	return n, err
 }
 
-// Collect is for admin.Source. What is less than something else is read before it:
-// tunnels that have ended before those that were opened, and so on.
-func (o *overview) Collect(s *admin.Sample) {
+// Status is for admin.Source. What is never more than something else is read before
+// it: tunnels that have ended before those that were opened, and so on.
+func (o *overview) Status() admin.Status {
 	g, l := o.gateway, o.gateway.ledger
-	s.Add(admin.BuildInfo, 1, o.build.version, o.build.commit, runtime.Version())
-	s.Add(admin.StartTime, float64(o.began.UnixMicro())/1e6)
-	if o.Unready() == "" {
-		s.Add(admin.Ready, 1)
+	st := admin.Status{
+		Time: time.Now().UTC(), Started: o.began.UTC(), PID: os.Getpid(),
+		Version: o.build.version, Commit: o.build.commit, Go: runtime.Version(),
+		LogLevel: levelText(o.level.Level()),
+		Draining: o.lame.Load() || g.isStopping(),
 	}
-	if o.lame.Load() || g.isStopping() {
-		s.Add(admin.Draining, 1)
-	}
+	st.Reason = o.Unready()
+	st.Ready = st.Reason == ""
 
-	var ended, opened, outcomes, accepted int64
-	for e, n := range l.ends.All() {
+	var ended int64
+	st.Tunnels.Ended = gather(l.ends, func(e relay.Ending, n int64) admin.EndCount {
 		ended += n
-		s.Add(admin.TunnelsEnded, float64(n), e.By.String(), e.How.String(), "")
-	}
-	for reason, n := range l.refusals.All() {
-		s.Add(admin.Refusals, float64(n), reason)
-		addTokenFailure(s, reason, n)
-	}
+		return admin.EndCount{By: e.By.String(), How: e.How.String(), Count: n}
+	})
+	st.Refusals = gather(l.refusals, countReason)
+	outcomes := make(map[admin.ConnectionCount]int64)
 	for k, n := range l.outcomes.All() {
-		outcomes += n
 		if k.status == handshake.OK && k.form != handshake.HTTP {
-			opened += n
+			st.Tunnels.Opened += n
 		}
 		as := session{entrance: k.by, form: k.form, secure: k.secure, kcp: k.kcp}
-		s.Add(admin.Connections, float64(n), as.entranceName(), as.via(), cmp.Or(string(k.status), "none"))
+		outcomes[admin.ConnectionCount{Listener: as.entranceName(), Form: as.via(), Status: cmp.Or(string(k.status), "none")}] += n
+		st.Pending -= n
 	}
+	st.Connections = []admin.ConnectionCount{}
+	for c, n := range outcomes {
+		c.Count = n
+		st.Connections = append(st.Connections, c)
+	}
+	sortByText(st.Connections)
+	st.Tunnels.Active = st.Tunnels.Opened - ended
+	st.Listeners = []admin.Listener{}
 	for _, by := range l.allEntrances() {
 		n := by.accepted.Load()
-		accepted += n
-		s.Add(admin.Accepted, float64(n), by.name)
+		st.Accepted += n
+		st.Listeners = append(st.Listeners, admin.Listener{Name: by.name, Forward: targetText(by.forward), Accepted: n})
 	}
-	s.Add(admin.Pending, float64(accepted-outcomes))
-	s.Add(admin.TunnelsActive, float64(opened-ended))
+	st.Pending += st.Accepted
+	st.Recent = o.recent()
 
-	for k, n := range l.requests.All() {
-		s.Add(admin.Requests, float64(n), k.kind, strconv.Itoa(k.status))
-	}
-	for reason, n := range l.requestRefusals.All() {
-		s.Add(admin.RequestRefusals, float64(n), reason)
-		addTokenFailure(s, reason, n)
-	}
+	st.Requests = gather(l.requests, func(a answered, n int64) admin.RequestCount {
+		return admin.RequestCount{Kind: a.kind, Status: a.status, Count: n}
+	})
+	st.RequestRefusals = gather(l.requestRefusals, countReason)
+	st.Dials = gather(l.dials, func(k dialResult, n int64) admin.DialCount {
+		return admin.DialCount{Result: k.result, Attempt: k.attempt, Count: n}
+	})
+	st.Backends = o.backends()
+	st.Bytes = o.bytes()
+	o.protocols(&st)
+	o.limits(&st)
+	return st
+}
 
-	for k, n := range l.dials.All() {
-		s.Add(admin.Dials, float64(n), k.result, strconv.Itoa(k.attempt))
-	}
-	o.collectBackends(s)
+func countReason(reason string, n int64) admin.ReasonCount {
+	return admin.ReasonCount{Reason: reason, Count: n}
+}
 
+// gather makes a sorted list of what was counted.
+func gather[K comparable, C any](set *count.Set[K], make func(K, int64) C) []C {
+	list := []C{}
+	for k, n := range set.All() {
+		list = append(list, make(k, n))
+	}
+	sortByText(list)
+	return list
+}
+
+// sortByText sorts counters by the texts in them, which come before the count.
+func sortByText[C any](list []C) {
+	slices.SortFunc(list, func(a, b C) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+}
+
+// recent returns the latest refusals, the newest first.
+func (o *overview) recent() []admin.Refusal {
+	list := []admin.Refusal{}
+	for _, r := range o.gateway.ledger.latest() {
+		f := admin.Refusal{
+			Time: r.at.UTC(), Client: r.session.client.String(), Listener: r.session.entranceName(),
+			Form: r.session.via(), Status: r.status, Reason: r.reason,
+		}
+		if r.backend.Port != 0 {
+			f.Backend = r.backend.String()
+		}
+		list = append(list, f)
+	}
+	return list
+}
+
+// bytes returns what was moved. What the gateway itself tells backends was moved too,
+// but not for a client.
+func (o *overview) bytes() (b admin.Bytes) {
+	g, l := o.gateway, o.gateway.ledger
 	prefaced := l.prefaced.Load()
 	spliced, copied := g.loops.movedFrom()
 	up, down := g.relay.Copied()
-	s.Add(admin.Bytes, float64(spliced[0]), "up", "spliced")
-	s.Add(admin.Bytes, float64(spliced[1]), "down", "spliced")
-	s.Add(admin.Bytes, float64(max(0, copied[0]+up-prefaced)), "up", "copied")
-	s.Add(admin.Bytes, float64(copied[1]+down), "down", "copied")
-	s.Add(admin.Bytes, float64(l.bodiesUp.Load()), "up", "http")
-	s.Add(admin.Bytes, float64(l.bodiesDown.Load()), "down", "http")
-
-	g.loops.work(func(i int, busy, longest time.Duration, conns int) {
-		loop := strconv.Itoa(i)
-		s.Add(admin.LoopBusy, busy.Seconds(), loop)
-		s.Add(admin.LoopLongest, longest.Seconds(), loop)
-		s.Add(admin.LoopConns, float64(conns), loop)
-	})
-	pipes, limit := g.loops.pipeCount()
-	s.Add(admin.PipesOpen, float64(pipes))
-	s.Add(admin.PipesLimit, float64(limit))
-
-	for k, n := range g.resolver.Lookups() {
-		s.Add(admin.DNSLookups, float64(n), k.Type, k.Result)
-	}
-	s.Add(admin.DNSStale, g.resolver.Stale().Seconds())
-	for k, n := range l.handshakes.All() {
-		s.Add(admin.TLSHandshakes, float64(n), k.version, k.result)
-	}
-	if o.tokens != nil {
-		ok, failed := o.tokens.Reloads()
-		s.Add(admin.Reloads, float64(ok), "token_keys", "ok")
-		s.Add(admin.Reloads, float64(failed), "token_keys", "failed")
-	}
-	if o.certificate != nil {
-		ok, failed := o.certificate.Reloads()
-		s.Add(admin.Reloads, float64(ok), "certificate", "ok")
-		s.Add(admin.Reloads, float64(failed), "certificate", "failed")
-		s.Add(admin.TLSExpiry, float64(o.certificate.NotAfter().Unix()), o.certificate.File())
-	}
-	for _, by := range l.allEntrances() {
-		if by.kcp != nil {
-			st := by.kcp()
-			s.Add(admin.KCPSessions, float64(st.Sessions), by.name)
-			s.Add(admin.KCPUnproven, float64(st.Unproven), by.name)
-			s.Add(admin.KCPRefused, float64(st.Refused), by.name)
-			s.Add(admin.KCPChallenged, float64(st.Challenged), by.name)
-			s.Add(admin.KCPDropped, float64(st.Dropped), by.name)
-		}
-	}
-	s.Add(admin.KCPRetransmits, float64(kcp.Retransmitted()))
+	b.Up = admin.Moved{Spliced: spliced[0], Copied: max(0, copied[0]+up-prefaced), HTTP: l.bodiesUp.Load()}
+	b.Down = admin.Moved{Spliced: spliced[1], Copied: copied[1] + down, HTTP: l.bodiesDown.Load()}
+	return b
 }
 
-// collectBackends tells of the backends that no client can choose: those of -forward
-// and of services.
-func (o *overview) collectBackends(s *admin.Sample) {
-	backends := o.gateway.ledger.backends
+// backends tells of those that no client can choose: of -forward and of services.
+func (o *overview) backends() []admin.Backend {
+	list := []admin.Backend{}
+	known := o.gateway.ledger.backends
+	skipped := o.skipped()
 	add := func(name string, b *backendCounters) {
 		ended := b.ended.Load()
-		s.Add(admin.BackendFailed, float64(b.failed.Load()), name)
-		s.Add(admin.BackendTunnels, float64(b.opened.Load()-ended), name)
-		s.Add(admin.BackendSkipped, 0, name)
+		list = append(list, admin.Backend{Address: name, Tunnels: b.opened.Load() - ended, Failures: b.failed.Load(), Skipped: skipped[name]})
 	}
-	for a, b := range backends.All() {
+	for a, b := range known.All() {
 		add(a.String(), b)
 	}
-	if b := backends.Rest(); b != nil {
+	sortByText(list)
+	if b := known.Rest(); b != nil {
 		add("other", b)
 	}
+	return list
+}
+
+// skipped returns the backends of several that are passed over now.
+func (o *overview) skipped() map[string]bool {
 	r := o.gateway.rules.Load()
 	routes := r.services.routes()
 	for _, by := range o.gateway.ledger.allEntrances() {
@@ -353,22 +365,69 @@ func (o *overview) collectBackends(s *admin.Sample) {
 			routes = append(routes, *by.forward)
 		}
 	}
-	slices.SortFunc(routes, func(a, b address.Route) int { return strings.Compare(a.String(), b.String()) })
-	for _, route := range slices.CompactFunc(routes, func(a, b address.Route) bool { return a.String() == b.String() }) {
+	found, now := make(map[string]bool), balanceClock()
+	for _, route := range routes {
 		if _, ok := route.Single(); ok {
 			continue // there is none to go to instead
 		}
-		now := balanceClock()
 		r.routes.Group(route, now).Each(now, func(a address.Address, skipped bool) {
-			if _, own := backends.Of(a); own && skipped {
-				s.Add(admin.BackendSkipped, 1, a.String())
+			if skipped {
+				found[a.String()] = true
 			}
+		})
+	}
+	return found
+}
+
+// protocols tells of TLS, names and KCP.
+func (o *overview) protocols(st *admin.Status) {
+	g, l := o.gateway, o.gateway.ledger
+	st.Reloads = []admin.ReloadCount{}
+	reloads := func(what string, ok, failed int64) {
+		st.Reloads = append(st.Reloads, admin.ReloadCount{What: what, Result: "ok", Count: ok}, admin.ReloadCount{What: what, Result: "failed", Count: failed})
+	}
+	if o.certificate != nil {
+		st.TLS.File, st.TLS.NotAfter = o.certificate.File(), o.certificate.NotAfter()
+		ok, failed := o.certificate.Reloads()
+		reloads("certificate", ok, failed)
+	}
+	if o.tokens != nil {
+		ok, failed := o.tokens.Reloads()
+		reloads("token_keys", ok, failed)
+	}
+	st.TLS.Handshakes = gather(l.handshakes, func(k tlsResult, n int64) admin.HandshakeCount {
+		return admin.HandshakeCount{Version: k.version, Result: k.result, Count: n}
+	})
+	st.DNS.Lookups = []admin.LookupCount{}
+	for k, n := range g.resolver.Lookups() {
+		st.DNS.Lookups = append(st.DNS.Lookups, admin.LookupCount{Type: k.Type, Result: k.Result, Count: n})
+	}
+	sortByText(st.DNS.Lookups)
+	st.DNS.StaleSeconds = g.resolver.Stale().Seconds()
+	st.KCP = admin.KCP{Listeners: []admin.KCPListener{}, Retransmitted: int64(kcp.Retransmitted())}
+	for _, by := range l.allEntrances() {
+		if by.kcp == nil {
+			continue
+		}
+		k := by.kcp()
+		st.KCP.Listeners = append(st.KCP.Listeners, admin.KCPListener{
+			Listener: by.name, Sessions: int64(k.Sessions), Unproven: int64(k.Unproven),
+			Refused: int64(k.Refused), Challenged: int64(k.Challenged), Dropped: int64(k.Dropped),
 		})
 	}
 }
 
-func addTokenFailure(s *admin.Sample, reason string, n int64) {
-	if strings.HasPrefix(reason, "token_") {
-		s.Add(admin.TokenFailures, float64(n), reason)
-	}
+// limits tells what the loops do, and what there may be.
+func (o *overview) limits(st *admin.Status) {
+	g := o.gateway
+	st.Loops = []admin.Loop{}
+	waiting := g.pending.Len()
+	g.loops.work(func(busy, longest time.Duration, conns, awaiting int) {
+		waiting += awaiting
+		st.Loops = append(st.Loops, admin.Loop{BusySeconds: busy.Seconds(), LongestTurnSeconds: longest.Seconds(), Connections: int64(conns)})
+	})
+	use := func(used, limit int) admin.Use { return admin.Use{Used: int64(used), Limit: int64(limit)} }
+	st.Limits.Pipes = use(g.loops.pipeCount())
+	st.Limits.Connections = use(g.loops.connections())
+	st.Limits.Unproven = use(waiting, o.maxPending)
 }

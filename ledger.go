@@ -183,6 +183,9 @@ func (l *ledger) refused(s *session, u *upstream, st handshake.Status, err error
 	if !s.counted {
 		l.became(s, st)
 		l.refusals.Add(reasonWord(err), 1)
+		if err != errEmpty {
+			l.recent.add(s, u, string(st), err)
+		}
 	}
 	level, msg := slog.LevelInfo, "refused"
 	if err == errEmpty {
@@ -215,6 +218,7 @@ func (l *ledger) exchanged(s *session, u *upstream, e web.Exchange) {
 	l.bodiesDown.Add(e.Down)
 	if e.Err != nil {
 		l.requestRefusals.Add(reasonWord(e.Err), 1)
+		l.recent.add(s, u, strconv.Itoa(e.Status), e.Err)
 	}
 	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
@@ -350,6 +354,7 @@ type tally struct {
 	dials           *count.Set[dialResult]
 	handshakes      *count.Set[tlsResult]
 	backends        *count.Table[address.Address, backendCounters]
+	recent          *refusals // nil: nobody looks
 
 	bodiesUp, bodiesDown atomic.Int64 // bytes of those requests and of what answered them
 }
@@ -376,6 +381,50 @@ func reasonWord(err error) string {
 type answered struct {
 	kind   string // see web.Exchange
 	status int
+}
+
+// refusals remember the last of them. Nil ones remember none.
+type refusals struct {
+	mu   sync.Mutex
+	ring []refused
+	n    int // that there have been
+}
+
+// refused is a connection or a request that was refused.
+type refused struct {
+	at             time.Time
+	session        session
+	backend        address.Address // zero: none was chosen
+	status, reason string
+}
+
+func (r *refusals) add(s *session, u *upstream, status string, err error) {
+	if r == nil {
+		return
+	}
+	f := refused{time.Now(), *s, u.backend, status, reasonWord(err)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ring[r.n%len(r.ring)] = f
+	r.n++
+}
+
+// remember has the last refusals remembered, most of them. It is called before there
+// are any.
+func (t *tally) remember(most int) { t.recent = &refusals{ring: make([]refused, most)} }
+
+// latest returns the last refusals, the newest first.
+func (t *tally) latest() (list []refused) {
+	r := t.recent
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := r.n - 1; i >= max(0, r.n-len(r.ring)); i-- {
+		list = append(list, r.ring[i%len(r.ring)])
+	}
+	return list
 }
 
 // dialResult is what came of an attempt to connect a backend, and which of a

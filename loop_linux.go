@@ -37,7 +37,7 @@ type loops struct {
 // accepted client that a loop cannot serve without waiting; it owns the
 // descriptor.
 func newLoops(cfg *Config, l *ledger, slowWay func(fd int, r *rules, s session, received []byte)) (*loops, error) {
-	if err := probeKernel(); err != nil {
+	if err := sys.Probe(); err != nil {
 		return nil, err
 	}
 	ls := &loops{liveness: cfg.liveness()}
@@ -111,15 +111,23 @@ func (ls *loops) onAll(f func(*loop)) {
 }
 
 // work tells what each loop does with its time, the longest turn of the last minute
-// or two, and how many connections it has.
-func (ls *loops) work(tell func(loop int, busy, longest time.Duration, conns int)) {
+// or two, how many connections it has, and how many of those have not said all.
+func (ls *loops) work(tell func(busy, longest time.Duration, conns, awaiting int)) {
 	if ls == nil {
 		return
 	}
-	for i, l := range ls.all {
+	for _, l := range ls.all {
 		busy, longest := l.meter.read(time.Since(l.reactor.start))
-		tell(i, busy, longest, int(l.load.Load()))
+		tell(busy, longest, int(l.load.Load()), int(l.meter.awaiting.Load()))
 	}
+}
+
+// connections returns how many there are, and for how many the descriptors suffice.
+func (ls *loops) connections() (n, limit int) {
+	if ls == nil {
+		return 0, 0
+	}
+	return int(ls.crew.conns()), int(ls.crew.maxConns)
 }
 
 // pipeCount returns how many pipes there are, and how many there may be.
@@ -128,29 +136,6 @@ func (ls *loops) pipeCount() (made, limit int) {
 		return 0, 0
 	}
 	return ls.pipes.Made(), int(ls.pipes.Max)
-}
-
-// probeKernel makes the system calls that the loops cannot do without, for the
-// error of the first that this kernel, or a sandbox, refuses. What can be done
-// without (splice, EPOLLEXCLUSIVE) is found missing when it is first used.
-func probeKernel() error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("socketpair", err)
-	}
-	defer unix.Close(pair[0])
-	defer unix.Close(pair[1])
-	if _, err := sys.Send(int32(pair[0]), []byte{1}); err != nil {
-		return os.NewSyscallError("sendto", err)
-	}
-	if _, err := sys.Recv(int32(pair[1]), make([]byte, 1)); err != nil {
-		return os.NewSyscallError("recvfrom", err)
-	}
-	// Not on a socket that does not listen; but the call is there.
-	if _, err := sys.Accept(pair[0], &unix.RawSockaddrAny{}); err != unix.EINVAL && err != unix.EOPNOTSUPP {
-		return os.NewSyscallError("accept4", err)
-	}
-	return nil
 }
 
 // take hands a tunnel that was connected elsewhere to the loop with the fewest,
@@ -344,6 +329,7 @@ func (l *loop) run(ring bool, told chan<- error) {
 		}
 		l.publish()
 		if l.meter.on {
+			l.meter.awaiting.Store(int32(l.awaiting))
 			l.meter.turned(l.reactor)
 		}
 		if l.closing && l.empty() && l.reactor.end() {

@@ -23,11 +23,12 @@ func (*loops) serve(*net.TCPListener, *entrance, <-chan struct{}, func() *rules)
 	panic("no loops")
 }
 
-func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool { return false }
-func (*loops) pipeCount() (made, limit int)                              { return 0, 0 }
-func (*loops) work(func(int, time.Duration, time.Duration, int))         {}
-func (*loops) full() bool                                                { return false }
-func (*loops) answer(context.Context) error                              { return nil }
+func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool   { return false }
+func (*loops) pipeCount() (made, limit int)                                { return 0, 0 }
+func (*loops) work(func(busy, longest time.Duration, conns, awaiting int)) {}
+func (*loops) connections() (n, limit int)                                 { return 0, 0 }
+func (*loops) full() bool                                                  { return false }
+func (*loops) answer(context.Context) error                                { return nil }
 func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool) error {
 	return nil
 }

@@ -158,6 +158,8 @@ type meter struct {
 	worked int64        // nanoseconds; the reactor's own
 	busy   atomic.Int64 // the same, published
 
+	awaiting atomic.Int32 // clients that have not said all, published
+
 	// The longest turn of this minute and of the one before, by its parity.
 	minutes [2]atomic.Int64 // which minute that is, from 1 on
 	longest [2]atomic.Int64 // nanoseconds

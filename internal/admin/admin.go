@@ -23,8 +23,9 @@ type Source interface {
 	// Unready returns why no new clients should be sent here, in a few words;
 	// nothing if they may come.
 	Unready() string
-	// Collect tells the value of every metric.
-	Collect(*Sample)
+	// Status tells how all is. Of the limits of the process it leaves out what this
+	// package finds out itself: the descriptors.
+	Status() Status
 	// Tunnels calls yield for the live tunnels that a query is for, in the order
 	// of their ids, until it returns false. more tells whether there are others
 	// behind the last.
@@ -60,7 +61,7 @@ const (
 
 // Serve serves on ln, which it owns, until stop is called. It returns at once.
 func Serve(ln net.Listener, source Source, o Options) (stop func()) {
-	s := &server{Options: o, source: source}
+	s := &server{Options: o, source: withDescriptors{source}}
 	srv := &http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: headTimeout,
@@ -77,6 +78,16 @@ func Serve(ln net.Listener, source Source, o Options) (stop func()) {
 	return func() { srv.Close() }
 }
 
+// withDescriptors is a Source that knows of the descriptors of the process.
+type withDescriptors struct{ Source }
+
+func (s withDescriptors) Status() Status {
+	st := s.Source.Status()
+	open, limit := descriptors()
+	st.Limits.Descriptors = Use{int64(open), int64(limit)}
+	return st
+}
+
 // server answers requests.
 type server struct {
 	Options
@@ -90,6 +101,9 @@ func (s *server) routes() http.Handler {
 	if s.Metrics != nil {
 		mux.Handle("GET /metrics", s.Metrics.handler(s.source, s.Log))
 	}
+	mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, s.source.Status())
+	})
 	mux.HandleFunc("GET /api/tunnels", s.tunnels)
 	for path, do := range map[string]change{
 		"/api/tunnels/cut": s.cut,

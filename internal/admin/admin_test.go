@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
@@ -202,12 +204,12 @@ func TestMetricsAreTextThatPrometheusReads(t *testing.T) {
 }
 
 func TestMetricsHaveNamesByTheRules(t *testing.T) {
-	for _, m := range all {
-		if !strings.HasPrefix(m.Name, "gateway_") || m.Help == "" || !strings.HasSuffix(m.Help, ".") {
-			t.Errorf("%s: %q", m.Name, m.Help)
+	for _, m := range values {
+		if !strings.HasPrefix(m.name, "gateway_") || m.help == "" || !strings.HasSuffix(m.help, ".") {
+			t.Errorf("%s: %q", m.name, m.help)
 		}
-		if isCounter := strings.HasSuffix(m.Name, "_total"); isCounter != (m.kind == 1) {
-			t.Errorf("%s: _total is for counters, and for all of them", m.Name)
+		if isCounter := strings.HasSuffix(m.name, "_total"); isCounter != (m.kind == prometheus.CounterValue) {
+			t.Errorf("%s: _total is for counters, and for all of them", m.name)
 		}
 	}
 }

@@ -33,11 +33,14 @@ type fake struct {
 func (f *fake) Alive(context.Context) error { return f.dead }
 func (f *fake) Unready() string             { return f.unready }
 
-func (f *fake) Collect(s *Sample) {
-	s.Add(Accepted, 3, "127.0.0.1:8000")
-	s.Add(Connections, 1, "127.0.0.1:8000", "tls", "none")
-	s.Add(Connections, 1, "127.0.0.1:8000", "tls", "none")
-	s.Add(TunnelsActive, 7)
+func (f *fake) Status() Status {
+	return Status{
+		Listeners: []Listener{{Name: "127.0.0.1:8000", Accepted: 3}},
+		Connections: []ConnectionCount{
+			{"127.0.0.1:8000", "tls", "none", 1}, {"127.0.0.1:8000", "tls", "none", 1},
+		},
+		Tunnels: Tunnels{Active: 7},
+	}
 }
 
 var since = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
