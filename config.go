@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/balance"
 	"gateway/internal/certificate"
 	"gateway/internal/kcp"
@@ -83,6 +85,8 @@ type Config struct {
 	Action action
 	Arg    string
 	TTL    time.Duration // of what actionSeal makes; 0: a sealed line
+	Watch  time.Duration // between two tables of actionStatus; 0: there is one
+	filter url.Values    // of actionTunnels and actionCut
 
 	// What load makes of files and of what belongs together.
 	tokens      *token.Keys           // nil: no token opens
@@ -117,6 +121,9 @@ const (
 	actionOpen    action = "open"
 	actionCheck   action = "check"
 	actionVersion action = "version"
+	actionStatus  action = "status"
+	actionTunnels action = "tunnels"
+	actionCut     action = "cut"
 )
 
 // settleListening gathers all addresses to listen on: -addr comes first, unless
@@ -201,8 +208,26 @@ func (cfg *Config) checkTLS() error {
 
 // checkAdmin sees whether the settings of -admin go together.
 func (cfg *Config) checkAdmin() error {
-	if cfg.Admin == "" && cfg.AdminTokenFile != "" {
+	asks := cfg.Action == actionStatus || cfg.Action == actionTunnels || cfg.Action == actionCut
+	switch {
+	case cfg.Admin == "" && cfg.AdminTokenFile != "":
 		return fmt.Errorf("%s is for -admin, which is not given", cfg.sources["admin-token-file"])
+	case cfg.Admin == "" && asks:
+		return fmt.Errorf("-%s asks a gateway that runs: say by -admin or GATEWAY_ADMIN which, by what its own -admin is", cfg.Action)
+	case cfg.Watch != 0 && cfg.Action != actionStatus:
+		return errors.New("-watch is for -status, which is not given")
+	}
+	var err error
+	switch cfg.Action {
+	case actionTunnels:
+		cfg.filter, err = admin.ParseFilter(cfg.Arg)
+	case actionCut:
+		if cfg.filter, err = admin.ParseFilter(cfg.Arg); err == nil {
+			err = admin.CheckCut(cfg.filter)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("invalid value %q for -%s: %w", cfg.Arg, cfg.Action, err)
 	}
 	return nil
 }

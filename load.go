@@ -49,13 +49,16 @@ func parseConfig(args []string) (*Config, error) {
 	if err := cfg.readEnvironment(fs, all); err != nil {
 		return nil, err
 	}
+	if err := cfg.checkAdmin(); err != nil {
+		return nil, err
+	}
+	if cfg.filter != nil || cfg.Action == actionStatus {
+		return cfg, nil // whatever the gateway that runs was told
+	}
 	if err := cfg.settleListening(); err != nil {
 		return nil, err
 	}
 	if err := cfg.checkTLS(); err != nil {
-		return nil, err
-	}
-	if err := cfg.checkAdmin(); err != nil {
 		return nil, err
 	}
 	cfg.level = new(slog.LevelVar)

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/logwriter"
 	"gateway/internal/profiling"
@@ -65,6 +66,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		stdout.Write(keys)
 		return exitOK
+	case actionStatus, actionTunnels, actionCut:
+		return ask(cfg, stdout, stderr)
 	case actionSeal, actionOpen:
 		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
 			return fail(stderr, exitUsage, err)
@@ -147,6 +150,48 @@ func openLine(cfg *Config, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintln(stdout, route)
 	return exitOK
+}
+
+// ask asks the gateway at -admin, which runs already.
+func ask(cfg *Config, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if cfg.AdminTokenFile != "" {
+		var err error
+		if cfg.adminToken, err = readToken(cfg.AdminTokenFile); err != nil {
+			return fail(stderr, exitUsage, fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err))
+		}
+	}
+	client := admin.NewClient(cfg.Admin, cfg.adminToken)
+	var err error
+	switch cfg.Action {
+	case actionStatus:
+		err = admin.Watch(ctx, stdout, client, cfg.Watch, cfg.Watch > 0 && isTerminal(stdout))
+	case actionTunnels:
+		err = admin.PrintTunnels(ctx, stdout, client, cfg.filter)
+	case actionCut:
+		var n int
+		if n, err = client.Cut(ctx, cfg.filter); err == nil {
+			_, err = fmt.Fprintln(stdout, "tunnels cut:", n)
+			if err == nil && n == 0 {
+				return exitFailure
+			}
+		}
+	}
+	if err != nil {
+		return fail(stderr, exitFailure, fmt.Errorf("-%s: %w", cfg.Action, err))
+	}
+	return exitOK
+}
+
+// isTerminal tells whether somebody looks at what is written.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // fail prints an error on a line of its own.

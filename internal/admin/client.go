@@ -173,3 +173,9 @@ func (c *Client) Cut(ctx context.Context, filter url.Values) (int, error) {
 	err := c.do(ctx, "/api/tunnels/cut", cutRequest{filter.Get("id"), filter.Get("client"), filter.Get("backend")}, &answer)
 	return answer.Cut, err
 }
+
+// Status tells how all is.
+func (c *Client) Status(ctx context.Context) (st Status, err error) {
+	err = c.do(ctx, "/api/status", nil, &st)
+	return st, err
+}
