@@ -50,9 +50,8 @@ func startAdmin(cfg *Config, g *Gateway, b build, log *slog.Logger) (o *overview
 		return nil, nil, err
 	}
 	g.Own(ln.Addr())
-	g.ledger.remember(admin.MaxRecent)
 	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens, maxPending: cfg.maxPending()}
-	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: admin.NewMetrics(), Log: log})
+	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: g.metrics, Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
 		log.Info("admin is on", "socket", at)
@@ -312,7 +311,7 @@ func sortByText[C any](list []C) {
 // recent returns the latest refusals, the newest first.
 func (o *overview) recent() []admin.Refusal {
 	list := []admin.Refusal{}
-	for _, r := range o.gateway.ledger.latest() {
+	for _, r := range o.gateway.ledger.recent.All() {
 		f := admin.Refusal{
 			Time: r.at.UTC(), Client: r.session.client.String(), Listener: r.session.entranceName(),
 			Form: r.session.via(), Status: r.status, Reason: r.reason,

@@ -20,6 +20,7 @@ type upstream struct {
 	choice  *choice         // among several; nil: there is one
 	left    int             // dials that may still be tried
 	tries   uint8           // dials that were, as far as they are counted
+	began   time.Duration   // the last of them, by the ledger's clock
 	dialed  *netip.AddrPort // where the backend's name led to; nil for a literal
 	id      string          // told to the backend; empty without a PROXY header of version 2
 	preface int32           // bytes of ours that lead what the client sends

@@ -54,6 +54,9 @@ func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream,
 		if u.hasSpare() {
 			dial = d.dialOrPass
 		}
+		if d.ledger != nil {
+			d.ledger.dialing(u)
+		}
 		backend, err := dial(ctx, r, u.backend)
 		if err == nil {
 			d.account(s, u, nil)

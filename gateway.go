@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/pending"
@@ -36,6 +37,7 @@ type Gateway struct {
 	http     *httpFront
 	clients  connections     // in serveConn, until another owns them
 	pending  *pending.Budget // of those that have proven nothing
+	metrics  *admin.Metrics  // nil: nobody looks
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
@@ -63,7 +65,13 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	}
 	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
-	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
+	o := relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log}
+	if cfg.Admin != "" {
+		g.metrics = admin.NewMetrics()
+		g.ledger.watched(g.metrics)
+		o.FirstByte = g.metrics.FirstByte.Observe
+	}
+	g.relay = relay.New(o)
 	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
 	if cfg.loopCount() == 0 {
 		return g, nil
@@ -146,6 +154,7 @@ func (g *Gateway) whyNot(c *connection, err error) error {
 // serveTunnel dials, answers and relays.
 func (g *Gateway) serveTunnel(c *connection, req request) {
 	c.proven()
+	g.ledger.asked(&c.session)
 	backend, err := g.dial(c, req.route)
 	if err != nil {
 		g.refuse(c, err)

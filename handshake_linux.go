@@ -190,6 +190,7 @@ func (l *handshakes) route(t *tunnel, req request, received []byte) {
 		return
 	}
 	t.flows[clientSide].unsent = append([]byte(nil), req.early...)
+	l.ledger.asked(&t.session)
 	l.dial(t)
 }
 
@@ -225,6 +226,7 @@ func (l *handshakes) leave(t *tunnel, received []byte) {
 
 // dial begins to connect the backend.
 func (l *handshakes) dial(t *tunnel) {
+	l.ledger.dialing(&t.upstream)
 	backend := t.upstream.backend
 	to := netip.AddrPortFrom(backend.IP, backend.Port)
 	err := t.rules.permit(to)

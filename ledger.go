@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/count"
 	"gateway/internal/handshake"
 	"gateway/internal/kcp"
@@ -81,6 +82,24 @@ func (l *ledger) arrived(s *session, by *entrance) {
 	by.accepted.Add(1)
 }
 
+// timings are distributions of durations. Zero ones take nothing, and cost no look at
+// a clock.
+type timings struct{ handshake, dial, firstByte *admin.Histogram }
+
+// asked accounts for a client that has said where it wants to go.
+func (l *ledger) asked(s *session) {
+	if l.times.handshake != nil && s.asks() {
+		l.times.handshake.Observe(time.Since(s.accepted))
+	}
+}
+
+// dialing accounts for the beginning of an attempt to connect a backend.
+func (l *ledger) dialing(u *upstream) {
+	if l.times.dial != nil {
+		u.began = time.Since(l.start)
+	}
+}
+
 // opened accounts for the beginning of a tunnel, whose client is told so.
 func (l *ledger) opened(s *session, u *upstream) {
 	l.became(s, handshake.OK)
@@ -95,6 +114,9 @@ func (l *ledger) opened(s *session, u *upstream) {
 func (l *ledger) dialed(s *session, u *upstream, why *refusal) {
 	u.tries = min(u.tries+1, maxCountedTries)
 	k := dialResult{"ok", int(u.tries)}
+	if why == nil && l.times.dial != nil {
+		l.times.dial.Observe(time.Since(l.start) - u.began)
+	}
 	if why != nil {
 		k.result = reasonWord(why)
 		if b := l.backendOf(s, u); b != nil && why.blamesBackend {
@@ -184,7 +206,7 @@ func (l *ledger) refused(s *session, u *upstream, st handshake.Status, err error
 		l.became(s, st)
 		l.refusals.Add(reasonWord(err), 1)
 		if err != errEmpty {
-			l.recent.add(s, u, string(st), err)
+			l.remember(s, u, string(st), err)
 		}
 	}
 	level, msg := slog.LevelInfo, "refused"
@@ -218,7 +240,7 @@ func (l *ledger) exchanged(s *session, u *upstream, e web.Exchange) {
 	l.bodiesDown.Add(e.Down)
 	if e.Err != nil {
 		l.requestRefusals.Add(reasonWord(e.Err), 1)
-		l.recent.add(s, u, strconv.Itoa(e.Status), e.Err)
+		l.remember(s, u, strconv.Itoa(e.Status), e.Err)
 	}
 	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
@@ -354,7 +376,8 @@ type tally struct {
 	dials           *count.Set[dialResult]
 	handshakes      *count.Set[tlsResult]
 	backends        *count.Table[address.Address, backendCounters]
-	recent          *refusals // nil: nobody looks
+	recent          *count.Latest[refused] // nil: nobody looks
+	times           timings
 
 	bodiesUp, bodiesDown atomic.Int64 // bytes of those requests and of what answered them
 }
@@ -383,13 +406,6 @@ type answered struct {
 	status int
 }
 
-// refusals remember the last of them. Nil ones remember none.
-type refusals struct {
-	mu   sync.Mutex
-	ring []refused
-	n    int // that there have been
-}
-
 // refused is a connection or a request that was refused.
 type refused struct {
 	at             time.Time
@@ -398,33 +414,18 @@ type refused struct {
 	status, reason string
 }
 
-func (r *refusals) add(s *session, u *upstream, status string, err error) {
-	if r == nil {
-		return
+// remember keeps a refusal for those who look.
+func (t *tally) remember(s *session, u *upstream, status string, err error) {
+	if t.recent != nil {
+		t.recent.Add(refused{time.Now(), *s, u.backend, status, reasonWord(err)})
 	}
-	f := refused{time.Now(), *s, u.backend, status, reasonWord(err)}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.ring[r.n%len(r.ring)] = f
-	r.n++
 }
 
-// remember has the last refusals remembered, most of them. It is called before there
-// are any.
-func (t *tally) remember(most int) { t.recent = &refusals{ring: make([]refused, most)} }
-
-// latest returns the last refusals, the newest first.
-func (t *tally) latest() (list []refused) {
-	r := t.recent
-	if r == nil {
-		return nil
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for i := r.n - 1; i >= max(0, r.n-len(r.ring)); i-- {
-		list = append(list, r.ring[i%len(r.ring)])
-	}
-	return list
+// watched has times taken, and the last refusals remembered. It is called before there
+// are connections.
+func (t *tally) watched(m *admin.Metrics) {
+	t.recent = count.NewLatest[refused](admin.MaxRecent)
+	t.times = timings{m.Handshake, m.Dial, m.FirstByte}
 }
 
 // dialResult is what came of an attempt to connect a backend, and which of a

@@ -297,6 +297,7 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.spliceable = cfg.Splice
 	l.slowWay = slowWay
 	l.meter.on = cfg.Admin != ""
+	l.firstBytes = ledger.times.firstByte
 	l.away, l.circles = &ls.crew.away, &ls.crew.circles
 	l.maxAwaiting = max(1, cfg.maxPending()/cfg.loopCount())
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()

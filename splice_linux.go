@@ -3,9 +3,11 @@ package main
 import (
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/admin"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 	"gateway/internal/sys"
@@ -28,6 +30,8 @@ type mover struct {
 	todo     []*tunnel // to go on with before the next wait
 	spent    int       // bytes of bulk moved in this turn
 	bulkTurn bool      // it is the turn of bulk
+
+	firstBytes *admin.Histogram // until the first byte of a backend; nil: nobody looks
 
 	// Bytes by the side that they came from: since the last publication, and
 	// published.
@@ -123,13 +127,24 @@ func (m *mover) write(t *tunnel, f *flow, dst *socket, b []byte) int {
 		}
 		n = 0
 	}
+	from := t.from(f)
+	if from == backendSide && f.moved == 0 && n > 0 {
+		m.firstByte(t)
+	}
 	f.moved += int64(n)
 	t.movedAt = m.reactor.now
-	m.copied[t.from(f)] += int64(n)
+	m.copied[from] += int64(n)
 	if n < len(b) {
 		m.awaitRoom(t, dst)
 	}
 	return n
+}
+
+// firstByte says that the first byte of a backend has been moved.
+func (m *mover) firstByte(t *tunnel) {
+	if m.firstBytes != nil {
+		m.firstBytes.Observe(time.Duration(m.reactor.now - t.openedAt))
+	}
 }
 
 // flush sends what is held. It reports whether everything is out.

@@ -31,7 +31,8 @@ type tunnel struct {
 	upstream     upstream
 	end          relay.Ending
 	rest         relay.Rest // what the sweep remembers
-	movedAt      int64      // when a byte last moved, by the reactor's clock of that turn
+	openedAt     int64      // by the reactor's clock of that turn
+	movedAt      int64      // the same for when a byte last moved
 
 	deadline int64 // of the state it is in; 0: none
 }

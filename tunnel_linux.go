@@ -63,7 +63,7 @@ func (l *tunnels) establish(t *tunnel, early []byte) {
 	}
 	t.flows[clientSide].unsent = early
 	t.rest.Begin(0, l.reactor.now)
-	t.movedAt = l.reactor.now
+	t.openedAt, t.movedAt = l.reactor.now, l.reactor.now
 	if l.bounds.Idle > 0 || !t.keepalive {
 		l.sweepFor(t)
 	}

@@ -14,6 +14,11 @@ import (
 // Metrics are a registry of all metrics, and those that are fed as things happen.
 type Metrics struct {
 	registry *prometheus.Registry
+
+	// Handshake is from the accept of a connection to the end of its request, Dial
+	// from the beginning of an attempt to connect a backend to its success, and
+	// FirstByte from the beginning of a tunnel to the first byte of its backend.
+	Handshake, Dial, FirstByte *Histogram
 }
 
 // NewMetrics returns metrics of which nothing is known yet.
@@ -23,6 +28,9 @@ func NewMetrics() *Metrics {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	m.Handshake = m.histogram("gateway_handshake_duration_seconds", "From the accept of a connection to the end of its request, where it is asked for one; not for HTTP.")
+	m.Dial = m.histogram("gateway_dial_duration_seconds", "From the beginning of an attempt to connect a backend to its success.")
+	m.FirstByte = m.histogram("gateway_first_byte_duration_seconds", "From the beginning of a tunnel to the first byte of its backend.")
 	return m
 }
 

@@ -145,3 +145,38 @@ func (t *Table[K, V]) Rest() *V {
 	}
 	return &t.rest
 }
+
+// Latest keeps the last few things that have happened. Its methods are safe for
+// concurrent use; a nil one keeps nothing.
+type Latest[T any] struct {
+	mu   sync.Mutex
+	ring []T
+	n    int // of things that have happened
+}
+
+// NewLatest returns one that keeps most things.
+func NewLatest[T any](most int) *Latest[T] { return &Latest[T]{ring: make([]T, most)} }
+
+// Add adds a thing, in place of the oldest if there is no room.
+func (l *Latest[T]) Add(v T) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ring[l.n%len(l.ring)] = v
+	l.n++
+}
+
+// All returns what is kept, the newest first.
+func (l *Latest[T]) All() (list []T) {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := l.n - 1; i >= max(0, l.n-len(l.ring)); i-- {
+		list = append(list, l.ring[i%len(l.ring)])
+	}
+	return list
+}

@@ -2,6 +2,7 @@ package count
 
 import (
 	"maps"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -83,5 +84,19 @@ func TestATableKeepsItsValuesAndHasOneForTheRest(t *testing.T) {
 	}
 	if want := map[string]int{"a": 7, "b": 0}; !maps.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestTheLatestComeFirstAndTheOldestGo(t *testing.T) {
+	l := NewLatest[int](3)
+	for i, want := range [][]int{{}, {1}, {2, 1}, {3, 2, 1}, {4, 3, 2}, {5, 4, 3}} {
+		if got := l.All(); !slices.Equal(got, want) {
+			t.Errorf("after %d: %v, want %v", i, got, want)
+		}
+		l.Add(i + 1)
+	}
+	var none *Latest[int]
+	if none.Add(1); none.All() != nil {
+		t.Error("a nil one keeps something")
 	}
 }

@@ -36,6 +36,9 @@ type Options struct {
 	Pump   func(dst io.Writer, src io.Reader) error
 	Bounds Bounds
 	Log    *slog.Logger
+	// FirstByte is told how long it took from the beginning of a tunnel until the
+	// first byte of its backend was moved; nil: nobody wants to know.
+	FirstByte func(time.Duration)
 }
 
 // Relay relays with two goroutines a tunnel. Its methods are safe for
@@ -66,7 +69,8 @@ func (r *Relay) Run(client, backend net.Conn, early []byte) End {
 // RunAs is Run for a tunnel that Visit is to name as who.
 func (r *Relay) RunAs(who any, client, backend net.Conn, early []byte) End {
 	t := &tunnel{relay: r, who: who, client: client, backend: backend}
-	t.rest.Begin(0, r.now())
+	t.began = r.now()
+	t.rest.Begin(0, t.began)
 	if r.add(t) {
 		var both sync.WaitGroup
 		both.Go(t.runDown)

@@ -27,7 +27,8 @@ type tunnel struct {
 	finSent  bool // the client has had its FIN, or is about to
 	deaf     bool // the backend takes no more: what the client sends is dropped
 
-	rest Rest // the sweeper's alone
+	began int64 // by the relay's clock
+	rest  Rest  // the sweeper's alone
 }
 
 // direction is what a direction has moved.
@@ -42,13 +43,16 @@ type direction struct {
 type receiver struct {
 	net.Conn
 	*direction
-	err error
+	first func() // called for the first byte; nil: nobody is
+	err   error
 }
 
 func (w *receiver) Write(b []byte) (int, error) {
 	w.holds.Store(true)
 	n, err := w.Conn.Write(b)
-	w.moved.Add(int64(n))
+	if w.moved.Add(int64(n)) == int64(n) && n > 0 && w.first != nil {
+		w.first()
+	}
 	if w.err = err; err == nil {
 		w.holds.Store(false)
 	}
@@ -59,6 +63,9 @@ func (w *receiver) Write(b []byte) (int, error) {
 // FIN; else the one that is not tells which side failed.
 func (t *tunnel) pump(dst, src net.Conn, d *direction, early []byte) (readErr, writeErr error) {
 	to := &receiver{Conn: dst, direction: d}
+	if d == &t.down && t.relay.FirstByte != nil {
+		to.first = func() { t.relay.FirstByte(time.Duration(t.relay.now() - t.began)) }
+	}
 	if len(early) > 0 {
 		if _, err := to.Write(early); err != nil {
 			return nil, err
