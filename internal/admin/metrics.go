@@ -3,6 +3,7 @@ package admin
 import (
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,9 +29,9 @@ func NewMetrics() *Metrics {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	m.Handshake = m.histogram("gateway_handshake_duration_seconds", "From the accept of a connection to the end of its request, where it is asked for one; not for HTTP.")
-	m.Dial = m.histogram("gateway_dial_duration_seconds", "From the beginning of an attempt to connect a backend to its success.")
-	m.FirstByte = m.histogram("gateway_first_byte_duration_seconds", "From the beginning of a tunnel to the first byte of its backend.")
+	m.Handshake = m.histogram(handshakeName, "From the accept of a connection to the end of its request, where it is asked for one; not for HTTP.")
+	m.Dial = m.histogram(dialName, "From the beginning of an attempt to connect a backend to its success.")
+	m.FirstByte = m.histogram(firstByteName, "From the beginning of a tunnel to the first byte of its backend.")
 	return m
 }
 
@@ -98,4 +99,31 @@ func (s sampler) Collect(ch chan<- prometheus.Metric) {
 			ch <- c
 		}
 	}
+}
+
+// The names of the histograms.
+const (
+	handshakeName = "gateway_handshake_duration_seconds"
+	dialName      = "gateway_dial_duration_seconds"
+	firstByteName = "gateway_first_byte_duration_seconds"
+)
+
+// Names returns the names of all metrics but those of Go and the process.
+func Names() []string {
+	names := []string{handshakeName, dialName, firstByteName}
+	for i := range values {
+		names = append(names, values[i].name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Labels returns the labels of a metric.
+func Labels(name string) []string {
+	for i := range values {
+		if values[i].name == name {
+			return values[i].labels
+		}
+	}
+	return nil
 }
