@@ -29,9 +29,7 @@ func NewMetrics() *Metrics {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	m.Handshake = m.histogram(handshakeName, "From the accept of a connection to the end of its request, where it is asked for one; not for HTTP.")
-	m.Dial = m.histogram(dialName, "From the beginning of an attempt to connect a backend to its success.")
-	m.FirstByte = m.histogram(firstByteName, "From the beginning of a tunnel to the first byte of its backend.")
+	m.Handshake, m.Dial, m.FirstByte = m.histogram(0), m.histogram(1), m.histogram(2)
 	return m
 }
 
@@ -45,11 +43,18 @@ func (h *Histogram) Observe(d time.Duration) {
 	}
 }
 
-// histogram makes one with classic buckets and, for scrapers that understand them,
+// histograms are those of Metrics, in their order there.
+var histograms = [...]struct{ name, help string }{
+	{"gateway_handshake_duration_seconds", "From the accept of a connection to the end of its request, where it is asked for one; not for HTTP."},
+	{"gateway_dial_duration_seconds", "From the beginning of an attempt to connect a backend to its success."},
+	{"gateway_first_byte_duration_seconds", "From the beginning of a tunnel to the first byte of its backend."},
+}
+
+// histogram makes the nth with classic buckets and, for scrapers that understand them,
 // native ones.
-func (m *Metrics) histogram(name, help string) *Histogram {
+func (m *Metrics) histogram(n int) *Histogram {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: name, Help: help,
+		Name: histograms[n].name, Help: histograms[n].help,
 		Buckets:                         []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		NativeHistogramBucketFactor:     1.1,
 		NativeHistogramMaxBucketNumber:  160,
@@ -101,16 +106,11 @@ func (s sampler) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// The names of the histograms.
-const (
-	handshakeName = "gateway_handshake_duration_seconds"
-	dialName      = "gateway_dial_duration_seconds"
-	firstByteName = "gateway_first_byte_duration_seconds"
-)
-
 // Names returns the names of all metrics but those of Go and the process.
-func Names() []string {
-	names := []string{handshakeName, dialName, firstByteName}
+func Names() (names []string) {
+	for _, h := range histograms {
+		names = append(names, h.name)
+	}
 	for i := range values {
 		names = append(names, values[i].name)
 	}
@@ -126,4 +126,19 @@ func Labels(name string) []string {
 		}
 	}
 	return nil
+}
+
+// Help returns what is said of a metric.
+func Help(name string) string {
+	for _, h := range histograms {
+		if h.name == name {
+			return h.help
+		}
+	}
+	for i := range values {
+		if values[i].name == name {
+			return values[i].help
+		}
+	}
+	return ""
 }

@@ -23,7 +23,7 @@ type Tunnel struct {
 	Backend   string    `json:"backend"`              // as it was sealed
 	BackendIP string    `json:"backend_ip,omitempty"` // IP:PORT, where a name led to
 	Listener  string    `json:"listener"`             // by which it came
-	Form      string    `json:"form"`                 // line, prefixed, binary, websocket, forward, upgrade, with +tls or +kcp
+	Form      string    `json:"form"`                 // line, prefixed, binary, websocket or forward, with +tls or +kcp
 	Since     time.Time `json:"since"`                // when the client was accepted
 	Up        int64     `json:"up"`                   // bytes from the client to the backend
 	Down      int64     `json:"down"`                 // bytes from the backend to the client
