@@ -136,10 +136,11 @@ func (l *ledger) backendOf(s *session, u *upstream) *backendCounters {
 	return b
 }
 
-// handshaken accounts for a TLS handshake.
-func (l *ledger) handshaken(version uint16, err error) {
+// handshaken accounts for a TLS handshake. It asks for the large ConnectionState
+// itself: the stack of a client that shakes hands has no room for one.
+func (l *ledger) handshaken(c *tls.Conn, err error) {
 	k := tlsResult{"none", "ok"}
-	if version != 0 {
+	if version := c.ConnectionState().Version; version != 0 {
 		k.version = strings.TrimPrefix(tls.VersionName(version), "TLS ")
 	}
 	if err != nil {

@@ -81,11 +81,14 @@ func (ls *loops) kind() string {
 // that begins; it is called from any thread.
 func (ls *loops) serve(ln *net.TCPListener, by *entrance, stopping <-chan struct{}, rules func() *rules) error {
 	defer ln.Close()
-	// net's descriptor is registered with the runtime's poller.
+	// net's descriptor is registered with the runtime's poller. As long as it is, each
+	// connection wakes the thread that waits there, once any goroutine waits for any
+	// socket: that costs more than a connection's handshake.
 	fd, err := dup(ln)
 	if err != nil {
 		return err
 	}
+	ln.Close()
 	defer unix.Close(fd)
 	// Accepted sockets inherit the options of their listener.
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
