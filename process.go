@@ -85,9 +85,12 @@ func (p *service) serve() error {
 		return err
 	}
 	defer p.stopPprof(0)
-	if err := p.serveAdmin(cfg); err != nil {
+	if err := p.openAdmin(cfg); err != nil {
 		closeAll(listeners)
 		return err
+	}
+	if p.before == nil {
+		p.serveAdmin(cfg)
 	}
 	defer p.stopAdmin(0)
 
@@ -116,6 +119,9 @@ func (p *service) serve() error {
 	}
 	if p.before != nil {
 		p.takeOver()
+		// Not before: whoever asks the old one is told how that does.
+		p.serveAdmin(cfg)
+		p.seen.ready()
 		for i, ln := range listeners {
 			// Datagrams are not shared as connects are: who reads one has it. The
 			// old process has read all of its own by now.
@@ -176,15 +182,22 @@ func (p *service) stopPprof(patience time.Duration) {
 	p.pprof = nil
 }
 
-// serveAdmin serves -admin, if it is set.
-func (p *service) serveAdmin(cfg *Config) error {
+// openAdmin opens the socket of -admin, if it is set.
+func (p *service) openAdmin(cfg *Config) error {
 	ln, err := p.sockets.private("admin", cfg.Admin, listenAdmin)
 	if ln == nil || err != nil {
 		return err
 	}
 	p.admin = admin.Inherited(ln)
-	p.seen, p.unseen = startAdmin(p.admin, cfg, p.g, build{version, commitOf()}, p.Reload, p.log)
+	p.g.Own(ln.Addr())
 	return nil
+}
+
+// serveAdmin serves at the socket that was opened.
+func (p *service) serveAdmin(cfg *Config) {
+	if p.admin != nil {
+		p.seen, p.unseen = startAdmin(p.admin, cfg, p.g, build{version, commitOf()}, p.Reload, p.log)
+	}
 }
 
 // stopAdmin stops it; whom it serves has some time.
@@ -512,9 +525,10 @@ func (p *service) goOn(s *upgrade.Successor) error {
 	if err := p.servePprof(cfg); err != nil {
 		p.log.Warn("pprof is off", "err", err)
 	}
-	if err := p.serveAdmin(cfg); err != nil {
+	if err := p.openAdmin(cfg); err != nil {
 		p.log.Warn("admin is off", "err", err)
 	}
+	p.serveAdmin(cfg)
 	p.seen.ready()
 	if p.pid != nil {
 		if err := p.pid.Reclaim(s.PID()); err != nil {

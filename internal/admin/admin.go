@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -78,11 +79,40 @@ func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Con
 		Protocols:         new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	go srv.Serve(ln)
-	return func(ctx context.Context) {
-		if srv.Shutdown(ctx) != nil {
-			srv.Close()
+	return serveUntilStopped(srv, ln)
+}
+
+// serveUntilStopped returns what stops a server. Its Shutdown would close connections
+// whose request it has just read (net/http's conn.serve); here all requests are answered
+// that have come when ctx ends, since another process goes on at the same address.
+func serveUntilStopped(srv *http.Server, ln net.Listener) (stop func(ctx context.Context)) {
+	var open atomic.Int64
+	srv.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			open.Add(-1)
 		}
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		srv.Serve(ln)
+	}()
+	return func(ctx context.Context) {
+		ln.Close()
+		<-served
+		srv.SetKeepAlivesEnabled(false)
+		look := time.NewTicker(2 * time.Millisecond)
+		defer look.Stop()
+		for open.Load() > 0 && ctx.Err() == nil {
+			select {
+			case <-look.C:
+			case <-ctx.Done():
+			}
+		}
+		srv.Close()
 	}
 }
 
