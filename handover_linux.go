@@ -135,7 +135,7 @@ func (l *tunnels) depart(p *parcel) {
 		p.tunnels = p.tunnels[1:]
 		s, u := t.session, t.upstream
 		l.release(t)
-		l.ledger.done(&s, &u)
+		l.ledger.departed(&s, &u)
 	}
 }
 
@@ -155,6 +155,8 @@ func (l *tunnels) describe(t *tunnel) handover.Tunnel {
 		Age:       time.Since(s.accepted),
 		Addr:      s.client,
 		Local:     s.local,
+		Idle:      time.Duration(l.reactor.now - t.movedAt),
+		Listener:  s.entranceName(),
 		Form:      s.form.String(),
 		Secure:    s.secure,
 		Proxied:   s.proxied,
@@ -219,6 +221,8 @@ func (l *tunnels) adoptLive(h *handover.Tunnel, r *rules) {
 		t.session.forward = &route
 	}
 	t.upstream = adoptUpstream(h, r)
+	l.ledger.adopted(&t.session, &t.upstream, h.Listener)
+	t.openedAt, t.movedAt = l.reactor.now-h.Age.Nanoseconds(), l.reactor.now-h.Idle.Nanoseconds()
 	if l.bounds.Idle > 0 || !t.keepalive || t.halfClosed() {
 		l.sweepFor(t)
 	}
@@ -255,7 +259,7 @@ func adoptUpstream(h *handover.Tunnel, r *rules) upstream {
 	}
 	if route, err := address.ParseRoute(h.Route); err == nil {
 		group := r.routes.Group(route, balanceClock())
-		u.choice = &choice{group: group, attempt: group.Join(u.backend)}
+		u.choice = &choice{group: group, attempt: group.Join(u.backend), service: route.Service() != ""}
 	}
 	return u
 }
@@ -354,11 +358,7 @@ func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, idle func(boo
 	}
 	defer from.Close()
 	from.Room = func(tunnels []handover.Tunnel) error {
-		n := ls.crew.away.Load() + int32(len(tunnels))
-		for _, a := range ls.crew.all {
-			n += a.load.Load()
-		}
-		if n > ls.crew.maxConns {
+		if ls.crew.conns()+int32(len(tunnels)) > ls.crew.maxConns {
 			return errFull
 		}
 		return nil

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"gateway/internal/admin"
 	"gateway/internal/kcp"
 	"gateway/internal/sockopt"
 	"gateway/internal/systemd"
@@ -35,7 +36,21 @@ var privateKinds = []string{"admin", "pprof"}
 type outlet struct {
 	name string
 	ln   net.Listener
+	fd   int // a copy, since who serves ln may close it; -1: none
 	listening
+}
+
+// add takes note of an open socket.
+func (s *sockets) add(name string, ln net.Listener, l listening) error {
+	o := outlet{name, ln, -1, l}
+	if socket, ok := ln.(syscall.Conn); ok && upgrade.Supported {
+		var err error
+		if o.fd, err = sockopt.Dup(socket); err != nil {
+			return fmt.Errorf("cannot copy the socket of %s: %w", ln.Addr(), err)
+		}
+	}
+	s.open = append(s.open, o)
+	return nil
 }
 
 // givenPrefix begins the names of sockets that systemd has given.
@@ -63,7 +78,9 @@ func newSockets(cfg *Config, before *upgrade.Predecessor) (*sockets, error) {
 		switch {
 		case l.ln != nil && slices.Contains(privateKinds, g.Name):
 			s.given[g.Name] = l.ln
-			s.open = append(s.open, outlet{name: givenPrefix + g.Name, ln: l.ln})
+			if err := s.add(givenPrefix+g.Name, l.ln, listening{}); err != nil {
+				return nil, err
+			}
 			continue
 		case l.ln != nil && l.ln.Addr().Network() != "tcp":
 			return nil, fmt.Errorf("socket %q of systemd is for %s: want TCP, or UDP for KCP", g.Name, l.ln.Addr().Network())
@@ -144,12 +161,14 @@ func (s *sockets) listenAll(cfg *Config) ([]net.Listener, error) {
 	var list []net.Listener
 	for _, l := range cfg.Listen {
 		ln, name, err := s.listen(cfg, l)
+		if err == nil {
+			list = append(list, ln)
+			err = s.add(name, ln, l)
+		}
 		if err != nil {
 			closeAll(list)
 			return nil, fmt.Errorf("-%s: %w", l.setting, withRemedy(err, cfg.Reuse))
 		}
-		list = append(list, ln)
-		s.open = append(s.open, outlet{name, ln, l})
 	}
 	return list, nil
 }
@@ -198,51 +217,51 @@ func (s *sockets) private(kind, addr string, open func(addr string) (net.Listene
 		ln, err = open(addr)
 	}
 	if err == nil {
-		s.open = append(s.open, outlet{name: name, ln: ln})
+		err = s.add(name, ln, listening{})
 	}
 	return ln, err
 }
 
-// copies returns copies of all sockets, for a new process or for reopen. The caller
-// closes them.
-func (s *sockets) copies() ([]upgrade.Socket, error) {
-	var list []upgrade.Socket
+// all returns what a new process gets: copies that stay with s.
+func (s *sockets) all() (list []upgrade.Socket) {
 	for _, o := range s.open {
-		socket, ok := o.ln.(syscall.Conn)
-		if !ok {
-			continue
-		}
-		fd, err := sockopt.Dup(socket)
-		if err != nil {
-			closeCopies(list)
-			return nil, fmt.Errorf("cannot hand over the socket of %s: %w", o.ln.Addr(), err)
-		}
-		list = append(list, upgrade.Socket{Name: o.name, FD: fd})
-	}
-	return list, nil
-}
-
-func closeCopies(list []upgrade.Socket) {
-	for _, s := range list {
-		if s.FD >= 0 { // nobody else has it by now
-			os.NewFile(uintptr(s.FD), "").Close()
+		if o.fd >= 0 {
+			list = append(list, upgrade.Socket{Name: o.name, FD: o.fd})
 		}
 	}
+	return list
 }
 
-// reopen makes listeners anew of copies, which it owns, in the place of those that
-// were closed, or opens others where there is no copy. What fails is for the log: nobody
-// else serves.
-func (s *sockets) reopen(cfg *Config, kept []upgrade.Socket, log *slog.Logger) (list []outlet) {
+// drop closes the copies of those sockets for which which returns true. A socket of
+// which nobody else has a copy refuses clients from here on.
+func (s *sockets) drop(which func(name string) bool) {
 	for i := range s.open {
-		o := &s.open[i]
-		ln, err := o.again(cfg, kept)
+		if o := &s.open[i]; o.fd >= 0 && which(o.name) {
+			os.NewFile(uintptr(o.fd), "").Close()
+			o.fd = -1
+		}
+	}
+}
+
+// dropAll is drop for all: who serves a listener is about to close it.
+func (s *sockets) dropAll() { s.drop(func(string) bool { return true }) }
+
+// reopen makes listeners anew in the place of those that were closed: of the copies,
+// or others where there is none. What fails is for the log: nobody else serves.
+func (s *sockets) reopen(cfg *Config, log *slog.Logger) (list []outlet) {
+	open := s.open
+	s.open = nil
+	for _, o := range open {
+		ln, err := o.again(cfg)
+		if err == nil {
+			err = s.add(o.name, ln, o.listening)
+		}
 		if err != nil {
 			log.Error("cannot listen again", "addr", o.ln.Addr().String(), "err", err)
 			continue
 		}
 		if o.ln = ln; o.setting != "" {
-			list = append(list, *o)
+			list = append(list, o)
 			continue
 		}
 		// private finds it here.
@@ -252,12 +271,10 @@ func (s *sockets) reopen(cfg *Config, kept []upgrade.Socket, log *slog.Logger) (
 	return list
 }
 
-// again returns another listener at the same address.
-func (o *outlet) again(cfg *Config, kept []upgrade.Socket) (net.Listener, error) {
-	if at := slices.IndexFunc(kept, func(k upgrade.Socket) bool { return k.Name == o.name }); at >= 0 {
-		fd := kept[at].FD
-		kept[at] = upgrade.Socket{FD: -1} // of several with one name each once
-		ln, packets, err := listenerOf(fd)
+// again returns another listener at the same address. It uses the copy up.
+func (o *outlet) again(cfg *Config) (net.Listener, error) {
+	if o.fd >= 0 {
+		ln, packets, err := listenerOf(o.fd)
 		if packets != nil {
 			return serveKCP(cfg, packets)
 		}
@@ -286,10 +303,22 @@ func checkListening(cfg *Config) error {
 			return fmt.Errorf("-%s: %w", l.setting, withRemedy(err, cfg.Reuse))
 		}
 	}
+	if cfg.Admin != "" {
+		if err := checkAdminAddress(cfg); err != nil {
+			return err
+		}
+	}
 	if cfg.Pprof == "" {
 		return nil
 	}
-	return pprofFailure(checkAddress(cfg, networkOf("tcp", cfg.Pprof), cfg.Pprof, false))
+	return privateFailure("pprof", checkAddress(cfg, networkOf("tcp", cfg.Pprof), cfg.Pprof, false))
+}
+
+func checkAdminAddress(cfg *Config) error {
+	if path, ok := admin.UnixPath(cfg.Admin); ok {
+		return privateFailure("admin", admin.CheckUnix(path))
+	}
+	return privateFailure("admin", checkAddress(cfg, networkOf("tcp", cfg.Admin), cfg.Admin, false))
 }
 
 func checkAddress(cfg *Config, network, addr string, reuse bool) error {
@@ -382,18 +411,29 @@ func networkOf(network, addr string) string {
 // listenPprof opens the socket of -pprof.
 func listenPprof(addr string) (net.Listener, error) {
 	ln, err := net.Listen(networkOf("tcp", addr), addr)
-	return ln, pprofFailure(err)
+	return ln, privateFailure("pprof", err)
 }
 
-// pprofFailure says of an error of listening what to do about it; nil for none.
-func pprofFailure(err error) error {
+// listenAdmin opens the socket of -admin.
+func listenAdmin(addr string) (net.Listener, error) {
+	if path, ok := admin.UnixPath(addr); ok {
+		ln, err := admin.ListenUnix(path)
+		return ln, privateFailure("admin", err)
+	}
+	ln, err := net.Listen(networkOf("tcp", addr), addr)
+	return ln, privateFailure("admin", err)
+}
+
+// privateFailure says of an error of listening, for what each process has to itself,
+// what to do about it; nil for none.
+func privateFailure(setting string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("-pprof: %w (stop who uses it, or give each process a -pprof of its own: -reuse=1 does not share it)", err)
+		return fmt.Errorf("-%s: %w (stop who uses it, or give each process a -%s of its own: -reuse=1 does not share it)", setting, err, setting)
 	}
-	return fmt.Errorf("-pprof: %w", withRemedy(err, true))
+	return fmt.Errorf("-%s: %w", setting, withRemedy(err, true))
 }
 
 // listenKCP opens a socket for KCP clients.

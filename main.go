@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/logwriter"
 	"gateway/internal/pidfile"
@@ -57,6 +58,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		stdout.Write(keys)
 		return exitOK
+	case actionStatus, actionTunnels, actionCut:
+		return ask(cfg, stdout, stderr)
 	case actionSeal, actionOpen:
 		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
 			return fail(stderr, exitUsage, err)
@@ -77,7 +80,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 				return fail(stderr, exitUsage, fmt.Errorf("-pidfile: %w", err))
 			}
 		}
-		cfg.warn(newLogger(cfg, cfg.LogLevel, stderr))
+		cfg.warn(newLogger(cfg, stderr))
 		fmt.Fprintln(stdout, "the configuration is valid")
 		return exitOK
 	}
@@ -88,21 +91,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 func serveLogged(args []string, cfg *Config, stderr io.Writer) int {
 	// Who reads the log may die, now or later; the gateway need not follow.
 	signal.Ignore(syscall.SIGPIPE)
-	level := new(slog.LevelVar)
-	level.Set(cfg.LogLevel)
 	lines := logwriter.New(stderr, func(n int) []byte {
 		var line bytes.Buffer
-		newLogger(cfg, level, &line).Warn("log lines were dropped: their reader is too slow", "lines", n)
+		newLogger(cfg, &line).Warn("log lines were dropped: their reader is too slow", "lines", n)
 		return line.Bytes()
 	})
-	log := newLogger(cfg, level, lines)
+	log := newLogger(cfg, lines)
 	code, err := exitUsage, cfg.load(log)
 	if err == nil {
 		// The standard library has something to tell now and then.
 		slog.SetDefault(log)
 		stdlog.SetOutput(libraryLog{log})
 		cfg.warn(log)
-		code, err = exitFailure, serve(args, cfg, log, level)
+		code, err = exitFailure, serve(args, cfg, log)
 	}
 	lines.Close(time.Second)
 	if err != nil {
@@ -142,14 +143,59 @@ func openLine(cfg *Config, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
+// ask asks the gateway at -admin, which runs already.
+func ask(cfg *Config, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if cfg.AdminTokenFile != "" {
+		var err error
+		if cfg.adminToken, err = readToken(cfg.AdminTokenFile); err != nil {
+			return fail(stderr, exitUsage, fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err))
+		}
+	}
+	client := admin.NewClient(cfg.Admin, cfg.adminToken)
+	var err error
+	switch cfg.Action {
+	case actionStatus:
+		err = admin.Watch(ctx, stdout, client, cfg.Watch, cfg.Watch > 0 && isTerminal(stdout))
+	case actionTunnels:
+		err = admin.PrintTunnels(ctx, stdout, client, cfg.filter)
+	case actionCut:
+		var n int
+		if n, err = client.Cut(ctx, cfg.filter); err == nil {
+			_, err = fmt.Fprintln(stdout, "tunnels cut:", n)
+			if err == nil && n == 0 {
+				return exitFailure
+			}
+		}
+	}
+	if err != nil {
+		return fail(stderr, exitFailure, fmt.Errorf("-%s: %w", cfg.Action, err))
+	}
+	return exitOK
+}
+
+// isTerminal tells whether somebody looks at what is written.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
 // fail prints an error on a line of its own.
 func fail(stderr io.Writer, code int, err error) int {
 	fmt.Fprintln(stderr, "gateway:", strings.ReplaceAll(err.Error(), "\n", " "))
 	return code
 }
 
-func newLogger(cfg *Config, level slog.Leveler, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: level}
+func newLogger(cfg *Config, w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.level != nil {
+		opts.Level = cfg.level
+	}
 	if cfg.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}

@@ -10,13 +10,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"gateway/internal/admin"
 	"gateway/internal/pidfile"
 	"gateway/internal/profiling"
 	"gateway/internal/systemd"
@@ -29,7 +29,6 @@ type service struct {
 	args    []string // of the command line
 	cfg     atomic.Pointer[Config]
 	log     *slog.Logger
-	level   *slog.LevelVar // of log
 	g       *Gateway
 	sockets *sockets
 	notify  *systemd.Notifier
@@ -40,14 +39,16 @@ type service struct {
 
 	reloading sync.Mutex
 	pprof     func(context.Context) // stops it; nil: off
+	seen      *overview             // by -admin; nil: off
+	admin     net.Listener
+	unseen    func(context.Context) // stops -admin; nil: off
 	program   string                // to start anew
 	dir       string                // where this one was started
 }
 
 // serve runs a gateway until a signal ends it, or another process has taken over.
-// level is that of log.
-func serve(args []string, cfg *Config, log *slog.Logger, level *slog.LevelVar) error {
-	p := &service{args: args, log: log, level: level, signals: make(chan os.Signal, 16)}
+func serve(args []string, cfg *Config, log *slog.Logger) error {
+	p := &service{args: args, log: log, signals: make(chan os.Signal, 16)}
 	p.cfg.Store(cfg)
 	// Before anything that a signal would have to clean up.
 	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, upgrade.Signal)
@@ -84,6 +85,14 @@ func (p *service) serve() error {
 		return err
 	}
 	defer p.stopPprof(0)
+	if err := p.openAdmin(cfg); err != nil {
+		closeAll(listeners)
+		return err
+	}
+	if p.before == nil {
+		p.serveAdmin(cfg)
+	}
+	defer p.stopAdmin(0)
 
 	if cfg.PIDFile != "" && p.before != nil {
 		// The old process still has its line. What is wrong should show before it
@@ -110,6 +119,9 @@ func (p *service) serve() error {
 	}
 	if p.before != nil {
 		p.takeOver()
+		// Not before: whoever asks the old one is told how that does.
+		p.serveAdmin(cfg)
+		p.seen.ready()
 		for i, ln := range listeners {
 			// Datagrams are not shared as connects are: who reads one has it. The
 			// old process has read all of its own by now.
@@ -123,8 +135,9 @@ func (p *service) serve() error {
 	}
 	defer p.removePIDFile()
 	p.logListeners(cfg, listeners)
+	p.seen.ready()
 	p.notify.Ready("serving")
-	p.notify.Watch(p.g.loops.answer)
+	p.notify.Watch(p.alive)
 	if p.before != nil {
 		go p.takeTunnels(p.before.Conn())
 	}
@@ -169,6 +182,42 @@ func (p *service) stopPprof(patience time.Duration) {
 	p.pprof = nil
 }
 
+// openAdmin opens the socket of -admin, if it is set.
+func (p *service) openAdmin(cfg *Config) error {
+	ln, err := p.sockets.private("admin", cfg.Admin, listenAdmin)
+	if ln == nil || err != nil {
+		return err
+	}
+	p.admin = admin.Inherited(ln)
+	p.g.Own(ln.Addr())
+	return nil
+}
+
+// serveAdmin serves at the socket that was opened.
+func (p *service) serveAdmin(cfg *Config) {
+	if p.admin != nil {
+		p.seen, p.unseen = startAdmin(p.admin, cfg, p.g, build{version, commitOf()}, p.Reload, p.log)
+	}
+}
+
+// stopAdmin stops it; whom it serves has some time.
+func (p *service) stopAdmin(patience time.Duration) {
+	if p.unseen == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	p.unseen(ctx)
+	p.unseen = nil
+}
+
+// alive tells whether every event loop takes its turn within a time.
+func (p *service) alive(within time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	return p.g.loops.answer(ctx) == nil
+}
+
 // Reload reads the settings again, and the files that they name, and has connections
 // to come follow them. If anything is wrong, all stays as it was, and the error says
 // what. It may be called from any goroutine.
@@ -184,7 +233,8 @@ func (p *service) Reload() error {
 	}
 	p.g.Reload(next)
 	p.cfg.Store(next)
-	p.level.Set(next.LogLevel)
+	p.seen.reloaded(next)
+	next.level.Set(next.LogLevel)
 	p.log.Info("reloaded", "changed", strings.Join(changed, ","), "secrets", len(next.Secrets), "from", strings.Join(next.SecretSources, ","))
 	if len(fixed) > 0 {
 		p.log.Warn("needs a restart or an upgrade (SIGUSR2), and stays as it was", "settings", strings.Join(fixed, ","))
@@ -305,6 +355,7 @@ func (p *service) drain(sig os.Signal) error {
 		}
 	}()
 	go p.tellWhileDraining(ctx)
+	p.sockets.dropAll()
 	p.g.Shutdown(ctx)
 	select {
 	case <-beforeGone: // systemd ends what is left of a service with its main process
@@ -366,13 +417,8 @@ var errUpgradeTimeout = errors.New("-upgrade-timeout is over")
 func (p *service) start(ctx context.Context, program string, timeout time.Duration) (*upgrade.Successor, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errUpgradeTimeout)
 	defer cancel()
-	copies, err := p.sockets.copies()
-	if err != nil {
-		return nil, err
-	}
-	defer closeCopies(copies)
 	args := append([]string{program}, os.Args[1:]...)
-	return upgrade.Replace(ctx, upgrade.Program{Path: program, Args: args, Env: os.Environ(), Dir: p.dir}, copies, p.log)
+	return upgrade.Replace(ctx, upgrade.Program{Path: program, Args: args, Env: os.Environ(), Dir: p.dir}, p.sockets.all(), p.log)
 }
 
 // takeOver says that this process serves beside the old one, and waits until that
@@ -400,25 +446,16 @@ const probation = 500 * time.Millisecond
 func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	defer s.Close()
 	cfg := p.cfg.Load()
-	kept, err := p.sockets.copies()
-	if err != nil {
-		p.log.Warn("no way back to this process, if the new one crashes", "err", err)
-	}
-	defer func() { closeCopies(kept) }()
 	p.g.Withdraw()
 	p.stopPprof(time.Second)
+	admin.Leave(p.admin)
+	p.stopAdmin(time.Second)
 	p.notify.GiveWay(s.PID())
 	if err := s.Yield(); err != nil {
-		return p.goOn(s, kept)
+		return p.goOn(s)
 	}
 	// What the new process has no use for is to refuse, and not to let wait.
-	kept = slices.DeleteFunc(kept, func(k upgrade.Socket) bool {
-		if s.Took(k.Name) {
-			return false
-		}
-		closeCopies([]upgrade.Socket{k})
-		return true
-	})
+	p.sockets.drop(func(name string) bool { return !s.Took(name) })
 	p.before.Bye() // it is of no more use, and may have ended
 	p.log.Info("handed over", "new_pid", s.PID(), "tunnels", p.g.ledger.open(), "hard_stop_after", cfg.HardStopAfter.String())
 	if sig != nil {
@@ -451,10 +488,10 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 			return p.drain(syscall.SIGTERM)
 		case <-gone:
 			if !s.InOrder() {
-				return p.goOn(s, kept)
+				return p.goOn(s)
 			}
-			closeCopies(kept)
-			gone, kept = nil, nil
+			p.sockets.dropAll()
+			gone = nil
 		case sig := <-p.signals:
 			if sig == syscall.SIGHUP || sig == upgrade.Signal {
 				p.log.Warn("this process only waits for its tunnels to end: signal the new one", "signal", sig.String(), "new_pid", s.PID())
@@ -502,11 +539,11 @@ func (p *service) takeTunnels(from *net.UnixConn) {
 }
 
 // goOn serves again after the new process has ended.
-func (p *service) goOn(s *upgrade.Successor, kept []upgrade.Socket) error {
+func (p *service) goOn(s *upgrade.Successor) error {
 	p.log.Error("the new process has ended: this one serves again", "new_pid", s.PID(), "how", s.How(time.Second))
 	cfg := p.cfg.Load()
 	p.g.Return()
-	again := p.sockets.reopen(cfg, kept, p.log)
+	again := p.sockets.reopen(cfg, p.log)
 	if len(again) == 0 {
 		return errors.New("the new process has ended, and this one cannot serve again")
 	}
@@ -517,12 +554,17 @@ func (p *service) goOn(s *upgrade.Successor, kept []upgrade.Socket) error {
 	if err := p.servePprof(cfg); err != nil {
 		p.log.Warn("pprof is off", "err", err)
 	}
+	if err := p.openAdmin(cfg); err != nil {
+		p.log.Warn("admin is off", "err", err)
+	}
+	p.serveAdmin(cfg)
+	p.seen.ready()
 	if p.pid != nil {
 		if err := p.pid.Reclaim(s.PID()); err != nil {
 			p.log.Error("the pid file does not name this process", "err", err)
 		}
 	}
 	p.notify.TakeBack("serving; the new process has ended")
-	p.notify.Watch(p.g.loops.answer)
+	p.notify.Watch(p.alive)
 	return errGoOn
 }

@@ -1,9 +1,11 @@
 package process
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -402,4 +404,76 @@ func TestAnUpgradeTakesUpWhatAReloadCannot(t *testing.T) {
 	harness.Finish(t, stays)
 	harness.WaitGone(t, old)
 	u.EndMain(t)
+}
+
+func TestTheAdminSocketGoesAlong(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	config, socket := filepath.Join(dir, "config"), filepath.Join(dir, "admin.sock")
+	harness.WriteFile(t, config, "retry=1\n")
+	u := harness.StartUpgradable(t, "-admin=unix:"+socket, "-config="+config)
+	client := http.Client{Timeout: harness.Patience, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}}
+	ask := func(method, path string) (int, string) {
+		r, err := http.NewRequest(method, "http://gateway"+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Gateway-Admin", "1")
+		answer, err := client.Do(r)
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			return 0, ""
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		return answer.StatusCode, string(text)
+	}
+	// Whoever asks all the time, as a balancer does, notices nothing.
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if code, text := ask("GET", "/readyz"); code != 200 {
+				t.Errorf("/readyz: %d %s", code, text)
+			}
+		}
+	})
+	for range 3 {
+		old := u.Main
+		u.Upgrade(t)
+		harness.WaitGone(t, old)
+		if _, text := ask("GET", "/api/status"); !strings.Contains(text, fmt.Sprintf(`"pid":%d,`, u.Main)) {
+			t.Errorf("the status is not that of process %d: %.200s", u.Main, text)
+		}
+	}
+	close(stop)
+	asking.Wait()
+	harness.WriteFile(t, config, "retry=2\n")
+	if code, text := ask("POST", "/api/reload"); code != 200 {
+		t.Errorf("/api/reload: %d %s", code, text)
+	}
+	u.Log.WaitLine(t, "reloaded", 1)
+	harness.WriteFile(t, config, "retry=0\n")
+	if code, text := ask("POST", "/api/reload"); code != 422 || !strings.Contains(text, "line 1 of "+config) {
+		t.Errorf("/api/reload: %d %s", code, text)
+	}
+	if code, _ := ask("GET", "/api/reload"); code != 405 {
+		t.Errorf("GET /api/reload: %d", code)
+	}
+	u.EndMain(t)
+	harness.WaitGone(t, u.Main)
+	if _, err := os.Lstat(socket); !os.IsNotExist(err) {
+		t.Errorf("the socket is left: %v", err)
+	}
 }

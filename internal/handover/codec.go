@@ -32,6 +32,7 @@ func appendTunnel(b []byte, t *Tunnel) []byte {
 	}
 	b = append(b, t.Hops)
 	b = binary.AppendUvarint(b, uint64(max(0, t.Age)))
+	b = binary.AppendUvarint(b, uint64(max(0, t.Idle)))
 	b = binary.AppendUvarint(b, uint64(max(0, t.Rest)))
 	b = binary.AppendUvarint(b, uint64(t.Header))
 	b = binary.AppendUvarint(b, uint64(t.Preface))
@@ -111,6 +112,7 @@ func (r *reader) tunnel(t *Tunnel) {
 	}
 	t.Hops = r.byte()
 	t.Age = time.Duration(r.number(math.MaxInt64))
+	t.Idle = time.Duration(r.number(math.MaxInt64))
 	t.Rest = time.Duration(r.number(math.MaxInt64))
 	t.Header = int(r.number(math.MaxInt32))
 	t.Preface = int(r.number(math.MaxInt32))

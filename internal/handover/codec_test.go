@@ -24,7 +24,7 @@ func examples() []Tunnel {
 			Up:   Flow{Moved: 1 << 40, Unsent: []byte("unsent"), Bulk: true, Ended: true},
 			Down: Flow{Moved: 7, InPipe: 1 << 20, Large: true, Done: true},
 			Deaf: true, Optioned: true, EndedBy: "backend", How: "fin",
-			Age: 36 * time.Hour, Rest: 59 * time.Second,
+			Age: 36 * time.Hour, Idle: 60 * time.Second, Rest: 59 * time.Second,
 			Addr: netip.MustParseAddrPort("[2001:db8::1]:65535"), Local: netip.MustParseAddrPort("192.0.2.1:443"),
 			Name: "abc-1", Listener: "127.0.0.1:62863", Forward: "a:1,b:2*3", Form: "line", Secure: true, Proxied: true, Hops: 2, Header: 52,
 			Target: "game.example:4000", Dialed: netip.MustParseAddrPort("198.51.100.9:4000"), Route: "srv:game.example",

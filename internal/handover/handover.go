@@ -75,7 +75,8 @@ type Tunnel struct {
 	EndedBy, How    string // so far, in the words of the log
 
 	Age       time.Duration // since the client was accepted
-	Rest      time.Duration // since a byte has moved, or one side has finished
+	Idle      time.Duration // since a byte has moved
+	Rest      time.Duration // the same, or since one side has finished, as far as somebody has watched
 	Addr      netip.AddrPort
 	Local     netip.AddrPort // where the client connected to, if a trusted proxy has told; or invalid
 	Name      string         // of the connection, in the log and elsewhere; or empty

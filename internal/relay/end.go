@@ -39,11 +39,12 @@ const (
 	Reset        // it broke the connection
 	Timeout      // silent for too long, or its host is gone
 	Shutdown     // cut because the relay was closed
+	Cut          // cut by an operator
 	Failure      // anything else
 )
 
 func (h How) String() string {
-	return [...]string{"", "fin", "reset", "timeout", "shutdown", "error"}[h]
+	return [...]string{"", "fin", "reset", "timeout", "shutdown", "cut", "error"}[h]
 }
 
 // ParseEnding returns the Ending of these words; what is unknown is an error.

@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// Supported tells whether processes can hand over sockets here.
+const Supported = false
+
 // Program is what to start.
 type Program struct {
 	Path string

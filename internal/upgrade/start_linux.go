@@ -17,6 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Supported tells whether processes can hand over sockets here.
+const Supported = true
+
 // Program is what to start.
 type Program struct {
 	Path string
