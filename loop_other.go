@@ -29,7 +29,7 @@ func (*loops) work(func(busy, longest time.Duration, conns, awaiting int)) {}
 func (*loops) connections() (n, limit int)                                 { return 0, 0 }
 func (*loops) full() bool                                                  { return false }
 func (*loops) answer(context.Context) error                                { return nil }
-func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool) error {
+func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool, func()) error {
 	return nil
 }
 func (*loops) elsewhere() func()                     { return func() {} }
