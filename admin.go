@@ -271,9 +271,9 @@ func (o *overview) Status() admin.Status {
 	st.Ready = st.Reason == ""
 
 	var ended int64
-	st.Tunnels.Ended = gather(l.ends, func(e relay.Ending, n int64) admin.EndCount {
+	st.Tunnels.Ended = gather(l.ends, func(e ending, n int64) admin.EndCount {
 		ended += n
-		return admin.EndCount{By: e.By.String(), How: e.How.String(), Count: n}
+		return admin.EndCount{By: e.By.String(), How: e.How.String(), Limit: e.limit.String(), Count: n}
 	})
 	st.Refusals = gather(l.refusals, countReason)
 	outcomes := make(map[admin.ConnectionCount]int64)

@@ -167,7 +167,7 @@ func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, early [
 	if !to.reactor.post(func() { to.adopt(s, u, cfd, bfd, early) }) {
 		unix.Close(cfd)
 		unix.Close(bfd)
-		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}})
+		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}, Limit: relay.Drain})
 	}
 	return true
 }
