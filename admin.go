@@ -35,6 +35,7 @@ type overview struct {
 	certificate *certificate.Reloader // nil: no TLS
 	tokens      *token.Keys           // nil: no tokens
 	maxPending  int                   // clients that have proven nothing
+	dropped     func() int64          // lines of the log
 
 	started atomic.Bool // all is up
 	lame    atomic.Bool // clients should go elsewhere, by an operator's will
@@ -44,13 +45,13 @@ type overview struct {
 type build struct{ version, commit string }
 
 // startAdmin serves -admin until stop is called.
-func startAdmin(cfg *Config, g *Gateway, b build, log *slog.Logger) (o *overview, stop func(), err error) {
+func startAdmin(cfg *Config, g *Gateway, b build, dropped func() int64, log *slog.Logger) (o *overview, stop func(), err error) {
 	ln, err := listenAdmin(cfg.Admin)
 	if err != nil {
 		return nil, nil, err
 	}
 	g.Own(ln.Addr())
-	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens, maxPending: cfg.maxPending()}
+	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens, maxPending: cfg.maxPending(), dropped: dropped}
 	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: g.metrics, Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
@@ -265,7 +266,7 @@ func (o *overview) Status() admin.Status {
 		Time: time.Now().UTC(), Started: o.began.UTC(), PID: os.Getpid(),
 		Version: o.build.version, Commit: o.build.commit, Go: runtime.Version(),
 		LogLevel: levelText(o.level.Level()),
-		Draining: o.lame.Load() || g.isStopping(),
+		Draining: o.lame.Load() || g.isStopping(), LogDropped: o.dropped(),
 	}
 	st.Reason = o.Unready()
 	st.Ready = st.Reason == ""
