@@ -40,6 +40,7 @@ type service struct {
 	reloading sync.Mutex
 	pprof     func(context.Context) // stops it; nil: off
 	seen      *overview             // by -admin; nil: off
+	dropped   func() int64          // lines of the log
 	admin     net.Listener
 	unseen    func(context.Context) // stops -admin; nil: off
 	program   string                // to start anew
@@ -47,8 +48,9 @@ type service struct {
 }
 
 // serve runs a gateway until a signal ends it, or another process has taken over.
-func serve(args []string, cfg *Config, log *slog.Logger) error {
-	p := &service{args: args, log: log, signals: make(chan os.Signal, 16)}
+// dropped tells how many lines of the log were.
+func serve(args []string, cfg *Config, log *slog.Logger, dropped func() int64) error {
+	p := &service{args: args, log: log, dropped: dropped, signals: make(chan os.Signal, 16)}
 	p.cfg.Store(cfg)
 	// Before anything that a signal would have to clean up.
 	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, upgrade.Signal)
@@ -196,7 +198,7 @@ func (p *service) openAdmin(cfg *Config) error {
 // serveAdmin serves at the socket that was opened.
 func (p *service) serveAdmin(cfg *Config) {
 	if p.admin != nil {
-		p.seen, p.unseen = startAdmin(p.admin, cfg, p.g, build{version, commitOf()}, p.Reload, p.log)
+		p.seen, p.unseen = startAdmin(p.admin, cfg, p.g, build{version, commitOf()}, p.Reload, p.dropped, p.log)
 	}
 }
 
