@@ -70,7 +70,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	}
 	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
-	o := relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log}
+	o := relay.Options{Pump: relay.NewPump(cfg.Buffer).Run, Bounds: cfg.bounds(), Log: log}
 	if cfg.Admin != "" {
 		g.metrics = admin.NewMetrics()
 		g.ledger.watched(g.metrics)
