@@ -209,7 +209,7 @@ func (l *ledger) wait() { l.serving.Wait() }
 // ended accounts for a finished tunnel.
 func (l *ledger) ended(s *session, u *upstream, end relay.End) {
 	defer l.done(s, u)
-	l.ends.Add(end.Ending, 1)
+	l.ends.Add(ending{end.Ending, end.Limit}, 1)
 	l.prefaced.Add(min(0, end.Up-int64(u.preface)))
 	if b := l.backendOf(s, u); b != nil {
 		b.ended.Add(1)
@@ -410,12 +410,12 @@ type tally struct {
 	entrances []*entrance
 
 	outcomes        *count.Set[outcome]
-	refusals        *count.Set[string]       // by reason
-	ends            *count.Set[relay.Ending] // of tunnels
-	requests        *count.Set[answered]     // of HTTP clients
-	requestRefusals *count.Set[string]       // by reason
-	prefaced        atomic.Int64             // bytes of ours that tunnels have moved
-	moved           atomic.Int64             // tunnels that came from other processes, less those that went to them
+	refusals        *count.Set[string]   // by reason
+	ends            *count.Set[ending]   // of tunnels
+	requests        *count.Set[answered] // of HTTP clients
+	requestRefusals *count.Set[string]   // by reason
+	prefaced        atomic.Int64         // bytes of ours that tunnels have moved
+	moved           atomic.Int64         // tunnels that came from other processes, less those that went to them
 	dials           *count.Set[dialResult]
 	handshakes      *count.Set[tlsResult]
 	backends        *count.Table[address.Address, backendCounters]
@@ -441,6 +441,12 @@ func reasonWord(err error) string {
 		return "other"
 	}
 	return word
+}
+
+// ending is how a tunnel ended.
+type ending struct {
+	relay.Ending
+	limit relay.Limit
 }
 
 // answered is what became of an HTTP client's request.
@@ -493,7 +499,7 @@ func newTally() tally {
 	return tally{
 		outcomes:        count.New(4096, outcome{}),
 		refusals:        count.New(128, "other"),
-		ends:            count.New(64, relay.Ending{By: relay.Gateway, How: relay.Failure}),
+		ends:            count.New(64, ending{Ending: relay.Ending{By: relay.Gateway, How: relay.Failure}}),
 		requests:        count.New(256, answered{kind: "other"}),
 		requestRefusals: count.New(128, "other"),
 		dials:           count.New(256, dialResult{"other", 0}),

@@ -72,7 +72,7 @@ func newSockets(cfg *Config, before *upgrade.Predecessor) (*sockets, error) {
 	var list []listening
 	for _, g := range given {
 		l := listening{setting: "addr", given: g.Name}
-		if l.ln, l.packets, err = listenerOf(g.FD); err != nil {
+		if l.ln, l.packets, err = upgrade.Listener(g.FD); err != nil {
 			return nil, fmt.Errorf("socket %q of systemd: %w", g.Name, err)
 		}
 		switch {
@@ -93,25 +93,6 @@ func newSockets(cfg *Config, before *upgrade.Predecessor) (*sockets, error) {
 	}
 	cfg.activate(list)
 	return s, nil
-}
-
-// listenerOf makes a listener, or a socket for datagrams, of a descriptor, which it
-// owns.
-func listenerOf(fd int) (net.Listener, *net.UDPConn, error) {
-	f := os.NewFile(uintptr(fd), "")
-	defer f.Close()
-	// Both make a copy.
-	ln, err := net.FileListener(f)
-	if err == nil {
-		return ln, nil, nil
-	}
-	packets, perr := net.FilePacketConn(f)
-	if udp, ok := packets.(*net.UDPConn); ok {
-		return nil, udp, nil
-	} else if perr == nil {
-		packets.Close()
-	}
-	return nil, nil, fmt.Errorf("it does not listen: %w", err)
 }
 
 // activate has sockets that were given replace what would be opened: those of -listen
@@ -183,7 +164,7 @@ func (s *sockets) listen(cfg *Config, l listening) (net.Listener, string, error)
 		name = givenPrefix + l.given
 	} else if fd, ok := s.before.Take(name); ok {
 		var err error
-		if l.ln, l.packets, err = listenerOf(fd); err != nil {
+		if l.ln, l.packets, err = upgrade.Listener(fd); err != nil {
 			return nil, name, err
 		}
 	}
@@ -212,7 +193,7 @@ func (s *sockets) private(kind, addr string, open func(addr string) (net.Listene
 	var err error
 	name := kind + " " + addr
 	if fd, ok := s.before.Take(name); ok {
-		ln, _, err = listenerOf(fd)
+		ln, _, err = upgrade.Listener(fd)
 	} else {
 		ln, err = open(addr)
 	}
@@ -274,7 +255,7 @@ func (s *sockets) reopen(cfg *Config, log *slog.Logger) (list []outlet) {
 // again returns another listener at the same address. It uses the copy up.
 func (o *outlet) again(cfg *Config) (net.Listener, error) {
 	if o.fd >= 0 {
-		ln, packets, err := listenerOf(o.fd)
+		ln, packets, err := upgrade.Listener(o.fd)
 		if packets != nil {
 			return serveKCP(cfg, packets)
 		}

@@ -167,7 +167,7 @@ func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, early [
 	if !to.reactor.post(func() { to.adopt(s, u, cfd, bfd, early) }) {
 		unix.Close(cfd)
 		unix.Close(bfd)
-		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}})
+		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}, Limit: relay.Drain})
 	}
 	return true
 }
@@ -204,8 +204,9 @@ const portion = 256
 
 // visit calls look for each open tunnel, in the thread that has it and one at a
 // time, and cuts those for which it returns true. Loops go on with their work
-// between two portions. An error is ctx's; look may be called once more then.
-func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool)) error {
+// between two portions, and then the caller is called too, by between. An error is
+// ctx's; look may be called once more then.
+func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool), between func()) error {
 	if ls == nil {
 		return nil
 	}
@@ -220,6 +221,7 @@ func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay
 			case <-ctx.Done():
 				return ctx.Err()
 			}
+			between()
 		}
 	}
 	return nil

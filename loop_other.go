@@ -30,7 +30,7 @@ func (*loops) connections() (n, limit int)                                 { ret
 func (*loops) retime(*Config)                                              {}
 func (*loops) full() bool                                                  { return false }
 func (*loops) answer(context.Context) error                                { return nil }
-func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool) error {
+func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool, func()) error {
 	return nil
 }
 func (*loops) elsewhere() func()                     { return func() {} }

@@ -103,7 +103,7 @@ func serveLogged(args []string, cfg *Config, stderr io.Writer) int {
 		slog.SetDefault(log)
 		stdlog.SetOutput(libraryLog{log})
 		cfg.warn(log)
-		code, err = exitFailure, serve(args, cfg, log)
+		code, err = exitFailure, serve(args, cfg, log, lines.Dropped)
 	}
 	lines.Close(time.Second)
 	if err != nil {
