@@ -301,6 +301,9 @@ func TestATunnelThatMovesIsAccountedForAsAWhole(t *testing.T) {
 			tun.upstream.backend.String() != backend || tun.progress() != 10 {
 			t.Errorf("it is %+v, %+v", tun.session, tun.upstream)
 		}
+		if !tun.sockets[clientSide].writable || !tun.plain(clientSide) {
+			t.Error("its messages do not go along with others'")
+		}
 		if rested := tun.rest.Rested(tun.progress(), false, l.reactor.now); rested < 59*time.Minute {
 			t.Errorf("it has rested for %v", rested)
 		}

@@ -618,3 +618,34 @@ func TestThousandsOfIdleTunnelsMoveAndBusyOnesHardlyWait(t *testing.T) {
 	}
 	cr.end(u)
 }
+
+func TestTheAdminInterfaceHasTheTunnelsThatMoved(t *testing.T) {
+	t.Parallel()
+	a := harness.NewAdmin(t)
+	u := harness.StartUpgradable(t, a.Flag)
+	backend := harness.StartEcho(t)
+	c := harness.OpenTunnel(t, u.Addr, backend)
+	harness.Echo(t, c, "hello")
+	old := u.Main
+	u.Upgrade(t)
+	harness.WaitGone(t, old)
+	var list struct {
+		Tunnels []struct {
+			Client, Backend, Listener, Form, State string
+			Up, Down                               int64
+		}
+	}
+	a.JSON(t, "GET", "/api/tunnels", "", &list)
+	if len(list.Tunnels) != 1 {
+		t.Fatalf("listed: %+v", list)
+	}
+	if got := list.Tunnels[0]; got.Client != harness.AddrPort(c.LocalAddr()).String() || got.Backend != backend || got.Listener != u.Addr ||
+		got.Form != "line" || got.State != "open" || got.Up != 5 || got.Down != 5 {
+		t.Errorf("listed: %+v", got)
+	}
+	wait(t, a, "gateway_tunnels_active", 1)
+	harness.Echo(t, c, "still here")
+	harness.Finish(t, c)
+	wait(t, a, "gateway_tunnels_active", 0)
+	u.EndMain(t)
+}
