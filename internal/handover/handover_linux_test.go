@@ -212,7 +212,6 @@ func TestADeadlineEndsTheWaitForTunnels(t *testing.T) {
 type party struct {
 	conn *net.UnixConn
 	dead bool
-	ends chan struct{}
 }
 
 // die closes all that the process has, but for tunnels, which are looked at later.
@@ -227,7 +226,7 @@ type trial struct {
 	old, new party
 	step     string // at which it does
 	batch    uint64
-	what     string // "dies", "hangs" or "late"
+	what     string // "dies" or "hangs"
 	happened bool
 	over     chan struct{} // who hangs goes on
 	whole    bool          // the batch was sent as a whole
@@ -359,7 +358,6 @@ func (tr *trial) run(t *testing.T, r *rand.Rand, name string) {
 			t.Errorf("%s: batch %d goes on in both, for as long as the old one lived after", name, b)
 		}
 	}
-	// A hang of the old process is only seen from within: it goes on by itself.
 }
 
 // batch returns which one a tunnel of a trial belongs to.
