@@ -428,6 +428,8 @@ func (o *overview) protocols(st *admin.Status) {
 	reloads := func(what string, ok, failed int64) {
 		st.Reloads = append(st.Reloads, admin.ReloadCount{What: what, Result: "ok", Count: ok}, admin.ReloadCount{What: what, Result: "failed", Count: failed})
 	}
+	reloads("settings", g.reloads.ok.Load(), g.reloads.failed.Load())
+	reloads("secrets", g.secretReloads.ok.Load(), g.secretReloads.failed.Load())
 	of := o.files.Load()
 	if of.certificate != nil {
 		st.TLS.File, st.TLS.NotAfter = of.certificate.File(), of.certificate.NotAfter()

@@ -41,6 +41,8 @@ type Gateway struct {
 	pending  *pending.Budget           // of those that have proven nothing
 	metrics  *admin.Metrics            // nil: nobody looks
 
+	reloads, secretReloads reloadCount // of all settings, and of secrets alone
+
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
 	accepting sync.WaitGroup // accept loops
@@ -124,6 +126,17 @@ func (g *Gateway) Reload(cfg *Config) {
 	g.cfg = cfg
 }
 
+// reloadCount counts how often files that had changed were taken up, or could not be.
+type reloadCount struct{ ok, failed atomic.Int64 }
+
+func (c *reloadCount) add(err error) {
+	if err != nil {
+		c.failed.Add(1)
+	} else {
+		c.ok.Add(1)
+	}
+}
+
 // current returns the rules for a connection that begins now.
 func (g *Gateway) current() *rules {
 	r := g.rules.Load()
@@ -140,7 +153,9 @@ func (g *Gateway) reloadSecrets() {
 	defer g.mu.Unlock()
 	cfg := *g.cfg
 	cfg.Secrets, cfg.SecretSources = nil, nil
-	if err := cfg.loadSecrets(); err != nil {
+	err := cfg.loadSecrets()
+	g.secretReloads.add(err)
+	if err != nil {
 		g.ledger.log.Error("cannot read the changed secrets, the old ones stay", "err", err)
 		return
 	}

@@ -77,11 +77,13 @@ func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
 	if err != nil {
 		return
 	}
-	l.SetDeadline(time.Time{}) // instead of the one that woke us
 	acceptQueue(func() bool {
 		if !sockopt.Readable(raw) {
 			return false
 		}
+		// Instead of the one that woke us; short, since another process that has the
+		// same socket may be quicker.
+		l.SetDeadline(time.Now().Add(100 * time.Millisecond))
 		conn, err := ln.Accept()
 		if err == nil {
 			g.accepted(conn, by)

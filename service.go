@@ -125,6 +125,7 @@ func (p *service) Reload() error {
 	defer p.reloading.Unlock()
 	p.notify.Reloading()
 	next, changed, fixed, err := p.cfg.Load().reload(p.args, p.log)
+	p.g.reloads.add(err)
 	if err != nil {
 		p.log.Error("cannot reload, everything stays as it was", "err", err)
 		p.notify.Ready("serving; the last reload failed")

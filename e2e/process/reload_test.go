@@ -98,7 +98,10 @@ func TestAReloadTakesUpWhatHasChangedAndTunnelsGoOn(t *testing.T) {
 		if got := r.asks(t, other("127.0.0.2:"+harness.PortOf(backend))); got != "502" {
 			t.Errorf("a backend that is denied now: %s", got)
 		}
-		r.Log.WaitLine(t, "refused", 2)
+		if got := r.asks(t, other(r.Addr)); got != "502" {
+			t.Errorf("the gateway itself: %s", got)
+		}
+		r.Log.WaitLine(t, "refused", 3)
 		harness.Connect(t, r.Addr).Close()
 		r.Log.WaitLine(t, "no request", 1) // at debug level
 		harness.Echo(t, c, "after")

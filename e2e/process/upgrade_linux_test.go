@@ -468,6 +468,12 @@ func TestTheAdminSocketGoesAlong(t *testing.T) {
 	if code, text := ask("POST", "/api/reload"); code != 422 || !strings.Contains(text, "line 1 of "+config) {
 		t.Errorf("/api/reload: %d %s", code, text)
 	}
+	_, metrics := ask("GET", "/metrics")
+	for _, want := range []string{`gateway_reloads_total{result="ok",what="settings"} 1`, `gateway_reloads_total{result="failed",what="settings"} 1`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("no %s among the metrics", want)
+		}
+	}
 	if code, _ := ask("GET", "/api/reload"); code != 405 {
 		t.Errorf("GET /api/reload: %d", code)
 	}
