@@ -74,7 +74,7 @@ func Serve(ln net.Listener, source Source, o Options) (stop func()) {
 		Protocols:         new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	go srv.Serve(ln)
+	go srv.Serve(newLimited(ln))
 	return func() { srv.Close() }
 }
 
