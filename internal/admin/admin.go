@@ -79,7 +79,7 @@ func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Con
 		Protocols:         new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	return serveUntilStopped(srv, ln)
+	return serveUntilStopped(srv, newLimited(ln))
 }
 
 // serveUntilStopped returns what stops a server. Its Shutdown would close connections
