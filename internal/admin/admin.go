@@ -102,7 +102,10 @@ func serveUntilStopped(srv *http.Server, ln net.Listener) (stop func(ctx context
 	}()
 	return func(ctx context.Context) {
 		ln.Close()
-		<-served
+		select {
+		case <-served:
+		case <-ctx.Done(): // no place is free, so nobody accepts
+		}
 		srv.SetKeepAlivesEnabled(false)
 		look := time.NewTicker(2 * time.Millisecond)
 		defer look.Stop()
