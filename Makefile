@@ -10,6 +10,8 @@
 #              drives the page of clients/web in a headless Chromium
 # make test-issuing
 #              runs the programs of docs/issuing.md, in every language
+# make test-alerts
+#              runs the tests of deploy/prometheus by promtool
 # make test-manifests
 #              validates deploy/kubernetes, and deploy/consul where Consul is there
 # make bench   compares the gateway with HAProxy, nginx and others (Linux; see
@@ -33,7 +35,7 @@ RELAYING    := . ./e2e/process ./e2e/protocols
 MODULES     := . bench
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests
+.PHONY: all gateway demo test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests test-alerts
 
 all: gateway
 
@@ -132,6 +134,15 @@ test-deps:
 test-peers:
 	@command -v haproxy >/dev/null && command -v nginx >/dev/null || $(MAKE) bench-peers
 	NEED_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader ./e2e/protocols
+
+# The alerts of deploy/prometheus, by promtool from the packages of Debian and its
+# relatives, without the server that comes with it.
+test-alerts:
+	@command -v promtool >/dev/null || { \
+		apt-get update && dir=$$(mktemp -d) && chmod 755 $$dir && cd $$dir && apt-get download prometheus && \
+		dpkg -x prometheus_*.deb . && install -m 755 usr/bin/promtool $(PREFIX)/bin/promtool; rm -rf $$dir; \
+	}
+	NEED_PROMTOOL=1 $(GO) test -count=1 -run Alert ./deploy
 
 # The page in clients/web, in a browser from the packages of Debian and its
 # relatives.

@@ -2,13 +2,14 @@ package main
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
-	"gateway/internal/address"
 	"gateway/internal/sys"
 )
 
@@ -44,12 +45,15 @@ func (c *crew) idlest() *acceptor {
 
 // full tells whether another connection might not get its two descriptors.
 // Then it is better off in the listener's queue than with a 502.
-func (c *crew) full() bool {
+func (c *crew) full() bool { return c.conns() >= c.maxConns }
+
+// conns returns how many connections have descriptors.
+func (c *crew) conns() int32 {
 	n := c.away.Load()
 	for _, a := range c.all {
 		n += a.load.Load()
 	}
-	return n >= c.maxConns
+	return n
 }
 
 // acceptor is a loop's part in accepting.
@@ -63,10 +67,10 @@ type acceptor struct {
 // sharedListener is one loop's view of a listening socket that all loops accept
 // from.
 type sharedListener struct {
-	fd       int            // -1: no more
-	forward  *address.Route // where its clients go; nil: they say so
-	rules    func() *rules  // for the next of them
-	paused   bool           // out of descriptors
+	fd       int // -1: no more
+	entrance *entrance
+	rules    func() *rules // for the next client
+	paused   bool          // out of descriptors
 	resumeAt int64
 	pace     backoff
 }
@@ -77,8 +81,8 @@ const listenerEvent = -2
 
 // listen has the loop accept from fd. The registration is level-triggered: one accept for
 // each event shares a storm among the loops.
-func (l *acceptor) listen(fd int, forward *address.Route, rules func() *rules) {
-	sl := &sharedListener{fd: fd, forward: forward, rules: rules}
+func (l *acceptor) listen(fd int, by *entrance, rules func() *rules) {
+	sl := &sharedListener{fd: fd, entrance: by, rules: rules}
 	l.listeners = append(l.listeners, sl)
 	l.registerListener(len(l.listeners) - 1)
 }
@@ -167,23 +171,75 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	}
 	sl.pace.reset()
 	l.ledger.begin()
-	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.forward)
+	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.entrance)
 	return true
 }
 
 // place gives a connection to the loop with the fewest, unless this one has
 // hardly more.
-func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, forward *address.Route) {
+func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 	to := l.crew.idlest()
 	if least := to.load.Load(); l.load.Load() <= least+least/8 {
 		to = l
 	}
 	to.load.Add(1)
 	if to == l {
-		l.begin(fd, r, peer, forward)
-	} else if !to.reactor.post(func() { to.begin(fd, r, peer, forward) }) {
+		l.begin(fd, r, peer, by)
+	} else if !to.reactor.post(func() { to.begin(fd, r, peer, by) }) {
 		unix.Close(fd)
 		s, u := session{}, upstream{}
 		l.ledger.done(&s, &u)
 	}
+}
+
+// dupConn is dup for what is TCP.
+func dupConn(c net.Conn) (int, error) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return -1, errors.ErrUnsupported
+	}
+	return dup(tcp)
+}
+
+// dup returns a descriptor of the caller's own for a socket of net's,
+// close-on-exec, or -1. (File().Fd() would make it blocking, for both.)
+func dup(socket syscall.Conn) (int, error) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	cerr := raw.Control(func(orig uintptr) {
+		fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return fd, errors.Join(err, cerr)
+}
+
+const (
+	// maxPipes bounds all pipes of the process, and with them the memory that
+	// stalled readers can pin: maxPipes × 1 MiB. Beyond it, tunnels copy. Where
+	// descriptors are few there may be less; see budget.
+	maxPipes = 256
+	// maxIdlePipes bounds the pipes that wait for their next use: half of what
+	// pipe-user-pages-soft lets an unprivileged user have by default.
+	maxIdlePipes = 32
+)
+
+// budget divides the descriptors that a process may have: two for each
+// connection, two for each pipe, and some put by for everything else. Few
+// descriptors mean few pipes: a tunnel can do without, and not a client.
+func budget(limit uint64) (conns, pipes int32) {
+	const putBy = 128
+	n := int32(min(limit, 1<<30))
+	pipes = min(maxPipes, n/8)
+	return max(16, (n-putBy)/2-pipes), pipes
+}
+
+// descriptorLimit returns how many descriptors this process may have.
+func descriptorLimit() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return unix.RLIM_INFINITY
+	}
+	return limit.Cur
 }

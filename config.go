@@ -7,13 +7,16 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/balance"
+	"gateway/internal/certificate"
 	"gateway/internal/kcp"
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
@@ -75,15 +78,24 @@ type Config struct {
 	LogLevel  slog.Level
 	Pprof     string // empty: off
 
+	Admin          string // host:port or unix:PATH; empty: off
+	AdminTokenFile string // empty: nobody changes anything by TCP
+
 	// Action is what to do instead of serving, and Arg its argument.
 	Action action
 	Arg    string
 	TTL    time.Duration // of what actionSeal makes; 0: a sealed line
+	Watch  time.Duration // between two tables of actionStatus; 0: there is one
+	filter url.Values    // of actionTunnels and actionCut
 
 	// What load makes of files and of what belongs together.
-	tokens    *token.Keys    // nil: no token opens
-	tlsConfig *tls.Config    // nil: clients do not speak TLS
-	kcp       *kcp.Transport // listens for KCP clients and dials KCP backends
+	tokens      *token.Keys           // nil: no token opens
+	tlsConfig   *tls.Config           // nil: clients do not speak TLS
+	certificate *certificate.Reloader // of it
+	kcp         *kcp.Transport        // listens for KCP clients and dials KCP backends
+
+	adminToken string
+	level      *slog.LevelVar // LogLevel, or what it was changed to; nil: LogLevel
 
 	secret, secretFile string
 	addr               string
@@ -109,6 +121,9 @@ const (
 	actionOpen    action = "open"
 	actionCheck   action = "check"
 	actionVersion action = "version"
+	actionStatus  action = "status"
+	actionTunnels action = "tunnels"
+	actionCut     action = "cut"
 )
 
 // settleListening gathers all addresses to listen on: -addr comes first, unless
@@ -187,6 +202,32 @@ func (cfg *Config) checkTLS() error {
 		return errors.New("-tls-key needs -tls-cert too")
 	case cfg.TLSCert != "" && cfg.TLSKey == "":
 		return errors.New("-tls-cert needs -tls-key too")
+	}
+	return nil
+}
+
+// checkAdmin sees whether the settings of -admin go together.
+func (cfg *Config) checkAdmin() error {
+	asks := cfg.Action == actionStatus || cfg.Action == actionTunnels || cfg.Action == actionCut
+	switch {
+	case cfg.Admin == "" && cfg.AdminTokenFile != "":
+		return fmt.Errorf("%s is for -admin, which is not given", cfg.sources["admin-token-file"])
+	case cfg.Admin == "" && asks:
+		return fmt.Errorf("-%s asks a gateway that runs: say by -admin or GATEWAY_ADMIN which, by what its own -admin is", cfg.Action)
+	case cfg.Watch != 0 && cfg.Action != actionStatus:
+		return errors.New("-watch is for -status, which is not given")
+	}
+	var err error
+	switch cfg.Action {
+	case actionTunnels:
+		cfg.filter, err = admin.ParseFilter(cfg.Arg)
+	case actionCut:
+		if cfg.filter, err = admin.ParseFilter(cfg.Arg); err == nil {
+			err = admin.CheckCut(cfg.filter)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("invalid value %q for -%s: %w", cfg.Arg, cfg.Action, err)
 	}
 	return nil
 }

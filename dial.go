@@ -21,6 +21,8 @@ import (
 type dialer struct {
 	// kcp dials backends whose scheme is kcp.
 	kcp *kcp.Transport
+	// ledger counts what comes of each attempt; nil in some tests.
+	ledger *ledger
 	// resolver looks up names; *net.Resolver is one. If it has the method
 	// AddressesAndLate, as *resolve.Resolver, that is used.
 	resolver interface {
@@ -52,8 +54,12 @@ func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream,
 		if u.hasSpare() {
 			dial = d.dialOrPass
 		}
+		if d.ledger != nil {
+			d.ledger.dialing(u)
+		}
 		backend, err := dial(ctx, r, u.backend)
 		if err == nil {
+			d.account(s, u, nil)
 			u.connected()
 			if !u.backend.IP.IsValid() {
 				dialed := layer.AddrPort(backend.RemoteAddr())
@@ -65,9 +71,16 @@ func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream,
 			return nil, err
 		}
 		why := dialFailure(err)
+		d.account(s, u, why)
 		if !u.retry(s, why) {
 			return nil, why
 		}
+	}
+}
+
+func (d *dialer) account(s *session, u *upstream, why *refusal) {
+	if d.ledger != nil {
+		d.ledger.dialed(s, u, why)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/pending"
@@ -36,6 +37,7 @@ type Gateway struct {
 	http     *httpFront
 	clients  connections     // in serveConn, until another owns them
 	pending  *pending.Budget // of those that have proven nothing
+	metrics  *admin.Metrics  // nil: nobody looks
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
@@ -61,9 +63,15 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		clients:   connections{all: make(map[net.Conn]struct{})},
 		pending:   pending.NewBudget(cfg.maxPending()),
 	}
-	g.dialer.resolver = hostLookup{g.resolver}
+	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
-	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
+	o := relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log}
+	if cfg.Admin != "" {
+		g.metrics = admin.NewMetrics()
+		g.ledger.watched(g.metrics)
+		o.FirstByte = g.metrics.FirstByte.Observe
+	}
+	g.relay = relay.New(o)
 	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
 	if cfg.loopCount() == 0 {
 		return g, nil
@@ -106,7 +114,9 @@ func (g *Gateway) serveTLS(c *connection, hello []byte) {
 	c.records = tlsrecord.NewGate(c.socket, bytes.Clone(hello))
 	conn := tls.Server(c.records, c.rules.tls)
 	c.SetDeadline(c.session.accepted.Add(c.rules.handshakeTimeout)) // Close closes the socket
-	if err := conn.Handshake(); err != nil {
+	err := conn.Handshake()
+	g.ledger.handshaken(conn.ConnectionState().Version, err)
+	if err != nil {
 		g.refuse(c, g.whyNot(c, &refusal{reason: "tls_failed", cause: fmt.Errorf("tls_failed: %w", err)}))
 		return
 	}
@@ -144,6 +154,7 @@ func (g *Gateway) whyNot(c *connection, err error) error {
 // serveTunnel dials, answers and relays.
 func (g *Gateway) serveTunnel(c *connection, req request) {
 	c.proven()
+	g.ledger.asked(&c.session)
 	backend, err := g.dial(c, req.route)
 	if err != nil {
 		g.refuse(c, err)
@@ -158,6 +169,7 @@ func (g *Gateway) serveTunnel(c *connection, req request) {
 		}
 	}
 	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
+	g.ledger.opened(&c.session, &c.upstream)
 	g.clients.remove(c.socket)
 	g.afresh(c, func() { g.runTunnel(c, backend, early) })
 }
@@ -167,12 +179,14 @@ func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
 	if g.loops.take(&c.session, &c.upstream, c.Conn, backend, early) {
 		return
 	}
-	g.ledger.ended(&c.session, &c.upstream, g.relay.Run(c.Conn, backend, early))
+	s, u := &c.session, &c.upstream
+	g.ledger.ended(s, u, g.relay.RunAs(joined{s, u}, c.Conn, backend, early))
 }
 
 // serveHTTP serves a client that speaks HTTP.
 func (g *Gateway) serveHTTP(c *connection, early []byte) {
 	defer g.ledger.done(&c.session, &c.upstream)
+	defer func() { g.ledger.became(&c.session, c.answered) }()
 	defer c.ticket.Release()
 	g.clients.remove(c.socket) // Close ends it by the front's own Close
 	g.http.serve(g.baseCtx, c, early)

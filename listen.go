@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"gateway/internal/admin"
 	"gateway/internal/kcp"
 	"gateway/internal/sockopt"
 )
@@ -43,10 +44,22 @@ func checkListening(cfg *Config) error {
 			return fmt.Errorf("-%s: %w", l.setting, withRemedy(err, cfg.Reuse))
 		}
 	}
+	if cfg.Admin != "" {
+		if err := checkAdminAddress(cfg); err != nil {
+			return err
+		}
+	}
 	if cfg.Pprof == "" {
 		return nil
 	}
-	return pprofFailure(checkAddress(cfg, networkOf("tcp", cfg.Pprof), cfg.Pprof, false))
+	return privateFailure("pprof", checkAddress(cfg, networkOf("tcp", cfg.Pprof), cfg.Pprof, false))
+}
+
+func checkAdminAddress(cfg *Config) error {
+	if path, ok := admin.UnixPath(cfg.Admin); ok {
+		return privateFailure("admin", admin.CheckUnix(path))
+	}
+	return privateFailure("admin", checkAddress(cfg, networkOf("tcp", cfg.Admin), cfg.Admin, false))
 }
 
 func checkAddress(cfg *Config, network, addr string, reuse bool) error {
@@ -139,18 +152,29 @@ func networkOf(network, addr string) string {
 // listenPprof opens the socket of -pprof.
 func listenPprof(addr string) (net.Listener, error) {
 	ln, err := net.Listen(networkOf("tcp", addr), addr)
-	return ln, pprofFailure(err)
+	return ln, privateFailure("pprof", err)
 }
 
-// pprofFailure says of an error of listening what to do about it; nil for none.
-func pprofFailure(err error) error {
+// listenAdmin opens the socket of -admin.
+func listenAdmin(addr string) (net.Listener, error) {
+	if path, ok := admin.UnixPath(addr); ok {
+		ln, err := admin.ListenUnix(path)
+		return ln, privateFailure("admin", err)
+	}
+	ln, err := net.Listen(networkOf("tcp", addr), addr)
+	return ln, privateFailure("admin", err)
+}
+
+// privateFailure says of an error of listening, for what each process has to itself,
+// what to do about it; nil for none.
+func privateFailure(setting string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("-pprof: %w (stop who uses it, or give each process a -pprof of its own: -reuse=1 does not share it)", err)
+		return fmt.Errorf("-%s: %w (stop who uses it, or give each process a -%s of its own: -reuse=1 does not share it)", setting, err, setting)
 	}
-	return fmt.Errorf("-pprof: %w", withRemedy(err, true))
+	return fmt.Errorf("-%s: %w", setting, withRemedy(err, true))
 }
 
 // listenKCP opens a socket for KCP clients.

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/certificate"
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
@@ -48,12 +49,20 @@ func parseConfig(args []string) (*Config, error) {
 	if err := cfg.readEnvironment(fs, all); err != nil {
 		return nil, err
 	}
+	if err := cfg.checkAdmin(); err != nil {
+		return nil, err
+	}
+	if cfg.filter != nil || cfg.Action == actionStatus {
+		return cfg, nil // whatever the gateway that runs was told
+	}
 	if err := cfg.settleListening(); err != nil {
 		return nil, err
 	}
 	if err := cfg.checkTLS(); err != nil {
 		return nil, err
 	}
+	cfg.level = new(slog.LevelVar)
+	cfg.level.Set(cfg.LogLevel)
 	return cfg, cfg.checkTokens()
 }
 
@@ -116,16 +125,22 @@ func (cfg *Config) readEnvironment(fs *flag.FlagSet, all []setting) error {
 // the files changes later.
 func (cfg *Config) load(log *slog.Logger) error {
 	if cfg.TLSCert != "" {
-		reloader, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
+		var err error
+		cfg.certificate, err = certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
 		if err != nil {
 			return fmt.Errorf("%s and %s: %w", cfg.sources["tls-cert"], cfg.sources["tls-key"], err)
 		}
-		cfg.tlsConfig = certificate.Config(reloader)
+		cfg.tlsConfig = certificate.Config(cfg.certificate)
 	}
 	var err error
 	if cfg.TokenKeys != "" {
 		if cfg.tokens, err = token.Load(cfg.TokenKeys, cfg.TokenAudience, log); err != nil {
 			return fmt.Errorf("%s: %w", cfg.sources["token-keys"], err)
+		}
+	}
+	if cfg.AdminTokenFile != "" {
+		if cfg.adminToken, err = readToken(cfg.AdminTokenFile); err != nil {
+			return fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err)
 		}
 	}
 	if cfg.kcp, err = kcp.New(kcp.Options{
@@ -219,6 +234,19 @@ func readSecrets(name string) ([][]byte, error) {
 	return secrets, nil
 }
 
+// readToken reads the token of -admin-token-file.
+func readToken(name string) (string, error) {
+	text, err := smallfile.Read(name, maxSecretFile)
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(text))
+	if len(token) < shortSecret || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", fmt.Errorf("%s holds no token: want at least %d ASCII characters in one word (openssl rand -hex 24 makes a good one)", name, shortSecret)
+	}
+	return token, nil
+}
+
 // targetsOf returns how many targets a route has that is perhaps none.
 func targetsOf(r *address.Route) int {
 	if r == nil {
@@ -248,12 +276,24 @@ func (cfg *Config) warnings() []string {
 			}
 		}
 	}
-	if host, _, _ := net.SplitHostPort(cfg.Pprof); cfg.Pprof != "" {
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsPrivate()) {
-			list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")
-		}
+	if !isPrivate(cfg.Pprof) {
+		list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")
+	}
+	if !isPrivate(cfg.Admin) {
+		list = append(list, "-admin listens on more than a private address: anybody who reaches it sees who plays where")
 	}
 	return append(list, unknownVariables(os.Environ())...)
+}
+
+// isPrivate tells whether strangers cannot reach an address to listen on, or there is
+// none.
+func isPrivate(addr string) bool {
+	if _, ok := admin.UnixPath(addr); ok || addr == "" {
+		return true
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && (ip.IsLoopback() || ip.IsPrivate())
 }
 
 // unknownVariables warns about what looks like a setting in the environment and

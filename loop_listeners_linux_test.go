@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/sys"
 )
 
 // The listeners of the loops: many, paused, given up.
@@ -255,7 +257,7 @@ func TestWithoutEPOLLEXCLUSIVEEveryLoopAccepts(t *testing.T) {
 }
 
 func TestAKernelThatRefusesWhatTheLoopsNeedIsFoundOutAtStart(t *testing.T) {
-	if err := probeKernel(); err != nil {
+	if err := sys.Probe(); err != nil {
 		t.Fatal(err)
 	}
 	for call, name := range map[uint32]string{unix.SYS_ACCEPT4: "accept4", unix.SYS_RECVFROM: "recvfrom", unix.SYS_SENDTO: "sendto"} {
@@ -266,7 +268,7 @@ func TestAKernelThatRefusesWhatTheLoopsNeedIsFoundOutAtStart(t *testing.T) {
 				refused <- errors.ErrUnsupported
 				return
 			}
-			refused <- probeKernel()
+			refused <- sys.Probe()
 		}()
 		switch err := <-refused; {
 		case err == errors.ErrUnsupported:

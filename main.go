@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/logwriter"
 	"gateway/internal/profiling"
@@ -65,6 +66,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		stdout.Write(keys)
 		return exitOK
+	case actionStatus, actionTunnels, actionCut:
+		return ask(cfg, stdout, stderr)
 	case actionSeal, actionOpen:
 		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
 			return fail(stderr, exitUsage, err)
@@ -149,6 +152,48 @@ func openLine(cfg *Config, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
+// ask asks the gateway at -admin, which runs already.
+func ask(cfg *Config, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if cfg.AdminTokenFile != "" {
+		var err error
+		if cfg.adminToken, err = readToken(cfg.AdminTokenFile); err != nil {
+			return fail(stderr, exitUsage, fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err))
+		}
+	}
+	client := admin.NewClient(cfg.Admin, cfg.adminToken)
+	var err error
+	switch cfg.Action {
+	case actionStatus:
+		err = admin.Watch(ctx, stdout, client, cfg.Watch, cfg.Watch > 0 && isTerminal(stdout))
+	case actionTunnels:
+		err = admin.PrintTunnels(ctx, stdout, client, cfg.filter)
+	case actionCut:
+		var n int
+		if n, err = client.Cut(ctx, cfg.filter); err == nil {
+			_, err = fmt.Fprintln(stdout, "tunnels cut:", n)
+			if err == nil && n == 0 {
+				return exitFailure
+			}
+		}
+	}
+	if err != nil {
+		return fail(stderr, exitFailure, fmt.Errorf("-%s: %w", cfg.Action, err))
+	}
+	return exitOK
+}
+
+// isTerminal tells whether somebody looks at what is written.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
 // fail prints an error on a line of its own.
 func fail(stderr io.Writer, code int, err error) int {
 	fmt.Fprintln(stderr, "gateway:", strings.ReplaceAll(err.Error(), "\n", " "))
@@ -157,6 +202,9 @@ func fail(stderr io.Writer, code int, err error) int {
 
 func newLogger(cfg *Config, w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.level != nil {
+		opts.Level = cfg.level
+	}
 	if cfg.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
@@ -201,6 +249,15 @@ func serve(cfg *Config, log *slog.Logger) error {
 		log.Info("pprof is on", "url", fmt.Sprintf("http://%s/debug/pprof/", ln.Addr()))
 		g.Own(ln.Addr())
 	}
+	var seen *overview
+	if cfg.Admin != "" {
+		var stop func()
+		if seen, stop, err = startAdmin(cfg, g, build{version, commitOf()}, log); err != nil {
+			closeAll(listeners)
+			return err
+		}
+		defer stop()
+	}
 	served := make(chan error, len(listeners))
 	for i, ln := range listeners {
 		go func() {
@@ -237,6 +294,7 @@ func serve(cfg *Config, log *slog.Logger) error {
 		}
 		log.Info("listening", attrs...)
 	}
+	seen.ready()
 
 	var sig os.Signal
 	select {
@@ -272,6 +330,11 @@ func (l libraryLog) Write(line []byte) (int, error) {
 }
 
 func versionLine() string {
+	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commitOf())
+}
+
+// commitOf returns the commit that this was built from.
+func commitOf() string {
 	rev := commit
 	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
 		for _, s := range info.Settings {
@@ -283,5 +346,5 @@ func versionLine() string {
 	if rev == "" {
 		rev = "unknown"
 	}
-	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, rev)
+	return rev
 }

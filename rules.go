@@ -43,6 +43,8 @@ type rules struct {
 // as the list is the same.
 type directory interface {
 	find(ctx context.Context, name string) ([]balance.Target, error)
+	// routes returns the routes to all that were found.
+	routes() []address.Route
 }
 
 func newRules(cfg *Config, services directory) *rules {

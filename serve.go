@@ -28,12 +28,13 @@ func (g *Gateway) ServeForward(ln net.Listener, to address.Route) error {
 func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	defer ln.Close()
 	g.Own(ln.Addr())
+	by := g.ledger.entrance(ln, forward)
 	if !g.startAccepting(ln) {
 		return ErrGatewayClosed
 	}
 	defer g.stopAccepting(ln)
 	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		if err := g.loops.serve(tcp, forward, g.stopping, g.rules.Load); err != nil {
+		if err := g.loops.serve(tcp, by, g.stopping, g.rules.Load); err != nil {
 			return err
 		}
 		return ErrGatewayClosed
@@ -44,11 +45,11 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 		conn, err := ln.Accept()
 		if err == nil {
 			pace.reset()
-			g.accepted(conn, forward)
+			g.accepted(conn, by)
 			continue
 		}
 		if g.isStopping() {
-			g.acceptQueued(ln, forward)
+			g.acceptQueued(ln, by)
 			return ErrGatewayClosed
 		}
 		// Out of descriptors most of the time: connections that end free some.
@@ -63,7 +64,7 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
-func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {
+func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
 	l, ok := ln.(*net.TCPListener)
 	if !ok {
 		return
@@ -79,7 +80,7 @@ func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {
 		}
 		conn, err := ln.Accept()
 		if err == nil {
-			g.accepted(conn, forward)
+			g.accepted(conn, by)
 		}
 		return err == nil
 	})
@@ -94,12 +95,13 @@ func (g *Gateway) Own(a net.Addr) {
 }
 
 // accepted starts the life of a connection.
-func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
+func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	g.ledger.begin()
 	r := g.rules.Load()
 	c := &connection{Conn: conn, socket: conn, rules: r}
 	g.admit(c)
-	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), forward)
+	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), by.forward)
+	g.ledger.arrived(&c.session, by)
 	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
 		c.session.proxied = false // there is no PROXY protocol for streams of datagrams
 	}
@@ -142,8 +144,9 @@ func (g *Gateway) Close() error {
 // logTotals logs what came of all connections.
 func (g *Gateway) logTotals() {
 	spliced, copied := g.loops.moved()
+	up, down := g.relay.Copied()
 	g.ledger.log.Info("stopped", "cut", g.ledger.cut.Load(), "denied", g.ledger.denied.Load(),
-		"spliced", spliced, "copied", copied+g.relay.Copied())
+		"spliced", spliced, "copied", copied+up+down)
 }
 
 // stop ends the accept loops and waits for them, so that no connection begins

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/balance"
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
@@ -195,6 +196,12 @@ func settings(cfg *Config) []setting {
 			"the least that is logged"},
 		{groupProcess, "pprof", "ADDRESS", flagvalue.Address(&cfg.Pprof, true),
 			"host:port of net/http/pprof; keep it private; empty: off"},
+		{groupProcess, "admin", "ADDRESS", flagvalue.Parsed(&cfg.Admin, parseAdmin, func(s string) string { return s }),
+			"host:port or unix:PATH of metrics, health and live tunnels; keep it private. A\n" +
+				"Unix socket is for its owner alone, who may change things there; empty: off"},
+		{groupProcess, "admin-token-file", "FILE", flagvalue.String(&cfg.AdminTokenFile),
+			"holds the bearer token with which things may be changed where -admin is\n" +
+				"host:port; empty: nothing can be"},
 
 		{groupActions, "seal", "ADDRESS", act(actionSeal),
 			"print the sealed line for host:port, for several with commas between, or for\n" +
@@ -208,6 +215,18 @@ func settings(cfg *Config) []setting {
 		{groupActions, "check", "", act(actionCheck),
 			"validate the configuration, the files that it names, and for a moment the\n" +
 				"addresses to listen on; exit 0 or 2"},
+		{groupActions, "status", "", act(actionStatus),
+			"print how the gateway at -admin is, as a table; exit 0, or 1 if it cannot be\n" +
+				"asked"},
+		{groupActions, "watch", "TIME", flagvalue.DurationOrZero(&cfg.Watch, 0),
+			"after which -status prints again, until it is interrupted; 0: it does not"},
+		{groupActions, "tunnels", "FILTER", act(actionTunnels),
+			"print the live tunnels of the gateway at -admin: all, or those of\n" +
+				"client=CIDR, backend=HOST:PORT, listener=ADDRESS or id=ID, several of them\n" +
+				"with commas between; the names may be left out; exit 0 or 1"},
+		{groupActions, "cut", "FILTER", act(actionCut),
+			"cut the live tunnels of one id=, client= or backend= of the gateway at\n" +
+				"-admin; exit 1 if there are none, or it cannot be asked"},
 		{groupActions, "version", "", act(actionVersion),
 			"print version, Go version and commit"},
 	}
@@ -280,8 +299,9 @@ Environment
 
 Exit codes
   0 ended by a signal, also when tunnels had to be cut; 1 failed while running,
-  or the line of -open does not open; 2 wrong flags or environment, or a file
-  named in them cannot be read
+  the line of -open does not open, -cut finds no tunnel, or the gateway that is
+  to be asked does not answer; 2 wrong flags or environment, or a file named in
+  them cannot be read
 `)
 }
 
@@ -296,7 +316,11 @@ type actionValue struct {
 func (v *actionValue) String() string { return "" }
 
 func (v *actionValue) Set(s string) error {
-	if v.IsBoolFlag() {
+	if v.action == actionTunnels {
+		if s == "true" { // what package flag says for a flag alone
+			s = ""
+		}
+	} else if v.IsBoolFlag() {
 		on, err := strconv.ParseBool(s)
 		if err != nil {
 			return errors.New("want no value")
@@ -313,7 +337,11 @@ func (v *actionValue) Set(s string) error {
 }
 
 func (v *actionValue) IsBoolFlag() bool {
-	return v.action == actionCheck || v.action == actionVersion || v.action == actionKeygen
+	switch v.action {
+	case actionCheck, actionVersion, actionKeygen, actionStatus, actionTunnels:
+		return true
+	}
+	return false
 }
 
 // listenValue is a list of addresses to listen on.
@@ -398,6 +426,17 @@ func parseOrigin(word string) (string, error) {
 		return "", fmt.Errorf("%q: want hosts, with http:// or https:// before them or without, and no path; * stands for anything", word)
 	}
 	return word, nil
+}
+
+// parseAdmin reads an address of -admin.
+func parseAdmin(s string) (addr string, err error) {
+	if _, ok := admin.UnixPath(s); ok {
+		return s, admin.CheckAddr(s)
+	}
+	if err := flagvalue.Address(&addr, true).Set(s); err != nil {
+		return "", fmt.Errorf("%w, or unix:PATH", err)
+	}
+	return addr, nil
 }
 
 func parseLevel(s string) (slog.Level, error) {

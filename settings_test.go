@@ -168,6 +168,10 @@ var settingTests = []struct {
 	{"pprof", func(c *Config) any { return c.Pprof }, "",
 		[]taken{{"", ""}, {"127.0.0.1:6060", "127.0.0.1:6060"}, {":6060", ":6060"}},
 		[]string{"6060", "localhost", "localhost:", ":65536"}},
+	{"admin", func(c *Config) any { return c.Admin }, "",
+		[]taken{{"", ""}, {"127.0.0.1:9100", "127.0.0.1:9100"}, {"unix:/run/gateway/admin.sock", "unix:/run/gateway/admin.sock"}},
+		[]string{"9100", "localhost", "unix:", "unix:@admin", "unix:/" + strings.Repeat("a", 200), "/run/admin.sock"}},
+	{"admin-token-file", func(c *Config) any { return c.AdminTokenFile }, "", nil, nil},
 }
 
 // listenText describes all that a configuration listens on.

@@ -31,6 +31,8 @@ type tunnel struct {
 	upstream     upstream
 	end          relay.Ending
 	rest         relay.Rest // what the sweep remembers
+	openedAt     int64      // by the reactor's clock of that turn
+	movedAt      int64      // the same for when a byte last moved
 
 	deadline int64 // of the state it is in; 0: none
 }
@@ -98,6 +100,14 @@ type flow struct {
 
 func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
 
+// from returns the side that a direction comes from.
+func (t *tunnel) from(f *flow) int {
+	if f == &t.flows[clientSide] {
+		return clientSide
+	}
+	return backendSide
+}
+
 // halfClosed tells whether one side has finished, or is gone.
 func (t *tunnel) halfClosed() bool {
 	up, down := &t.flows[clientSide], &t.flows[backendSide]
@@ -154,6 +164,20 @@ func (tb *table) put(t *tunnel) {
 	t.sockets[clientSide].fd, t.sockets[backendSide].fd = -1, -1
 	tb.free = append(tb.free, t.slot)
 	tb.load.Add(-1)
+}
+
+// openFrom calls f for each open tunnel in the next slots from one on, of which it
+// looks at most at most, and returns the slot to go on with. f may end the tunnel.
+func (tb *table) openFrom(slot, most int, f func(*tunnel)) int {
+	end := min(slot+most, len(tb.slots))
+	for ; slot < end; slot++ {
+		if t := tb.slots[slot]; t.state == stateOpen {
+			tb.current = t
+			f(t)
+		}
+	}
+	tb.current = nil
+	return slot
 }
 
 func (tb *table) empty() bool { return len(tb.free) == len(tb.slots) }

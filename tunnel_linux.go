@@ -63,6 +63,7 @@ func (l *tunnels) establish(t *tunnel, early []byte) {
 	}
 	t.flows[clientSide].unsent = early
 	t.rest.Begin(0, l.reactor.now)
+	t.openedAt, t.movedAt = l.reactor.now, l.reactor.now
 	if l.bounds.Idle > 0 || !t.keepalive {
 		l.sweepFor(t)
 	}
@@ -173,6 +174,16 @@ func (l *tunnels) release(t *tunnel) {
 		l.sweepable--
 	}
 	l.put(t)
+}
+
+// pulse tells what can be seen of an open tunnel.
+func (l *tunnels) pulse(t *tunnel) relay.Pulse {
+	return relay.Pulse{
+		Up:         t.flows[clientSide].moved,
+		Down:       t.flows[backendSide].moved,
+		Idle:       time.Duration(l.reactor.now - t.movedAt),
+		HalfClosed: t.halfClosed(),
+	}
 }
 
 // sweepSlices is how many sweeps look at the whole table once: a table of

@@ -153,6 +153,15 @@ func (g *Group) Len() int {
 	return n
 }
 
+// Each calls f for each target, and tells whether it is skipped, now.
+func (g *Group) Each(now int64, f func(a address.Address, skipped bool)) {
+	for _, lv := range g.list.Load().levels {
+		for _, m := range lv.members {
+			f(m.server.addr, health(m.server.health.Load()).skipped(now))
+		}
+	}
+}
+
 // Start begins an attempt for a client, whose address matters to Source only.
 func (g *Group) Start(client netip.Addr) Attempt {
 	a := Attempt{list: g.list.Load()}

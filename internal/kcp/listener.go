@@ -35,6 +35,10 @@ type Stats struct {
 	Dropped    uint64 // datagrams that belong to no session, or prove what is not so
 }
 
+// Retransmitted returns how many packets this process has sent again, in sessions
+// of every listener and dialer.
+func Retransmitted() uint64 { return kcpgo.DefaultSnmp.Copy().RetransSegs }
+
 // Listen listens on a UDP address. On a host of several addresses give one: an
 // answer from the wildcard address leaves by whichever the system chooses.
 func (t *Transport) Listen(addr string) (*Listener, error) {

@@ -41,10 +41,17 @@ func (r *Rest) Begin(progress, now int64) { r.progress, r.since = progress, now 
 // TooLong tells, from what a sweep sees of a tunnel, whether it has rested for
 // longer than its bound.
 func (r *Rest) TooLong(b Bounds, progress int64, halfClosed bool, now int64) bool {
-	bound := b.Of(halfClosed)
-	if progress != r.progress || halfClosed != r.half || bound == 0 {
+	if progress != r.progress || halfClosed != r.half {
 		*r = Rest{progress, now, halfClosed}
 		return false
 	}
-	return now-r.since >= bound.Nanoseconds()
+	bound := b.Of(halfClosed)
+	return bound > 0 && now-r.since >= bound.Nanoseconds()
+}
+
+// Pulse is what can be seen of a living tunnel.
+type Pulse struct {
+	Up, Down   int64         // bytes from client to backend, and back
+	Idle       time.Duration // since anything has moved
+	HalfClosed bool          // one side has finished
 }

@@ -39,11 +39,12 @@ const (
 	Reset        // it broke the connection
 	Timeout      // silent for too long, or its host is gone
 	Shutdown     // cut because the relay was closed
+	Cut          // cut by an operator
 	Failure      // anything else
 )
 
 func (h How) String() string {
-	return [...]string{"", "fin", "reset", "timeout", "shutdown", "error"}[h]
+	return [...]string{"", "fin", "reset", "timeout", "shutdown", "cut", "error"}[h]
 }
 
 // Note records who ended the tunnel and how. The first reset, time-out or cut

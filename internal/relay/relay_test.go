@@ -112,8 +112,8 @@ func TestEachDirectionEndsByItselfAndBothAreCounted(t *testing.T) {
 		t.Errorf("the client got %q, %v", got, err)
 	}
 	end(t, ended, End{Up: 14, Down: 15, Ending: Ending{Client, FIN}})
-	if n := r.Copied(); n != 29 {
-		t.Errorf("%d bytes in all", n)
+	if up, down := r.Copied(); up != 14 || down != 15 {
+		t.Errorf("%d bytes up and %d down in all", up, down)
 	}
 }
 
