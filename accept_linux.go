@@ -16,9 +16,6 @@ import (
 // How the loops accept: from one socket, all of them, and only as many
 // connections as there are descriptors for.
 
-// errFull is why accepting pauses before the descriptors run out.
-var errFull = errors.New("as many connections as the limit of descriptors allows (ulimit -n)")
-
 // crew are the loops as those that accept see them.
 type crew struct {
 	all      []*acceptor
@@ -43,10 +40,6 @@ func (c *crew) idlest() *acceptor {
 	return best
 }
 
-// full tells whether another connection might not get its two descriptors.
-// Then it is better off in the listener's queue than with a 502.
-func (c *crew) full() bool { return c.conns() >= c.maxConns }
-
 // conns returns how many connections have descriptors.
 func (c *crew) conns() int32 {
 	n := c.away.Load()
@@ -70,10 +63,15 @@ type sharedListener struct {
 	fd       int // -1: no more
 	entrance *entrance
 	rules    func() *rules // for the next client
-	paused   bool          // out of descriptors
+	paused   bool          // out of descriptors, or full
+	full     bool          // as many connections as there may be: that is why
 	resumeAt int64
 	pace     backoff
 }
+
+// fullPause is the longest pause of accepting where there are as many connections as
+// there may be, in nanoseconds. One that ends in the same loop ends it at once.
+const fullPause = 50e6
 
 // An event of a listener has listenerEvent in its Fd field, and the index of the
 // listener in Pad.
@@ -134,12 +132,13 @@ func (l *acceptor) pause(sl *sharedListener, err error) {
 	if !sl.paused {
 		l.pausedListeners++
 	}
+	sl.full = false
 	sl.paused, sl.resumeAt = true, l.reactor.now+delay.Nanoseconds()
 }
 
 func (l *acceptor) resumeListeners() {
 	for i, sl := range l.listeners {
-		if sl.paused && l.reactor.now >= sl.resumeAt {
+		if sl.paused && (l.reactor.now >= sl.resumeAt || sl.full && !l.ledger.fullAt(sl.entrance)) {
 			sl.paused = false
 			l.pausedListeners--
 			l.registerListener(i)
@@ -152,12 +151,16 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	if sl.fd < 0 {
 		return false // an event of before unlisten
 	}
-	if l.crew.full() {
+	if err := l.ledger.reserve(sl.entrance); err != nil {
 		l.reactor.tick()
-		l.pause(sl, errFull)
+		l.pause(sl, err)
+		sl.full, sl.resumeAt = true, min(sl.resumeAt, l.reactor.now+fullPause)
 		return false
 	}
 	fd, err := sys.Accept(sl.fd, &l.sockaddr)
+	if err != nil {
+		l.ledger.unreserve(sl.entrance)
+	}
 	switch err {
 	case nil:
 	case unix.EAGAIN: // another loop was quicker
@@ -187,7 +190,7 @@ func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 		l.begin(fd, r, peer, by)
 	} else if !to.reactor.post(func() { to.begin(fd, r, peer, by) }) {
 		unix.Close(fd)
-		s, u := session{}, upstream{}
+		s, u := session{entrance: by, reserved: true}, upstream{}
 		l.ledger.done(&s, &u)
 	}
 }
@@ -233,6 +236,12 @@ func budget(limit uint64) (conns, pipes int32) {
 	n := int32(min(limit, 1<<30))
 	pipes = min(maxPipes, n/8)
 	return max(16, (n-putBy)/2-pipes), pipes
+}
+
+// connBudget returns for how many connections the descriptors suffice.
+func connBudget() int32 {
+	conns, _ := budget(descriptorLimit())
+	return conns
 }
 
 // descriptorLimit returns how many descriptors this process may have.

@@ -37,7 +37,6 @@ type overview struct {
 	maxPending  int                   // clients that have proven nothing
 
 	started atomic.Bool // all is up
-	lame    atomic.Bool // clients should go elsewhere, by an operator's will
 }
 
 // build is what the program was built from.
@@ -78,10 +77,12 @@ func (o *overview) Unready() string {
 		return "starting"
 	case o.gateway.isStopping():
 		return "draining: the gateway ends"
-	case o.lame.Load():
+	case o.gateway.ledger.leaving.Load():
+		return "lame duck: the gateway is about to end"
+	case o.gateway.ledger.lame.Load():
 		return "lame duck: /api/drain was asked for"
-	case o.gateway.loops.full():
-		return "out of descriptors: there are as many connections as their limit allows (ulimit -n)"
+	case o.gateway.ledger.full():
+		return "full: there are as many connections as -max-conns or the limit of descriptors (ulimit -n) allows"
 	case o.gateway.ledger.cannotAccept():
 		return "cannot accept, most likely out of descriptors: the log says more"
 	}
@@ -89,7 +90,7 @@ func (o *overview) Unready() string {
 }
 
 // Drain is for admin.Source.
-func (o *overview) Drain(on bool) { o.lame.Store(on) }
+func (o *overview) Drain(on bool) { o.gateway.ledger.lame.Store(on) }
 
 // SetLogLevel is for admin.Source.
 func (o *overview) SetLogLevel(level slog.Level) { o.level.Set(level) }
@@ -239,7 +240,7 @@ func (o *overview) Status() admin.Status {
 		Time: time.Now().UTC(), Started: o.began.UTC(), PID: os.Getpid(),
 		Version: o.build.version, Commit: o.build.commit, Go: runtime.Version(),
 		LogLevel: levelText(o.level.Level()),
-		Draining: o.lame.Load() || g.isStopping(),
+		Draining: l.unready() || g.isStopping(),
 	}
 	st.Reason = o.Unready()
 	st.Ready = st.Reason == ""
@@ -427,6 +428,6 @@ func (o *overview) limits(st *admin.Status) {
 	})
 	use := func(used, limit int) admin.Use { return admin.Use{Used: int64(used), Limit: int64(limit)} }
 	st.Limits.Pipes = use(g.loops.pipeCount())
-	st.Limits.Connections = use(g.loops.connections())
+	st.Limits.Connections = use(g.ledger.connections())
 	st.Limits.Unproven = use(waiting, o.maxPending)
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/pending"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
@@ -122,14 +123,6 @@ func (ls *loops) work(tell func(busy, longest time.Duration, conns, awaiting int
 	}
 }
 
-// connections returns how many there are, and for how many the descriptors suffice.
-func (ls *loops) connections() (n, limit int) {
-	if ls == nil {
-		return 0, 0
-	}
-	return int(ls.crew.conns()), int(ls.crew.maxConns)
-}
-
 // pipeCount returns how many pipes there are, and how many there may be.
 func (ls *loops) pipeCount() (made, limit int) {
 	if ls == nil {
@@ -238,9 +231,6 @@ func (ls *loops) answer(ctx context.Context) error {
 	return nil
 }
 
-// full tells whether there are no descriptors for another connection.
-func (ls *loops) full() bool { return ls != nil && ls.crew.full() }
-
 // close cuts all tunnels and ends the loops. It does not wait for them.
 func (ls *loops) close() {
 	if ls == nil {
@@ -299,7 +289,7 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.meter.on = cfg.Admin != ""
 	l.firstBytes = ledger.times.firstByte
 	l.away, l.circles = &ls.crew.away, &ls.crew.circles
-	l.maxAwaiting = max(1, cfg.maxPending()/cfg.loopCount())
+	l.waiting = pending.NewBudget(max(1, cfg.maxPending()/cfg.loopCount()), cfg.pendingShare(cfg.loopCount()))
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
 	l.dials.after = cfg.Timeout.Nanoseconds()
 	l.watches.after = watchAfter.Nanoseconds()

@@ -211,6 +211,10 @@ func newLogger(cfg *Config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, opts))
 }
 
+// sameSignal is how long after a signal another is the same one, delivered twice:
+// timeout(1) and supervisors signal a process and its group.
+const sameSignal = time.Second
+
 // serve runs a gateway until a signal ends it.
 func serve(cfg *Config, log *slog.Logger) error {
 	// Before anything that a signal would have to clean up.
@@ -236,8 +240,9 @@ func serve(cfg *Config, log *slog.Logger) error {
 		return err
 	}
 	defer g.Close()
-	for _, ln := range listeners {
+	for i, ln := range listeners {
 		g.Own(ln.Addr()) // all of them, before a client of any
+		g.limits(ln, cfg.Listen[i].own)
 	}
 	if cfg.Pprof != "" {
 		ln, err := listenPprof(cfg.Pprof)
@@ -302,17 +307,35 @@ func serve(cfg *Config, log *slog.Logger) error {
 	case err := <-served:
 		return err // it cannot listen
 	}
-	log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
-	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain)
+	hurry, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	first := time.Now()
 	go func() {
-		select {
-		case sig := <-signals:
-			log.Info("ending at once", "signal", sig.String())
-			cancel()
-		case <-ctx.Done():
+		for {
+			select {
+			case again := <-signals:
+				if again == sig && time.Since(first) < sameSignal {
+					log.Info("the same signal once more", "signal", sig.String())
+					continue
+				}
+				log.Info("ending at once", "signal", again.String())
+				cancel()
+			case <-hurry.Done():
+			}
+			return
 		}
 	}()
+	if cfg.DrainDelay > 0 {
+		log.Info("lame duck: clients are served, and told to go elsewhere", "signal", sig.String(), "drain_delay", cfg.DrainDelay.String())
+		g.ledger.leaving.Store(true)
+		select {
+		case <-time.After(cfg.DrainDelay):
+		case <-hurry.Done():
+		}
+	}
+	log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
+	ctx, stop := context.WithTimeout(hurry, cfg.Drain)
+	defer stop()
 	g.Shutdown(ctx)
 	g.Close()
 	g.logTotals()

@@ -54,7 +54,8 @@ type offender struct {
 // SetRule replaces the rule. What addresses have done counts under the new one.
 func (b *Bans) SetRule(r BanRule) { b.rule.Store(&r) }
 
-func (b *Bans) ruled() BanRule {
+// Rule returns the rule.
+func (b *Bans) Rule() BanRule {
 	if r := b.rule.Load(); r != nil {
 		return *r
 	}
@@ -86,7 +87,7 @@ func (b *Bans) banned(client netip.Addr, now time.Time) bool {
 // Strike says that a client has brought a bad request, and reports whether that has
 // earned it a ban. bits6 is for Fold.
 func (b *Bans) Strike(client netip.Addr, bits6 int, now time.Time) bool {
-	rule := b.ruled()
+	rule := b.Rule()
 	if rule.Bad == 0 {
 		return false
 	}

@@ -132,6 +132,15 @@ func (l *Limiter) Admit(client netip.Addr, now time.Time) (Place, Reason) {
 	return Place{&l.table, e}, None
 }
 
+// Strike says that a client has brought a bad request, and reports whether that has
+// earned it a ban.
+func (l *Limiter) Strike(client netip.Addr, now time.Time) bool {
+	return l.bans != nil && l.bans.Strike(client, l.limits.Load().Prefix6, now)
+}
+
+// Fold returns what is counted for a client.
+func (l *Limiter) Fold(client netip.Addr) netip.Addr { return Fold(client, l.limits.Load().Prefix6) }
+
 // Hold counts a connection that was admitted elsewhere, whatever the limits, until
 // the Place is released.
 func (l *Limiter) Hold(client netip.Addr) Place {
