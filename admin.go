@@ -20,6 +20,7 @@ import (
 	"gateway/internal/count"
 	"gateway/internal/handshake"
 	"gateway/internal/kcp"
+	"gateway/internal/limit"
 	"gateway/internal/relay"
 	"gateway/internal/token"
 )
@@ -50,7 +51,7 @@ func startAdmin(cfg *Config, g *Gateway, b build, log *slog.Logger) (o *overview
 	}
 	g.Own(ln.Addr())
 	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens, maxPending: cfg.maxPending()}
-	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: g.metrics, Log: log})
+	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: g.metrics, Bans: operatorBans{g.ledger.bans}, Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
 		log.Info("admin is on", "socket", at)
@@ -91,6 +92,27 @@ func (o *overview) Unready() string {
 
 // Drain is for admin.Source.
 func (o *overview) Drain(on bool) { o.gateway.ledger.lame.Store(on) }
+
+// operatorBans are the bans as admin.Bans has them.
+type operatorBans struct{ *limit.Bans }
+
+func (b operatorBans) List() []admin.Ban {
+	var list []admin.Ban
+	for _, ban := range b.Bans.List(time.Now()) {
+		by := "rule"
+		if ban.Added {
+			by = "admin"
+		}
+		list = append(list, admin.Ban{Network: ban.Network, Until: ban.Until.Round(0).UTC(), By: by})
+	}
+	return list
+}
+
+func (b operatorBans) Add(network netip.Prefix, span time.Duration) error {
+	return b.Bans.Add(network, span, time.Now())
+}
+
+func (b operatorBans) Lift(network netip.Prefix) bool { return b.Bans.Lift(network, time.Now()) }
 
 // SetLogLevel is for admin.Source.
 func (o *overview) SetLogLevel(level slog.Level) { o.level.Set(level) }

@@ -272,3 +272,29 @@ func TestABadListOfClientsIsAUsageErrorThatNamesFlagAndFile(t *testing.T) {
 		}
 	}
 }
+
+func TestBansAreListedAddedAndLiftedByTheAdminAddress(t *testing.T) {
+	backend := harness.StartEcho(t)
+	p, a := startAdmin(t, "-trusted-proxies=127.0.0.1", "-ban=1/1m:1h")
+	var list struct {
+		Bans []struct {
+			Network, By string
+			Until       time.Time
+		}
+	}
+	a.Do(t, "POST", "/api/bans", `{"network":"192.0.2.0/24","for":"1h"}`)
+	expectReset(t, p.Addr, behind("192.0.2.7", backend))
+	c := harness.Connect(t, p.Addr)
+	harness.Send(t, c, "PROXY TCP4 198.51.100.1 198.51.100.7 4321 443\r\nnonsense\n")
+	harness.ExpectAll(t, c, "401")
+	expectReset(t, p.Addr, behind("198.51.100.1", backend))
+	a.JSON(t, "GET", "/api/bans", "", &list)
+	if len(list.Bans) != 2 || list.Bans[0].Network != "192.0.2.0/24" || list.Bans[0].By != "admin" || list.Bans[1].By != "rule" {
+		t.Errorf("the bans are %+v", list)
+	}
+	a.Do(t, "POST", "/api/bans/lift", `{"network":"198.51.100.1"}`)
+	eventuallyServed(t, p.Addr, behind("198.51.100.1", backend))
+	if n := a.Metrics(t).Sum("gateway_refusals_total", `reason="banned"`); n != 2 {
+		t.Errorf("%v are counted as banned, want 2", n)
+	}
+}
