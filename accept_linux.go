@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,6 +54,7 @@ func (c *crew) conns() int32 {
 type acceptor struct {
 	handshakes
 	crew            *crew
+	newcomers       newcomers
 	listeners       []*sharedListener
 	pausedListeners int
 }
@@ -176,6 +178,75 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	l.ledger.begin()
 	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.entrance)
 	return true
+}
+
+// Tunnels that are established come first. What else a loop has to do waits until
+// their messages have been relayed, and then gets a share of the turn; what is left
+// waits for the next. So a flood of connects, or of requests that have to be opened,
+// costs a message no more than that share.
+
+// newcomerShare is how long a turn deals with clients that have proven nothing, one of
+// them at least.
+const newcomerShare = 100 * time.Microsecond
+
+// newcomers are what a loop has put off: listeners of this turn, of which epoll tells
+// again, and events of clients, of which it does not.
+type newcomers struct {
+	knocked []int32 // listeners
+	events  []unix.EpollEvent
+	head    int // of events: those before it have been dealt with
+}
+
+func (n *newcomers) empty() bool { return n.head == len(n.events) }
+
+// knock puts off a connection that can be accepted.
+func (n *newcomers) knock(listener int32) { n.knocked = append(n.knocked, listener) }
+
+// putOff puts off an event of a client that has proven nothing, once: another one of the
+// same client adds to it.
+func (n *newcomers) putOff(t *tunnel, ev *unix.EpollEvent) {
+	if t.later == 0 {
+		n.events = append(n.events, *ev)
+	}
+	t.later |= ev.Events
+}
+
+// next returns the event that waits the longest.
+func (n *newcomers) next() unix.EpollEvent {
+	ev := n.events[n.head]
+	if n.head++; n.head == len(n.events) || n.head >= 1024 {
+		n.events, n.head = n.events[:copy(n.events, n.events[n.head:])], 0
+	}
+	return ev
+}
+
+// serveNewcomers gives newcomers their share of a turn.
+func (l *acceptor) serveNewcomers() {
+	n := &l.newcomers
+	for len(n.knocked) > 0 {
+		last := len(n.knocked) - 1
+		i := n.knocked[last]
+		n.knocked = n.knocked[:last]
+		l.accept(l.listeners[i])
+		l.current = nil
+	}
+	if n.empty() {
+		return
+	}
+	for end := time.Now().Add(newcomerShare); ; {
+		ev := n.next()
+		if t, s := l.of(&ev); t != nil && t.later != 0 {
+			events := t.later
+			t.later = 0
+			l.current = t
+			s.noteEvents(events)
+			l.event(t, s, events)
+			l.current = nil
+		}
+		if n.empty() || !time.Now().Before(end) {
+			return
+		}
+	}
 }
 
 // place gives a connection to the loop with the fewest, unless this one has

@@ -335,7 +335,7 @@ func (l *loop) run(ring bool, told chan<- error) {
 // for something to be due.
 func (l *loop) wait() int {
 	n := l.reactor.poll()
-	if n > 0 || len(l.todo) > 0 || len(l.reactor.work) > 0 {
+	if n > 0 || len(l.todo) > 0 || len(l.reactor.work) > 0 || !l.newcomers.empty() {
 		return n
 	}
 	timeout := l.untilDue()
@@ -373,6 +373,7 @@ func (l *loop) turn() (done bool) {
 		l.current = nil
 	}
 	l.moveBulk()
+	l.serveNewcomers()
 	l.expire()
 	l.current = nil
 	return true
@@ -387,11 +388,15 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 		l.reactor.readInbox()
 		return
 	case listenerEvent:
-		l.accept(l.listeners[ev.Pad])
+		l.newcomers.knock(ev.Pad)
 		return
 	}
 	t, s := l.of(ev)
 	if t == nil {
+		return
+	}
+	if t.state == stateRequest || t.state == stateLinger {
+		l.newcomers.putOff(t, ev)
 		return
 	}
 	l.current = t

@@ -27,6 +27,7 @@ type tunnel struct {
 	sockets      [2]socket
 	flows        [2]flow
 	rules        *rules          // those that it began with
+	later        uint32          // events that newcomers.defer has put off
 	ticket       *pending.Ticket // nil: not among those that have not said all
 	session      session
 	upstream     upstream
