@@ -105,12 +105,17 @@ func (l *handshakes) event(t *tunnel, s *socket, events uint32) {
 	}
 }
 
+// requestRead is how much of a request is read at a time, in bytes. Most fit in, and what
+// stands behind one is kept for as long as its client proves nothing.
+const requestRead = 2048
+
 // readRequest reads until there is a request, or no more to be read for now.
 // What has come of it so far is kept in the client's flow.
 func (l *handshakes) readRequest(t *tunnel) {
 	c, f := &t.sockets[clientSide], &t.flows[clientSide]
 	for {
-		n, err := sys.Recv(c.fd, l.buf)
+		buf := l.buf[:min(len(l.buf), requestRead)]
+		n, err := sys.Recv(c.fd, buf)
 		switch {
 		case err == unix.EAGAIN:
 			l.awaitRequest(t)
@@ -119,7 +124,7 @@ func (l *handshakes) readRequest(t *tunnel) {
 			l.refuse(t, t.session.cutShort(f.unsent, err))
 			return
 		}
-		received := l.buf[:n]
+		received := buf[:n]
 		if len(f.unsent) > 0 {
 			f.unsent = append(f.unsent, received...)
 			received = f.unsent
@@ -136,7 +141,7 @@ func (l *handshakes) readRequest(t *tunnel) {
 			if len(f.unsent) == 0 {
 				f.unsent = append([]byte(nil), received...)
 			}
-			if n < len(l.buf) && !c.hung {
+			if n < len(buf) && !c.hung {
 				l.awaitRequest(t)
 				return
 			}
