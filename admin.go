@@ -36,6 +36,7 @@ type overview struct {
 	certificate *certificate.Reloader // nil: no TLS
 	tokens      *token.Keys           // nil: no tokens
 	maxPending  int                   // clients that have proven nothing
+	dropped     func() int64          // lines of the log
 
 	started atomic.Bool // all is up
 }
@@ -44,13 +45,13 @@ type overview struct {
 type build struct{ version, commit string }
 
 // startAdmin serves -admin until stop is called.
-func startAdmin(cfg *Config, g *Gateway, b build, log *slog.Logger) (o *overview, stop func(), err error) {
+func startAdmin(cfg *Config, g *Gateway, b build, dropped func() int64, log *slog.Logger) (o *overview, stop func(), err error) {
 	ln, err := listenAdmin(cfg.Admin)
 	if err != nil {
 		return nil, nil, err
 	}
 	g.Own(ln.Addr())
-	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens, maxPending: cfg.maxPending()}
+	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens, maxPending: cfg.maxPending(), dropped: dropped}
 	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: g.metrics, Bans: operatorBans{g.ledger.bans}, Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
@@ -117,13 +118,17 @@ func (b operatorBans) Lift(network netip.Prefix) bool { return b.Bans.Lift(netwo
 // SetLogLevel is for admin.Source.
 func (o *overview) SetLogLevel(level slog.Level) { o.level.Set(level) }
 
-// visit calls look for each tunnel, and cuts those for which it returns true.
-func (o *overview) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool)) error {
+// visit calls look for each tunnel, and cuts those for which it returns true. What has
+// the tunnel waits meanwhile, so look is quick: it does not sort, and what it appends to
+// has room for 256 tunnels. Whatever takes longer is for between, which is called after
+// each portion.
+func (o *overview) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool), between func()) error {
 	o.gateway.relay.Visit(func(who any, p relay.Pulse) bool {
 		j, ok := who.(joined)
 		return ok && look(j.session, j.upstream, p)
 	})
-	return o.gateway.loops.visit(ctx, look)
+	between()
+	return o.gateway.loops.visit(ctx, look, between)
 }
 
 // filter is an admin.Filter in the gateway's words.
@@ -156,11 +161,29 @@ func (f *filter) matches(s *session, u *upstream) bool {
 	return f.MatchesBackend(u.backend, led)
 }
 
-// liveTunnel is a line of the list of tunnels.
+// liveTunnel is a line of the list of tunnels: what it has of a session, an upstream
+// and a pulse, since there may be many.
 type liveTunnel struct {
-	session  session
-	upstream upstream
-	pulse    relay.Pulse
+	number      uint64
+	client      netip.AddrPort
+	accepted    time.Time
+	by          *entrance
+	backend     address.Address
+	dialed      *netip.AddrPort
+	up, down    int64
+	idle        time.Duration
+	form        handshake.Form
+	secure, kcp bool
+	halfClosed  bool
+}
+
+func newLiveTunnel(s *session, u *upstream, p relay.Pulse) liveTunnel {
+	return liveTunnel{
+		number: s.number, client: s.client, accepted: s.accepted, by: s.entrance,
+		backend: u.backend, dialed: u.dialed,
+		up: max(0, p.Up-int64(u.preface)), down: p.Down, idle: p.Idle,
+		form: s.form, secure: s.secure, kcp: s.kcp, halfClosed: p.HalfClosed,
+	}
 }
 
 // Tunnels is for admin.Source. The list is in the order of the tunnels' numbers, so
@@ -178,21 +201,25 @@ func (o *overview) Tunnels(ctx context.Context, q admin.Query, yield func(*admin
 	if !ok {
 		return false, nil
 	}
+	seen := make([]liveTunnel, 0, 256) // in this portion
 	var list []liveTunnel
-	byNumber := func(a, b liveTunnel) int { return cmp.Compare(a.session.number, b.session.number) }
+	byNumber := func(a, b liveTunnel) int { return cmp.Compare(a.number, b.number) }
 	last := ^uint64(0) // the page has none behind it
 	err = o.visit(ctx, func(s *session, u *upstream, p relay.Pulse) bool {
 		if s.number <= after || s.number > last || !f.matches(s, u) {
 			return false
 		}
-		list = append(list, liveTunnel{*s, *u, p})
+		seen = append(seen, newLiveTunnel(s, u, p))
+		return false
+	}, func() {
+		list = append(list, seen...)
+		seen = seen[:0]
 		if len(list) >= 2*q.Limit+256 {
 			slices.SortFunc(list, byNumber)
 			clear(list[q.Limit+1:])
 			list = list[:q.Limit+1]
-			last = list[q.Limit].session.number
+			last = list[q.Limit].number
 		}
-		return false
 	})
 	if err != nil {
 		return false, err
@@ -201,35 +228,35 @@ func (o *overview) Tunnels(ctx context.Context, q admin.Query, yield func(*admin
 	if more = len(list) > q.Limit; more {
 		list = list[:q.Limit]
 	}
+	var t admin.Tunnel
 	for i := range list {
-		if !yield(o.tunnel(&list[i])) {
+		if o.describe(&list[i], &t); !yield(&t) {
 			break
 		}
 	}
 	return more, nil
 }
 
-func (o *overview) tunnel(l *liveTunnel) *admin.Tunnel {
-	s, u := &l.session, &l.upstream
-	t := &admin.Tunnel{
-		ID:       o.gateway.ledger.name(s.number),
-		Client:   s.client.String(),
-		Backend:  u.backend.String(),
-		Listener: s.entranceName(),
-		Form:     s.via(),
-		Since:    s.accepted.UTC(),
-		Up:       max(0, l.pulse.Up-int64(u.preface)),
-		Down:     l.pulse.Down,
-		IdleMS:   l.pulse.Idle.Milliseconds(),
+func (o *overview) describe(l *liveTunnel, t *admin.Tunnel) {
+	as := session{entrance: l.by, form: l.form, secure: l.secure, kcp: l.kcp}
+	*t = admin.Tunnel{
+		ID:       o.gateway.ledger.name(l.number),
+		Client:   l.client.String(),
+		Backend:  l.backend.String(),
+		Listener: as.entranceName(),
+		Form:     as.via(),
+		Since:    l.accepted.UTC(),
+		Up:       l.up,
+		Down:     l.down,
+		IdleMS:   l.idle.Milliseconds(),
 		State:    "open",
 	}
-	if u.dialed != nil {
-		t.BackendIP = u.dialed.String()
+	if l.dialed != nil {
+		t.BackendIP = l.dialed.String()
 	}
-	if l.pulse.HalfClosed {
+	if l.halfClosed {
 		t.State = "half_closed"
 	}
-	return t
 }
 
 // errNothingMeant is a bug: a filter that means everything.
@@ -250,7 +277,7 @@ func (o *overview) Cut(ctx context.Context, what admin.Filter) (n int, err error
 		}
 		n++
 		return true
-	})
+	}, func() {})
 	return n, err
 }
 
@@ -262,15 +289,15 @@ func (o *overview) Status() admin.Status {
 		Time: time.Now().UTC(), Started: o.began.UTC(), PID: os.Getpid(),
 		Version: o.build.version, Commit: o.build.commit, Go: runtime.Version(),
 		LogLevel: levelText(o.level.Level()),
-		Draining: l.unready() || g.isStopping(),
+		Draining: l.unready() || g.isStopping(), LogDropped: o.dropped(),
 	}
 	st.Reason = o.Unready()
 	st.Ready = st.Reason == ""
 
 	var ended int64
-	st.Tunnels.Ended = gather(l.ends, func(e relay.Ending, n int64) admin.EndCount {
+	st.Tunnels.Ended = gather(l.ends, func(e ending, n int64) admin.EndCount {
 		ended += n
-		return admin.EndCount{By: e.By.String(), How: e.How.String(), Count: n}
+		return admin.EndCount{By: e.By.String(), How: e.How.String(), Limit: e.limit.String(), Count: n}
 	})
 	st.Refusals = gather(l.refusals, countReason)
 	outcomes := make(map[admin.ConnectionCount]int64)

@@ -119,7 +119,7 @@ func (g *Gateway) serveTLS(c *connection, hello []byte) {
 	conn := tls.Server(c.records, c.rules.tls)
 	c.SetDeadline(c.session.accepted.Add(c.rules.handshakeTimeout)) // Close closes the socket
 	err := conn.Handshake()
-	g.ledger.handshaken(conn.ConnectionState().Version, err)
+	g.ledger.handshaken(conn, err)
 	if err != nil {
 		g.refuse(c, g.whyNot(c, &refusal{reason: "tls_failed", cause: fmt.Errorf("tls_failed: %w", err)}))
 		return

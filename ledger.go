@@ -249,10 +249,11 @@ func (l *ledger) backendOf(s *session, u *upstream) *backendCounters {
 	return b
 }
 
-// handshaken accounts for a TLS handshake.
-func (l *ledger) handshaken(version uint16, err error) {
+// handshaken accounts for a TLS handshake. It asks for the large ConnectionState
+// itself: the stack of a client that shakes hands has no room for one.
+func (l *ledger) handshaken(c *tls.Conn, err error) {
 	k := tlsResult{"none", "ok"}
-	if version != 0 {
+	if version := c.ConnectionState().Version; version != 0 {
 		k.version = strings.TrimPrefix(tls.VersionName(version), "TLS ")
 	}
 	if err != nil {
@@ -291,7 +292,7 @@ func (l *ledger) wait() { l.serving.Wait() }
 // ended accounts for a finished tunnel.
 func (l *ledger) ended(s *session, u *upstream, end relay.End) {
 	defer l.done(s, u)
-	l.ends.Add(end.Ending, 1)
+	l.ends.Add(ending{end.Ending, end.Limit}, 1)
 	l.prefaced.Add(min(0, end.Up-int64(u.preface)))
 	if b := l.backendOf(s, u); b != nil {
 		b.ended.Add(1)
@@ -500,11 +501,11 @@ type tally struct {
 	entrances []*entrance
 
 	outcomes        *count.Set[outcome]
-	refusals        *count.Set[string]       // by reason
-	ends            *count.Set[relay.Ending] // of tunnels
-	requests        *count.Set[answered]     // of HTTP clients
-	requestRefusals *count.Set[string]       // by reason
-	prefaced        atomic.Int64             // bytes of ours that tunnels have moved
+	refusals        *count.Set[string]   // by reason
+	ends            *count.Set[ending]   // of tunnels
+	requests        *count.Set[answered] // of HTTP clients
+	requestRefusals *count.Set[string]   // by reason
+	prefaced        atomic.Int64         // bytes of ours that tunnels have moved
 	dials           *count.Set[dialResult]
 	handshakes      *count.Set[tlsResult]
 	backends        *count.Table[address.Address, backendCounters]
@@ -530,6 +531,12 @@ func reasonWord(err error) string {
 		return "other"
 	}
 	return word
+}
+
+// ending is how a tunnel ended.
+type ending struct {
+	relay.Ending
+	limit relay.Limit
 }
 
 // answered is what became of an HTTP client's request.
@@ -582,7 +589,7 @@ func newTally() tally {
 	return tally{
 		outcomes:        count.New(4096, outcome{}),
 		refusals:        count.New(128, "other"),
-		ends:            count.New(64, relay.Ending{By: relay.Gateway, How: relay.Failure}),
+		ends:            count.New(64, ending{Ending: relay.Ending{By: relay.Gateway, How: relay.Failure}}),
 		requests:        count.New(256, answered{kind: "other"}),
 		requestRefusals: count.New(128, "other"),
 		dials:           count.New(256, dialResult{"other", 0}),

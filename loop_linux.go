@@ -82,11 +82,14 @@ func (ls *loops) kind() string {
 // that begins; it is called from any thread.
 func (ls *loops) serve(ln *net.TCPListener, by *entrance, stopping <-chan struct{}, rules func() *rules) error {
 	defer ln.Close()
-	// net's descriptor is registered with the runtime's poller.
+	// net's descriptor is registered with the runtime's poller. As long as it is, each
+	// connection wakes the thread that waits there, once any goroutine waits for any
+	// socket: that costs more than a connection's handshake.
 	fd, err := dup(ln)
 	if err != nil {
 		return err
 	}
+	ln.Close()
 	defer unix.Close(fd)
 	// Accepted sockets inherit the options of their listener.
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
@@ -157,7 +160,7 @@ func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, early [
 	if !to.reactor.post(func() { to.adopt(s, u, cfd, bfd, early) }) {
 		unix.Close(cfd)
 		unix.Close(bfd)
-		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}})
+		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}, Limit: relay.Drain})
 	}
 	return true
 }
@@ -178,8 +181,9 @@ const portion = 256
 
 // visit calls look for each open tunnel, in the thread that has it and one at a
 // time, and cuts those for which it returns true. Loops go on with their work
-// between two portions. An error is ctx's; look may be called once more then.
-func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool)) error {
+// between two portions, and then the caller is called too, by between. An error is
+// ctx's; look may be called once more then.
+func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool), between func()) error {
 	if ls == nil {
 		return nil
 	}
@@ -194,6 +198,7 @@ func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay
 			case <-ctx.Done():
 				return ctx.Err()
 			}
+			between()
 		}
 	}
 	return nil

@@ -302,7 +302,7 @@ func TestALoopGoesOnWhileItsTunnelsAreListed(t *testing.T) {
 		looked++
 		atOnce++
 		return false
-	})
+	}, func() {})
 	close(ended)
 	if err != nil || looked != many {
 		t.Fatalf("%d tunnels of %d were visited, %v", looked, many, err)
@@ -316,7 +316,7 @@ func TestALoopGoesOnWhileItsTunnelsAreListed(t *testing.T) {
 	if err := g.loops.visit(t.Context(), func(s *session, _ *upstream, _ relay.Pulse) bool {
 		cut++
 		return s.number%2 == 0
-	}); err != nil || cut != many {
+	}, func() {}); err != nil || cut != many {
 		t.Errorf("%d were visited, %v", cut, err)
 	}
 	inLoop(t, l, func() {
@@ -340,7 +340,7 @@ func TestALoopThatIsGoneHasNothingToList(t *testing.T) {
 	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 2 }, nil)
 	g.Close()
 	eventually(t, "the loops are gone", func() bool { return loopsGone(g) })
-	if err := g.loops.visit(t.Context(), func(*session, *upstream, relay.Pulse) bool { return false }); err != nil {
+	if err := g.loops.visit(t.Context(), func(*session, *upstream, relay.Pulse) bool { return false }, func() {}); err != nil {
 		t.Error(err)
 	}
 	if err := g.loops.answer(t.Context()); err != nil {
@@ -359,7 +359,7 @@ func TestALoopThatHangsIsTold(t *testing.T) {
 	if err := g.loops.answer(ctx); err == nil || err.Error() != "loop 1 does not answer" {
 		t.Errorf("%v", err)
 	}
-	if err := g.loops.visit(ctx, func(*session, *upstream, relay.Pulse) bool { return false }); err != context.DeadlineExceeded {
+	if err := g.loops.visit(ctx, func(*session, *upstream, relay.Pulse) bool { return false }, func() {}); err != context.DeadlineExceeded {
 		t.Errorf("%v", err)
 	}
 }

@@ -30,7 +30,7 @@ func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool   { ret
 func (*loops) pipeCount() (made, limit int)                                { return 0, 0 }
 func (*loops) work(func(busy, longest time.Duration, conns, awaiting int)) {}
 func (*loops) answer(context.Context) error                                { return nil }
-func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool) error {
+func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool, func()) error {
 	return nil
 }
 func (*loops) elsewhere() func()                     { return func() {} }

@@ -106,7 +106,7 @@ func serveLogged(cfg *Config, stderr io.Writer) int {
 	code, err := exitUsage, cfg.load(log)
 	if err == nil {
 		warn(cfg, log)
-		code, err = exitFailure, serve(cfg, log)
+		code, err = exitFailure, serve(cfg, log, lines.Dropped)
 	}
 	lines.Close(time.Second)
 	if err != nil {
@@ -215,8 +215,9 @@ func newLogger(cfg *Config, w io.Writer) *slog.Logger {
 // timeout(1) and supervisors signal a process and its group.
 const sameSignal = time.Second
 
-// serve runs a gateway until a signal ends it.
-func serve(cfg *Config, log *slog.Logger) error {
+// serve runs a gateway until a signal ends it. dropped tells how many lines of the log
+// were.
+func serve(cfg *Config, log *slog.Logger, dropped func() int64) error {
 	// Before anything that a signal would have to clean up.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -257,7 +258,7 @@ func serve(cfg *Config, log *slog.Logger) error {
 	var seen *overview
 	if cfg.Admin != "" {
 		var stop func()
-		if seen, stop, err = startAdmin(cfg, g, build{version, commitOf()}, log); err != nil {
+		if seen, stop, err = startAdmin(cfg, g, build{version, commitOf()}, dropped, log); err != nil {
 			closeAll(listeners)
 			return err
 		}

@@ -136,7 +136,7 @@ func (l *tunnels) broken(t *tunnel, s *socket) {
 // finish accounts for a tunnel and releases it.
 func (l *tunnels) finish(t *tunnel) {
 	s, u := t.session, t.upstream
-	end := relay.End{Up: t.flows[clientSide].moved, Down: t.flows[backendSide].moved, Ending: t.end}
+	end := relay.End{Up: t.flows[clientSide].moved, Down: t.flows[backendSide].moved, Ending: t.end, Limit: t.end.LimitOf(t.halfClosed())}
 	l.release(t)
 	l.publish()
 	defer l.ledger.done(&s, &u) // nothing, unless the account fails

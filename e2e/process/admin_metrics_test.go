@@ -208,3 +208,19 @@ func TestRefusalsAreCountedByReasonAndTheLatestAreShown(t *testing.T) {
 
 // splices tells whether this system has loops and splice.
 const splices = runtime.GOOS == "linux"
+
+func TestALimitThatEndsTunnelsIsCounted(t *testing.T) {
+	t.Parallel()
+	harness.EachRelay(t, func(t *testing.T, relay string) {
+		p, a := startAdmin(t, relay, "-idle-timeout=500ms", "-half-close-timeout=300ms")
+		release := make(chan struct{})
+		defer close(release)
+		silent := harness.StartBackend(t, func(*net.TCPConn) { <-release })
+		whole, half := harness.OpenTunnel(t, p.Addr, silent), harness.OpenTunnel(t, p.Addr, silent)
+		half.CloseWrite()
+		io.Copy(io.Discard, whole)
+		io.Copy(io.Discard, half)
+		wait(t, a, `gateway_tunnels_ended_total{by="gateway",how="timeout",limit="idle"}`, 1)
+		wait(t, a, `gateway_tunnels_ended_total{by="gateway",how="timeout",limit="half_close"}`, 1)
+	})
+}

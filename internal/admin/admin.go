@@ -27,8 +27,8 @@ type Source interface {
 	// package finds out itself: the descriptors.
 	Status() Status
 	// Tunnels calls yield for the live tunnels that a query is for, in the order
-	// of their ids, until it returns false. more tells whether there are others
-	// behind the last.
+	// of their ids, until it returns false. yield does not keep the Tunnel. more
+	// tells whether there are others behind the last.
 	Tunnels(ctx context.Context, q Query, yield func(*Tunnel) bool) (more bool, err error)
 	// Cut ends the tunnels of a filter and returns how many those were.
 	Cut(ctx context.Context, f Filter) (int, error)
@@ -76,7 +76,7 @@ func Serve(ln net.Listener, source Source, o Options) (stop func()) {
 		Protocols:         new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	go srv.Serve(ln)
+	go srv.Serve(newLimited(ln))
 	return func() { srv.Close() }
 }
 

@@ -90,7 +90,7 @@ type Tunnels struct {
 type EndCount struct {
 	By    string `json:"by"`    // client, backend or gateway
 	How   string `json:"how"`   // fin, reset, timeout, shutdown, cut or error
-	Limit string `json:"limit"` // which one ended it; empty: none
+	Limit string `json:"limit"` // that ended it: idle, half_close or drain; empty: none
 	Count int64  `json:"count"`
 }
 

@@ -151,6 +151,7 @@ func (s *server) tunnels(w http.ResponseWriter, r *http.Request) {
 	}
 	rc := http.NewResponseController(w)
 	out := bufio.NewWriterSize(w, 32<<10)
+	line := json.NewEncoder(out)
 	n, last := 0, ""
 	begin := func() {
 		w.Header().Set("Content-Type", "application/json")
@@ -160,17 +161,13 @@ func (s *server) tunnels(w http.ResponseWriter, r *http.Request) {
 		if n == 0 {
 			begin()
 		} else {
-			out.WriteString(",\n")
+			out.WriteString(",")
 		}
 		if n%256 == 0 {
 			rc.SetWriteDeadline(time.Now().Add(streamTimeout))
 		}
 		n, last = n+1, t.ID
-		b, err := json.Marshal(t)
-		if err == nil {
-			_, err = out.Write(b)
-		}
-		return err == nil
+		return line.Encode(t) == nil // and a newline
 	})
 	switch {
 	case err != nil && n == 0:

@@ -83,7 +83,7 @@ var values = []value{
 		func(st *Status, add add) { add(float64(st.Tunnels.Active)) }),
 	counter("gateway_tunnels_opened_total", "Tunnels that were opened.",
 		func(st *Status, add add) { add(float64(st.Tunnels.Opened)) }),
-	counter("gateway_tunnels_ended_total", "Tunnels that have ended, by who ended them, how, and by which limit.",
+	counter("gateway_tunnels_ended_total", "Tunnels that have ended, by who ended them, how, and by which limit (idle, half_close, drain; empty: none).",
 		func(st *Status, add add) {
 			for _, e := range st.Tunnels.Ended {
 				add(float64(e.Count), e.By, e.How, e.Limit)

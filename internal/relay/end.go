@@ -11,6 +11,35 @@ import (
 type End struct {
 	Up, Down int64 // bytes from client to backend, and back
 	Ending
+	Limit Limit // that it came to
+}
+
+// Limit is a bound that ends tunnels.
+type Limit uint8
+
+const (
+	NoLimit   Limit = iota
+	Idle            // Bounds.Idle
+	HalfClose       // Bounds.HalfClosed
+	Drain           // it outlived the relay
+)
+
+func (l Limit) String() string { return [...]string{"", "idle", "half_close", "drain"}[l] }
+
+// LimitOf returns the limit that a tunnel came to that ended so, and was half-closed
+// or not.
+func (e Ending) LimitOf(halfClosed bool) Limit {
+	switch {
+	case e.By != Gateway:
+		return NoLimit
+	case e.How == Shutdown:
+		return Drain
+	case e.How == Timeout && halfClosed:
+		return HalfClose
+	case e.How == Timeout:
+		return Idle
+	}
+	return NoLimit
 }
 
 // Ending tells who ended a tunnel and how.

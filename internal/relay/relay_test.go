@@ -155,11 +155,12 @@ func TestWhatRestsIsCutByItsBound(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			client, backend, _, ended := start(t, Options{Bounds: tt.bounds}, "")
-			want := End{Up: 1, Ending: Ending{Gateway, Timeout}}
+			want := End{Up: 1, Ending: Ending{Gateway, Timeout}, Limit: Idle}
 			io.WriteString(client, "x")
 			read(t, backend, "x")
 			if tt.half {
 				client.CloseWrite()
+				want.Limit = HalfClose
 			}
 			end(t, ended, want)
 			if _, err := io.ReadAll(client); err != nil {
@@ -176,7 +177,7 @@ func TestABackendThatGotLessThanAllIsResetWhenTheTunnelIsCut(t *testing.T) {
 		_, err = client.Write(make([]byte, 1<<16))
 	}
 	r.Close()
-	if got := <-ended; got.Ending != (Ending{Gateway, Shutdown}) {
+	if got := <-ended; got.Ending != (Ending{Gateway, Shutdown}) || got.Limit != Drain {
 		t.Errorf("ended %+v", got)
 	}
 	if _, err := io.Copy(io.Discard, backend); !errors.Is(err, syscall.ECONNRESET) {
@@ -189,7 +190,7 @@ func TestAClosedRelayLetsNothingIn(t *testing.T) {
 	r.Close()
 	client, here := pair(t)
 	there, backend := pair(t)
-	if got := r.Run(here, there, []byte("early")); got != (End{Ending: Ending{Gateway, Shutdown}}) {
+	if got := r.Run(here, there, []byte("early")); got != (End{Ending: Ending{Gateway, Shutdown}, Limit: Drain}) {
 		t.Errorf("ended %+v", got)
 	}
 	for _, c := range []net.Conn{client, backend} {

@@ -181,6 +181,11 @@ func (t *tunnel) reset() {
 // cut ends the tunnel from outside of its two directions.
 func (t *tunnel) cut(how How) {
 	t.note(Gateway, how)
+	t.mu.Lock()
+	if t.end.Limit == NoLimit {
+		t.end.Limit = t.end.LimitOf(t.upDone || t.downDone || t.deaf)
+	}
+	t.mu.Unlock()
 	if t.up.holds.Load() {
 		layer.ResetOnClose(t.backend) // a FIN would call what the backend got complete
 	}
