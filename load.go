@@ -297,6 +297,9 @@ func (cfg *Config) load(log *slog.Logger) error {
 			return fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err)
 		}
 	}
+	if err := cfg.loadLimits(log); err != nil {
+		return err
+	}
 	if cfg.kcp, err = kcp.New(kcp.Options{
 		Mode:          cfg.KCPMode,
 		SendWindow:    cfg.KCPSendWindow,
@@ -307,6 +310,7 @@ func (cfg *Config) load(log *slog.Logger) error {
 		Crypt:         cfg.KCPCrypt,
 		Key:           cfg.KCPKey,
 		IdleTimeout:   cfg.KCPIdleTimeout,
+		MaxSessions:   cfg.KCPMaxSessions,
 	}); err != nil {
 		return err // names the flag
 	}
@@ -323,6 +327,32 @@ func (cfg *Config) secretFiles() (names []string) {
 		names = append(names, filepath.Join(dir, "secret"))
 	}
 	return names
+}
+
+// loadLimits reads the lists of clients, of all listeners and of those that have
+// their own.
+func (cfg *Config) loadLimits(log *slog.Logger) error {
+	if setting, err := cfg.clientLimits.load(cfg.Prefix6, log); err != nil {
+		return fmt.Errorf("%s: %w", cfg.sources[setting], err)
+	}
+	for i := range cfg.Listen {
+		l := &cfg.Listen[i]
+		if len(l.options) == 0 {
+			continue
+		}
+		own := cfg.clientLimits
+		own.MaxConns = 0 // -max-conns holds besides
+		for _, o := range l.options {
+			if err := own.set(o); err != nil {
+				return fmt.Errorf("-listen: %s: %s: %w", l.addr, o.name, err)
+			}
+		}
+		if setting, err := own.load(cfg.Prefix6, log); err != nil {
+			return fmt.Errorf("-listen: %s: %s: %w", l.addr, setting, err)
+		}
+		l.own = &own
+	}
+	return nil
 }
 
 // loadSecrets gathers the secrets of all sources.
@@ -447,6 +477,9 @@ func (cfg *Config) warnings() []string {
 				list = append(list, fmt.Sprintf("a backend of %s will not be reached: %v", l.addr, err))
 			}
 		}
+	}
+	if most := connBudget(); most > 0 && cfg.MaxConns > int(most) {
+		list = append(list, fmt.Sprintf("-max-conns is %d, and the limit of descriptors (ulimit -n) is enough for %d: that is what holds", cfg.MaxConns, most))
 	}
 	if !isPrivate(cfg.Pprof) {
 		list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")

@@ -30,6 +30,11 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	defer ln.Close()
 	g.Own(ln.Addr())
 	by := g.ledger.entrance(ln, forward)
+	g.mu.Lock()
+	if own := g.ownLimits[ln]; own != nil {
+		g.ledger.holdApart(by, own)
+	}
+	g.mu.Unlock()
 	stopping := g.startAccepting(ln)
 	if stopping == nil {
 		return ErrGatewayClosed
@@ -47,12 +52,13 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 		conn, err := ln.Accept()
 		if err == nil {
 			pace.reset()
+			g.awaitRoom(by, stopping)
 			g.accepted(conn, by)
 			continue
 		}
 		select {
 		case <-stopping:
-			g.acceptQueued(ln, by)
+			g.acceptQueued(ln, by, stopping)
 			return ErrGatewayClosed
 		default:
 		}
@@ -68,7 +74,7 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
-func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
+func (g *Gateway) acceptQueued(ln net.Listener, by *entrance, stopping <-chan struct{}) {
 	l, ok := ln.(*net.TCPListener)
 	if !ok {
 		return
@@ -86,10 +92,19 @@ func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
 		l.SetDeadline(time.Now().Add(100 * time.Millisecond))
 		conn, err := ln.Accept()
 		if err == nil {
+			g.awaitRoom(by, stopping)
 			g.accepted(conn, by)
 		}
 		return err == nil
 	})
+}
+
+// limits has clients of a listener held to limits of their own; nil: to those of all.
+// It is called before Serve.
+func (g *Gateway) limits(ln net.Listener, own *clientLimits) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ownLimits[ln] = own
 }
 
 // Own tells the gateway of an address that belongs to it, besides those that it
@@ -107,7 +122,30 @@ func (g *Gateway) Own(a net.Addr) {
 	}
 }
 
-// accepted starts the life of a connection.
+// awaitRoom waits until there may be another connection, and counts it; or until no
+// more are to come, and counts it then. In the meantime the others stand in the
+// listener's queue.
+func (g *Gateway) awaitRoom(by *entrance, stopping <-chan struct{}) {
+	var pace backoff
+	for {
+		err := g.ledger.reserve(by)
+		if err == nil {
+			return
+		}
+		delay := pace.next()
+		g.ledger.warnCannotAccept(err, delay)
+		for end := time.Now().Add(delay); g.ledger.fullAt(by) && time.Now().Before(end); {
+			select {
+			case <-time.After(5 * time.Millisecond):
+			case <-stopping:
+				g.ledger.reserveBeyond(by)
+				return
+			}
+		}
+	}
+}
+
+// accepted starts the life of a connection, which has been reserved.
 func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	g.ledger.begin()
 	r := g.current()
@@ -119,7 +157,12 @@ func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), by.forward)
 	g.ledger.arrived(&c.session, by)
 	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
-		c.session.proxied = false // there is no PROXY protocol for streams of datagrams
+		c.session.proxied, c.session.anonymous = false, false // there is no PROXY protocol for streams of datagrams
+	}
+	g.admit(c)
+	if err := g.ledger.admit(&c.session); err != nil {
+		g.refuse(c, err)
+		return
 	}
 	go g.serveConn(c, nil)
 }
@@ -237,6 +280,7 @@ func (g *Gateway) Close() error {
 func (g *Gateway) logTotals() {
 	spliced, copied := g.loops.moved()
 	up, down := g.relay.Copied()
+	g.ledger.away.Flush()
 	g.ledger.log.Info("stopped", "cut", g.ledger.cut.Load(), "denied", g.ledger.denied.Load(),
 		"spliced", spliced, "copied", copied+up+down)
 }
@@ -291,6 +335,7 @@ func (g *Gateway) startAccepting(ln net.Listener) <-chan struct{} {
 func (g *Gateway) stopAccepting(ln net.Listener) {
 	g.mu.Lock()
 	delete(g.listeners, ln)
+	delete(g.ownLimits, ln)
 	g.mu.Unlock()
 	g.accepting.Done()
 }
