@@ -111,6 +111,7 @@ type Config struct {
 	level      *slog.LevelVar // LogLevel, or what it was changed to; nil: LogLevel
 
 	file               string // of settings; empty: none
+	inFile             int    // settings that it holds
 	secret, secretFile string
 	addr               string
 	forward            *address.Route    // of -addr

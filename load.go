@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -171,6 +172,7 @@ func (cfg *Config) readFile(all []setting) error {
 			return fmt.Errorf("%s: %s is there twice", at, name)
 		}
 		seen[name] = true
+		cfg.inFile++
 		if cfg.sources[name] != "" && cfg.sources[name] != cfg.file {
 			continue
 		}
@@ -239,6 +241,10 @@ var reloadable = map[string]func(to, from *Config){
 // them that only another process can take up.
 func (cfg *Config) reload(args []string, log *slog.Logger) (next *Config, changed, fixed []string, err error) {
 	read, err := parseConfig(args)
+	if err == nil && read.inFile == 0 && cfg.inFile > 0 {
+		// More likely an accident of who writes it than what is meant.
+		err = fmt.Errorf("%s: %s holds no setting any more (restart, if that is meant)", cmp.Or(read.sources["config"], cfg.sources["config"]), cmp.Or(read.file, cfg.file))
+	}
 	if err == nil {
 		err = read.load(log)
 	}
@@ -259,6 +265,7 @@ func (cfg *Config) reload(args []string, log *slog.Logger) (next *Config, change
 			fixed = append(fixed, s.name)
 		}
 	}
+	merged.inFile = read.inFile
 	// What load has made.
 	merged.Secrets, merged.SecretSources = read.Secrets, read.SecretSources
 	merged.tokens, merged.tlsConfig, merged.sources, merged.watch = read.tokens, read.tlsConfig, read.sources, read.watch

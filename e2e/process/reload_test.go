@@ -150,7 +150,7 @@ func TestABadFileKeepsAllAsItWasAndIsNamed(t *testing.T) {
 	backend := harness.StartEcho(t)
 	keys, _, _ := harness.Run(t, nil, "-keygen")
 	cert, key, _ := harness.TLSFiles(t)
-	good := map[string]string{"keys": keys, "cert": read(t, cert), "key": read(t, key), "secret": harness.Secret + "\n", "config": ""}
+	good := map[string]string{"keys": keys, "cert": read(t, cert), "key": read(t, key), "secret": harness.Secret + "\n", "config": "retry=1\n"}
 	r := startReloadable(t, good, "-token-keys=DIR/keys", "-tls-cert=DIR/cert", "-tls-key=DIR/key")
 	for n, bad := range []struct{ file, text, says string }{
 		{"secret", "", ""},
@@ -161,6 +161,8 @@ func TestABadFileKeepsAllAsItWasAndIsNamed(t *testing.T) {
 		{"cert", "", ""},
 		{"cert", "-----BEGIN CERTIFICATE-----\n", ""},
 		{"key", "", ""},
+		{"config", "", "no setting"},
+		{"config", "# nothing\n", "no setting"},
 		{"config", "retry\n", "line 1"},
 		{"config", "\nretry=0\n", "line 2"},
 		{"config", "retyr=2\n", "retry"},

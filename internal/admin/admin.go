@@ -79,7 +79,7 @@ func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Con
 		Protocols:         new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	return serveUntilStopped(srv, ln)
+	return serveUntilStopped(srv, newLimited(ln))
 }
 
 // serveUntilStopped returns what stops a server. Its Shutdown would close connections
@@ -102,7 +102,10 @@ func serveUntilStopped(srv *http.Server, ln net.Listener) (stop func(ctx context
 	}()
 	return func(ctx context.Context) {
 		ln.Close()
-		<-served
+		select {
+		case <-served:
+		case <-ctx.Done(): // no place is free, so nobody accepts
+		}
 		srv.SetKeepAlivesEnabled(false)
 		look := time.NewTicker(2 * time.Millisecond)
 		defer look.Stop()

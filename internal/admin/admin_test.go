@@ -1,15 +1,23 @@
 package admin
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/encoding/protodelim"
+
+	"gateway/internal/harness"
 )
 
 const (
@@ -231,4 +239,70 @@ func TestAnswersAreNotCachedNorSniffed(t *testing.T) {
 			t.Errorf("%s: %v", path, h)
 		}
 	}
+}
+
+func TestWhoOpensManyConnectionsWaitsForAPlace(t *testing.T) {
+	s := serveTCP(t, Options{})
+	addr := strings.TrimPrefix(s.base, "http://")
+	var conns []net.Conn
+	for range maxConns {
+		c := harness.Connect(t, addr)
+		harness.Send(t, c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		harness.Expect(t, c, "HTTP/1.1 200 OK\r\n")
+		conns = append(conns, c)
+	}
+	late := harness.Connect(t, addr)
+	harness.Send(t, late, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+	late.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := late.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("one too many was served: %d bytes, %v", n, err)
+	}
+	late.SetReadDeadline(time.Now().Add(harness.Patience))
+	conns[7].Close()
+	harness.Expect(t, late, "HTTP/1.1 200 OK\r\n")
+}
+
+func TestNativeHistogramsAreThereForWhoUnderstandsThem(t *testing.T) {
+	s := serveTCP(t, Options{})
+	s.metrics.Dial.Observe(3 * time.Millisecond)
+	_, text := s.do("GET", "/metrics", "", "Accept", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited")
+	r := bufio.NewReader(strings.NewReader(text))
+	for {
+		var family dto.MetricFamily
+		if err := protodelim.UnmarshalFrom(r, &family); err != nil {
+			t.Fatalf("no histogram of dials in %d bytes: %v", len(text), err)
+		}
+		if family.GetName() == "gateway_dial_duration_seconds" {
+			h := family.GetMetric()[0].GetHistogram()
+			if h.GetSampleCount() != 1 || len(h.GetBucket()) < 10 || len(h.GetPositiveSpan()) == 0 {
+				t.Errorf("%v", h)
+			}
+			return
+		}
+	}
+}
+
+func FuzzFilters(f *testing.F) {
+	for _, seed := range []string{"", "10.0.0.0/8", "client=::1,backend=a.example:1", "id=x-1f", "listener=kcp://:1", "a,b", "=", "client==", "[::1]:4000", "fe80::1%eth0"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		values, err := ParseFilter(s)
+		if err != nil {
+			return
+		}
+		q, err := parseQuery(values)
+		if err != nil {
+			t.Fatalf("%q is a filter, and %v no query: %v", s, values, err)
+		}
+		if s != "" && q.Filter.Zero() {
+			t.Errorf("%q means everything", s)
+		}
+		if q.Client.IsValid() && q.Client != q.Client.Masked() {
+			t.Errorf("%q has bits beyond its prefix: %v", s, q.Client)
+		}
+		if CheckCut(values) == nil && q.Filter.Zero() {
+			t.Errorf("%q cuts everything", s)
+		}
+	})
 }

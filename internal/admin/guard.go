@@ -30,6 +30,9 @@ type peer struct {
 }
 
 func rememberPeer(ctx context.Context, c net.Conn) context.Context {
+	if placed, ok := c.(*placed); ok {
+		c = placed.Conn
+	}
 	p := peer{name: c.RemoteAddr().String()}
 	if u, ok := c.(*net.UnixConn); ok {
 		p = peer{"unix" + credentials(u), true}

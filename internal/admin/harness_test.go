@@ -72,11 +72,12 @@ func (f *fake) Reload() error                { return f.fails }
 // served is a server of a fake, and a client of it.
 type served struct {
 	*fake
-	t      testing.TB
-	log    harness.Log
-	client http.Client
-	base   string
-	unix   bool
+	t       testing.TB
+	log     harness.Log
+	client  http.Client
+	base    string
+	unix    bool
+	metrics *Metrics
 }
 
 // serveTCP and serveUnix serve a fake until the test ends.
@@ -103,6 +104,7 @@ func serve(t testing.TB, ln net.Listener, o Options) *served {
 	s := &served{fake: &fake{}, t: t, base: "http://gateway", unix: ln.Addr().Network() == "unix"}
 	o.Log = slog.New(slog.NewJSONHandler(&s.log, nil))
 	o.Metrics = NewMetrics()
+	s.metrics = o.Metrics
 	network, addr := ln.Addr().Network(), ln.Addr().String()
 	if !s.unix {
 		s.base = "http://" + addr
