@@ -179,6 +179,7 @@ func (g *Gateway) TakeOver(conn *net.UnixConn) (tunnels int, err error) {
 	}
 	g.adopting.Add(1)
 	t := &taking{conn: conn}
+	t.idle.Store(true) // it may never have any
 	g.taking = t
 	g.mu.Unlock()
 	defer g.adopting.Done()
