@@ -51,7 +51,7 @@ type workload struct {
 	title   string
 	kind    kind
 	tunnels int
-	size    int    // of a message, in bytes
+	size    int // of a message, in bytes
 }
 
 // Some workloads fill a second row: the idle ones with the same tunnels after a
