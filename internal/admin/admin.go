@@ -43,9 +43,10 @@ type Source interface {
 type Options struct {
 	// Token is what a client by TCP has to bring to change anything; empty: none may.
 	Token string
-	// Page serves "/", and Events what it listens to; nil: there is none.
-	Page, Events http.Handler
-	Metrics      *Metrics
+	// Page makes what serves "/", and what serves /api/events, to which that may
+	// listen; nil: there is neither. status tells how all is; ctx ends with the server.
+	Page    func(ctx context.Context, status func() Status) (page, events http.Handler)
+	Metrics *Metrics
 	// Log is told of every change, and who asked for it.
 	Log *slog.Logger
 }
@@ -62,8 +63,9 @@ const (
 // Serve serves on ln, which it owns, until stop is called. It returns at once.
 func Serve(ln net.Listener, source Source, o Options) (stop func()) {
 	s := &server{Options: o, source: withDescriptors{source}}
+	ctx, cancel := context.WithCancel(context.Background())
 	srv := &http.Server{
-		Handler:           s.routes(),
+		Handler:           s.routes(ctx),
 		ReadHeaderTimeout: headTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -75,7 +77,10 @@ func Serve(ln net.Listener, source Source, o Options) (stop func()) {
 	}
 	srv.Protocols.SetHTTP1(true)
 	go srv.Serve(newLimited(ln))
-	return func() { srv.Close() }
+	return func() {
+		cancel()
+		srv.Close()
+	}
 }
 
 // withDescriptors is a Source that knows of the descriptors of the process.
@@ -94,7 +99,7 @@ type server struct {
 	source Source
 }
 
-func (s *server) routes() http.Handler {
+func (s *server) routes(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
@@ -121,10 +126,9 @@ func (s *server) routes() http.Handler {
 		fail(w, http.StatusNotFound, "there is no such path")
 	})
 	if s.Page != nil {
-		mux.Handle("/", onlyGET(s.Page))
-	}
-	if s.Events != nil {
-		mux.Handle("GET /api/events", unbounded(s.Events))
+		page, events := s.Page(ctx, s.source.Status)
+		mux.Handle("/", onlyGET(page))
+		mux.Handle("GET /api/events", unbounded(events))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -77,6 +77,7 @@ type served struct {
 	base    string
 	unix    bool
 	metrics *Metrics
+	stop    func()
 }
 
 // serveTCP and serveUnix serve a fake until the test ends.
@@ -113,10 +114,10 @@ func serve(t testing.TB, ln net.Listener, o Options) *served {
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		},
 	}}
-	stop := Serve(ln, s.fake, o)
+	s.stop = sync.OnceFunc(Serve(ln, s.fake, o))
 	t.Cleanup(func() {
 		s.client.CloseIdleConnections()
-		stop()
+		s.stop()
 	})
 	return s
 }
