@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -21,8 +22,15 @@ import (
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
+	"gateway/internal/smallfile"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
+)
+
+// Set by the Makefile.
+var (
+	version = "dev"
+	commit  = ""
 )
 
 // Config is a validated configuration; see parseConfig and load. What each field
@@ -72,11 +80,15 @@ type Config struct {
 	KCPCrypt, KCPKey                string
 	KCPIdleTimeout                  time.Duration
 
-	PIDFile   string // empty: none
-	Drain     time.Duration
-	LogFormat string // "text" or "json"
-	LogLevel  slog.Level
-	Pprof     string // empty: off
+	PIDFile        string // empty: none
+	Drain          time.Duration
+	UpgradeExec    string // empty: the program that runs
+	UpgradeTimeout time.Duration
+	Handover       bool
+	HardStopAfter  time.Duration // 0: never
+	LogFormat      string        // "text" or "json"
+	LogLevel       slog.Level
+	Pprof          string // empty: off
 
 	Admin          string // host:port or unix:PATH; empty: off
 	AdminTokenFile string // empty: nobody changes anything by TCP
@@ -93,10 +105,13 @@ type Config struct {
 	tlsConfig   *tls.Config           // nil: clients do not speak TLS
 	certificate *certificate.Reloader // of it
 	kcp         *kcp.Transport        // listens for KCP clients and dials KCP backends
+	watch       *smallfile.Watch      // of the files of secrets
 
 	adminToken string
 	level      *slog.LevelVar // LogLevel, or what it was changed to; nil: LogLevel
 
+	file               string // of settings; empty: none
+	inFile             int    // settings that it holds
 	secret, secretFile string
 	addr               string
 	forward            *address.Route    // of -addr
@@ -109,6 +124,10 @@ type listening struct {
 	forward *address.Route // where every client goes; nil: to its sealed address
 	kcp     bool           // by KCP, on UDP
 	setting string         // the flag that said so
+
+	given   string       // by systemd, under this name; empty: not
+	ln      net.Listener // given; nil: not, or
+	packets *net.UDPConn // for KCP
 }
 
 // action is one of the flags that do something other than serve.
@@ -285,4 +304,25 @@ func (cfg *Config) keepalive() (time.Duration, net.KeepAliveConfig) {
 		Interval: max(time.Second, cfg.Keepalive/3),
 		Count:    3,
 	}
+}
+
+// versionLine is what -version prints.
+func versionLine() string {
+	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commitOf())
+}
+
+// commitOf returns the commit that this was built from.
+func commitOf() string {
+	rev := commit
+	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				rev = s.Value
+			}
+		}
+	}
+	if rev == "" {
+		rev = "unknown"
+	}
+	return rev
 }

@@ -184,12 +184,29 @@ func settings(cfg *Config) []setting {
 			"after which a session ends through which no byte has moved: KCP has no FIN,\n" +
 				"so nothing else tells that a peer is gone"},
 
+		{groupProcess, "config", "FILE", flagvalue.String(&cfg.file),
+			"settings, NAME=VALUE or GATEWAY_NAME=VALUE a line, which SIGHUP reads again,\n" +
+				"with all files that they name; blank lines and lines that start with # are\n" +
+				"skipped. A flag wins over a variable, and both over the file"},
 		{groupProcess, "pidfile", "FILE", flagvalue.String(&cfg.PIDFile),
 			"holds the process id while the gateway runs, with a line for each gateway\n" +
 				"that names the file; empty: none"},
 		{groupProcess, "drain", "TIME", flagvalue.DurationOrZero(&cfg.Drain, 0),
 			"that tunnels get to finish after SIGTERM or SIGINT; a second signal ends them\n" +
 				"at once"},
+		{groupProcess, "upgrade-exec", "FILE", flagvalue.String(&cfg.UpgradeExec),
+			"program that SIGUSR2 starts in this one's place, with the same flags, which\n" +
+				"takes over the listening sockets (Linux); empty: this program's path, and\n" +
+				"whatever is there by then"},
+		{groupProcess, "upgrade-timeout", "TIME", flagvalue.Duration(&cfg.UpgradeTimeout),
+			"after which a new program that does not serve yet is killed; the old one has\n" +
+				"gone on meanwhile"},
+		{groupProcess, "handover", "0|1", flagvalue.Switch(&cfg.Handover),
+			"1 has live tunnels go on in a process that replaces this one: those that event\n" +
+				"loops relay (Linux). TLS, WebSocket, HTTP and KCP end in the old process"},
+		{groupProcess, "hard-stop-after", "TIME", flagvalue.DurationOrZero(&cfg.HardStopAfter, 0),
+			"that tunnels get to finish in a process that another has replaced; 0: as long\n" +
+				"as they take"},
 		{groupProcess, "log-format", "text|json", flagvalue.OneOf(&cfg.LogFormat, "text", "json"),
 			"of the log on standard error"},
 		{groupProcess, "log-level", "debug|info|warn|error", flagvalue.Parsed(&cfg.LogLevel, parseLevel, levelText),
@@ -259,6 +276,8 @@ func defaultConfig() *Config {
 		KCPIdleTimeout:   60 * time.Second,
 		PIDFile:          "gateway.pid",
 		Drain:            30 * time.Second,
+		UpgradeTimeout:   30 * time.Second,
+		Handover:         true,
 		LogFormat:        "text",
 		LogLevel:         slog.LevelInfo,
 	}
@@ -347,7 +366,19 @@ func (v *actionValue) IsBoolFlag() bool {
 // listenValue is a list of addresses to listen on.
 type listenValue []listening
 
-func (v *listenValue) String() string { return "" }
+func (v *listenValue) String() string {
+	var words []string
+	for _, l := range *v {
+		switch {
+		case l.setting != "listen":
+		case l.forward != nil:
+			words = append(words, l.addr+"=forward:"+l.forward.String())
+		default:
+			words = append(words, l.addr+"=sealed")
+		}
+	}
+	return strings.Join(words, " ")
+}
 
 func (v *listenValue) Set(s string) error {
 	for word := range strings.FieldsSeq(s) {

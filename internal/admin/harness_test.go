@@ -67,6 +67,7 @@ func (f *fake) Cut(_ context.Context, what Filter) (int, error) {
 
 func (f *fake) Drain(on bool)                { f.drained = append(f.drained, on) }
 func (f *fake) SetLogLevel(level slog.Level) { f.level = level }
+func (f *fake) Reload() error                { return f.fails }
 
 // served is a server of a fake, and a client of it.
 type served struct {
@@ -114,7 +115,12 @@ func serve(t testing.TB, ln net.Listener, o Options) *served {
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		},
 	}}
-	s.stop = sync.OnceFunc(Serve(ln, s.fake, o))
+	stop := Serve(ln, s.fake, o)
+	s.stop = sync.OnceFunc(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // at once
+		stop(ctx)
+	})
 	t.Cleanup(func() {
 		s.client.CloseIdleConnections()
 		s.stop()
