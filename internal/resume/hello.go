@@ -61,6 +61,9 @@ func (s *Session) Hello() (h Hello, ok bool) {
 	return h, ok
 }
 
+// Greeted tells whether the gateway's HELLO has been received, at the client's end.
+func (s *Session) Greeted() bool { return !s.greets }
+
 // MaxWindow is the largest window, in bytes: acknowledgements have 32 bits.
 const MaxWindow = 1 << 30
 

@@ -112,6 +112,9 @@ func (s *Session) Send(p []byte) {
 // Finish says that the source has ended.
 func (s *Session) Finish() { s.finished = true }
 
+// Finished tells whether Finish was called.
+func (s *Session) Finished() bool { return s.finished }
+
 // Close sends CLOSE behind what was taken of the source. From there on Over holds.
 func (s *Session) Close(why Reason) {
 	if !s.closing {
@@ -148,7 +151,7 @@ func (s *Session) lastSent() uint64 {
 // Pending tells whether Output has something to write.
 func (s *Session) Pending(now time.Duration) bool {
 	switch {
-	case !s.attached || s.closed:
+	case !s.attached || s.closed || s.over:
 		return false
 	case s.ackNow || s.ping || s.pong || s.closing || s.next < s.lastSent():
 		return true
@@ -165,7 +168,7 @@ func (s *Session) Due() (at time.Duration, ok bool) {
 // Output appends the frames that are to be written to the connection now, at most
 // about limit bytes of them, and takes them for written.
 func (s *Session) Output(b []byte, limit int, now time.Duration) []byte {
-	if !s.attached || s.closed {
+	if !s.attached || s.closed || s.over {
 		return b
 	}
 	limit += len(b)
