@@ -61,6 +61,14 @@ type Config struct {
 	Keepalive        time.Duration // 0: none
 	UserTimeout      time.Duration // 0: the kernel's
 
+	Resume        bool          // tunnels may be resumable
+	ResumePlain   bool          // without a key exchange, and outside of TLS
+	ResumeHold    time.Duration // for which a tunnel is kept whose client is gone
+	ResumeBuffer  int           // bytes, of a tunnel in each direction
+	ResumeMemory  int           // bytes, of all tunnels
+	ResumeMax     int           // tunnels whose client is gone
+	ResumeKeyFile string        // seals tickets; empty: the secrets do
+
 	KCP                             string // address; empty: off
 	KCPMode                         string
 	KCPSendWindow, KCPReceiveWindow int // packets
@@ -83,6 +91,7 @@ type Config struct {
 	// What load makes of files and of what belongs together.
 	tokens    *token.Keys    // nil: no token opens
 	tlsConfig *tls.Config    // nil: clients do not speak TLS
+	tickets   [][]byte       // secrets that seal tickets of resumable tunnels; the first does
 	kcp       *kcp.Transport // listens for KCP clients and dials KCP backends
 
 	secret, secretFile string

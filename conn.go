@@ -2,12 +2,19 @@ package main
 
 import (
 	"crypto/tls"
+	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 
+	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/pending"
+	"gateway/internal/relay"
+	"gateway/internal/resume"
+	"gateway/internal/resume/owner"
+	"gateway/internal/resume/stream"
 	"gateway/internal/tlsrecord"
 )
 
@@ -30,6 +37,60 @@ func (c *connection) proven() {
 	if c.records != nil {
 		c.records.Open()
 	}
+}
+
+// resumables are the tunnels that outlive their clients' connections: what
+// internal/resume/owner keeps, in the words of a session.
+type resumables struct {
+	ledger *ledger
+	relay  *relay.Relay
+	owner  *owner.Owner
+}
+
+// newOwner returns what keeps resumable tunnels.
+func newOwner(cfg *Config, log *slog.Logger) (*owner.Owner, error) {
+	return owner.New(owner.Options{
+		Secrets: cfg.tickets,
+		Hold:    cfg.ResumeHold,
+		Buffer:  cfg.ResumeBuffer,
+		Memory:  int64(cfg.ResumeMemory),
+		Max:     cfg.ResumeMax,
+		Log:     log,
+	})
+}
+
+// open makes a tunnel for a client that asks for one. The error is a *refusal.
+func (m resumables) open(r *resume.Open) (t *owner.Tunnel, hello []byte, err error) {
+	t, hello, err = m.owner.Open(r)
+	if err != nil {
+		return nil, nil, resumeFailure(err)
+	}
+	return t, hello, nil
+}
+
+// run relays until the tunnel ends, and does not wait for that. header comes first to
+// the backend.
+func (m resumables) run(t *owner.Tunnel, s session, u upstream, backend net.Conn, header []byte) {
+	s.resumes = t.ID()
+	go func() { m.ledger.ended(&s, &u, m.relay.Run(t, backend, header)) }()
+}
+
+// again has a tunnel carried on by conn. The error is a *refusal.
+func (m resumables) again(r *resume.Request, conn net.Conn, client netip.AddrPort) (*owner.Tunnel, *stream.Link, owner.Resumed, error) {
+	t, link, how, err := m.owner.Resume(r, conn, client, func() { layer.Abort(conn) })
+	if err != nil {
+		err = resumeFailure(err)
+	}
+	return t, link, how, err
+}
+
+// resumeFailure is why there is no such tunnel.
+func resumeFailure(err error) *refusal {
+	why := &refusal{status: handshake.Unauthorized, reason: err.Error()}
+	if errors.Is(err, owner.ErrUnknown) || errors.Is(err, resume.ErrOffsets) {
+		why.status = handshake.Gone
+	}
+	return why
 }
 
 // connections is a set of sockets that can be cut from outside. The zero value

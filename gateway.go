@@ -19,6 +19,7 @@ import (
 	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/resolve"
+	"gateway/internal/resume/owner"
 	"gateway/internal/sockopt"
 	"gateway/internal/tlsrecord"
 )
@@ -34,6 +35,7 @@ type Gateway struct {
 	relay    *relay.Relay
 	loops    *loops // nil: goroutines serve
 	http     *httpFront
+	owner    *owner.Owner    // of resumable tunnels; nil: there are none
 	clients  connections     // in serveConn, until another owns them
 	pending  *pending.Budget // of those that have proven nothing
 
@@ -64,7 +66,14 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	g.dialer.resolver = hostLookup{g.resolver}
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
 	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
+	if cfg.Resume {
+		var err error
+		if g.owner, err = newOwner(cfg, log); err != nil {
+			return nil, err
+		}
+	}
 	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
+	g.http.resumable = resumables{g.ledger, g.relay, g.owner}
 	if cfg.loopCount() == 0 {
 		return g, nil
 	}
@@ -96,6 +105,10 @@ func (g *Gateway) serveConn(c *connection, received []byte) {
 		g.serveTLS(c, req.early)
 	case c.session.form == handshake.HTTP:
 		g.afresh(c, func() { g.serveHTTP(c, req.early) })
+	case req.again != nil:
+		g.resume(c, req)
+	case req.begin != nil:
+		g.serveResumable(c, req)
 	default:
 		g.serveTunnel(c, req)
 	}
@@ -169,6 +182,54 @@ func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
 	}
 	g.ledger.ended(&c.session, &c.upstream, g.relay.Run(c.Conn, backend, early))
 }
+
+// serveResumable is serveTunnel for a tunnel that may be resumed.
+func (g *Gateway) serveResumable(c *connection, req request) {
+	c.proven()
+	t, hello, err := g.resumable().open(req.begin)
+	if err != nil {
+		g.refuse(c, err)
+		return
+	}
+	backend, err := g.dial(c, req.route)
+	if err != nil {
+		t.Abandon()
+		g.refuse(c, err)
+		return
+	}
+	if _, err := c.Write(append(c.session.form.Reply(handshake.OK), hello...)); err != nil {
+		t.Abandon()
+		layer.ResetOnClose(backend)
+		backend.Close()
+		g.refuse(c, errClientGone)
+		return
+	}
+	g.clients.remove(c.socket)
+	header := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), nil)
+	link := t.Begin(c.Conn, c.session.client, func() { layer.Abort(c.Conn) })
+	g.resumable().run(t, c.session, c.upstream, backend, header)
+	c.session.done = true // by that
+	g.afresh(c, func() { t.Carry(link, req.early) })
+}
+
+// resume has a client go on with its tunnel.
+func (g *Gateway) resume(c *connection, req request) {
+	t, link, how, err := g.resumable().again(req.again, c.Conn, c.session.client)
+	if err != nil {
+		g.refuse(c, err)
+		return
+	}
+	c.proven()
+	g.clients.remove(c.socket)
+	g.ledger.resumed(&c.session, t.ID(), how)
+	if _, err := c.Write(c.session.form.Reply(handshake.OK)); err != nil {
+		t.Drop(link, err)
+		return
+	}
+	g.afresh(c, func() { t.Carry(link, req.early) })
+}
+
+func (g *Gateway) resumable() resumables { return g.http.resumable }
 
 // serveHTTP serves a client that speaks HTTP.
 func (g *Gateway) serveHTTP(c *connection, early []byte) {

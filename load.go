@@ -141,7 +141,28 @@ func (cfg *Config) load(log *slog.Logger) error {
 	}); err != nil {
 		return err // names the flag
 	}
-	return cfg.loadSecrets()
+	if err := cfg.loadSecrets(); err != nil {
+		return err
+	}
+	return cfg.loadTicketSecrets()
+}
+
+// loadTicketSecrets finds what seals the tickets of resumable tunnels.
+func (cfg *Config) loadTicketSecrets() error {
+	if !cfg.Resume || cfg.Action == actionSeal || cfg.Action == actionOpen {
+		return nil
+	}
+	cfg.tickets = cfg.Secrets
+	if cfg.ResumeKeyFile != "" {
+		var err error
+		if cfg.tickets, err = readSecrets(cfg.ResumeKeyFile); err != nil {
+			return fmt.Errorf("%s: %w", cfg.sources["resume-key-file"], err)
+		}
+	}
+	if len(cfg.tickets) == 0 {
+		return fmt.Errorf("%s=1 needs a secret that seals tickets: set -resume-key-file where there is no secret for sealed lines", cfg.sources["resume"])
+	}
+	return nil
 }
 
 // loadSecrets gathers the secrets of all sources.

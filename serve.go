@@ -135,6 +135,9 @@ func (g *Gateway) Close() error {
 	g.loops.close()
 	g.http.server.Close()
 	g.ledger.wait()
+	if g.owner != nil {
+		g.owner.Close() // lets the clients of resumable tunnels know
+	}
 	g.resolver.Close()
 	return nil
 }

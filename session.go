@@ -21,12 +21,13 @@ type session struct {
 	accepted time.Time
 	forward  *address.Route // where its listener leads; nil: the client says so
 	form     handshake.Form
-	secure   bool  // inside TLS
-	kcp      bool  // comes by KCP
-	proxied  bool  // a trusted proxy is the socket's peer
-	header   int   // bytes of its PROXY header
-	hops     uint8 // gateways that have passed it on, by that header
-	done     bool  // accounted for
+	secure   bool   // inside TLS
+	kcp      bool   // comes by KCP
+	proxied  bool   // a trusted proxy is the socket's peer
+	header   int    // bytes of its PROXY header
+	hops     uint8  // gateways that have passed it on, by that header
+	done     bool   // accounted for
+	resumes  string // the name of its resumable tunnel; empty: it is not
 }
 
 // asks tells whether a client has to say something before it is connected.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/netip"
 	"path"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
 	"gateway/internal/policy"
+	"gateway/internal/resume"
 	"gateway/internal/sockopt"
 )
 
@@ -40,6 +42,7 @@ const (
 	groupRequest   = "The client's request"
 	groupBackend   = "The backend"
 	groupTunnel    = "The tunnel"
+	groupResume    = "Resumable tunnels, which outlive their client's connection"
 	groupKCP       = "KCP, for clients and backends on UDP"
 	groupProcess   = "The process"
 	groupActions   = "Actions, instead of serving"
@@ -159,6 +162,26 @@ func settings(cfg *Config) []setting {
 			"after which a peer that acknowledges nothing, or takes nothing, is given up\n" +
 				"(TCP_USER_TIMEOUT, Linux); 0: the kernel's, about 15 minutes"},
 
+		{groupResume, "resume", "0|1", flagvalue.Switch(&cfg.Resume),
+			"1 lets clients that ask for it come back by another connection, from another\n" +
+				"address, and go on where they were (docs/roaming.md)"},
+		{groupResume, "resume-plain", "0|1", flagvalue.Switch(&cfg.ResumePlain),
+			"1 takes clients that cannot exchange keys outside of TLS too, where whoever\n" +
+				"listens on the way can resume their tunnels"},
+		{groupResume, "resume-hold", "TIME", flagvalue.Duration(&cfg.ResumeHold),
+			"for which a tunnel is held whose client is gone; then its backend is reset"},
+		{groupResume, "resume-buffer", "BYTES", flagvalue.Int(&cfg.ResumeBuffer, resume.MinWindow, resume.MaxWindow),
+			"that a tunnel may have unacknowledged in each direction, and so what it costs at\n" +
+				"most, twice; its throughput is at most this for each round trip"},
+		{groupResume, "resume-memory", "BYTES", flagvalue.Int(&cfg.ResumeMemory, 1<<20, math.MaxInt),
+			"of all such tunnels, after which the one whose client has been gone for the\n" +
+				"longest is given up; if there is none, new ones are refused"},
+		{groupResume, "resume-max", "COUNT", flagvalue.Int(&cfg.ResumeMax, 1, 1<<24),
+			"tunnels held whose clients are gone, after which the oldest is given up"},
+		{groupResume, "resume-key-file", "FILE", flagvalue.String(&cfg.ResumeKeyFile),
+			"secrets, one a line, that seal the tickets by which clients come back: the first\n" +
+				"seals, all open. Without it the secrets of sealed lines do"},
+
 		{groupKCP, "kcp", "ADDRESS", flagvalue.Address(&cfg.KCP, true),
 			"host:port to listen on for KCP clients, the same as -addr most of the time;\n" +
 				"empty: off. Backends sealed as kcp://host:port are dialed in any case"},
@@ -232,6 +255,10 @@ func defaultConfig() *Config {
 		IOUring:          true,
 		HalfCloseTimeout: 60 * time.Second,
 		Keepalive:        30 * time.Second,
+		ResumeHold:       30 * time.Second,
+		ResumeBuffer:     256 << 10,
+		ResumeMemory:     256 << 20,
+		ResumeMax:        10_000,
 		KCPMode:          "fast3",
 		KCPSendWindow:    1024,
 		KCPReceiveWindow: 1024,

@@ -64,6 +64,9 @@ func (r *Relay) Run(client, backend net.Conn, early []byte) End {
 	t := &tunnel{relay: r, client: client, backend: backend}
 	t.rest.Begin(0, r.now())
 	if r.add(t) {
+		if n, ok := client.(interface{ NotifyBroken(func(error)) }); ok {
+			n.NotifyBroken(t.clientGone)
+		}
 		var both sync.WaitGroup
 		both.Go(t.runDown)
 		t.runUp(early)

@@ -162,7 +162,7 @@ func (s *Session) Pending(now time.Duration) bool {
 
 // Due returns when Pending will hold by time alone, and whether it will.
 func (s *Session) Due() (at time.Duration, ok bool) {
-	return s.since + ackDelay, s.attached && s.passed > s.reported
+	return s.since + ackDelay, s.attached && s.passed > s.reported && !s.Over()
 }
 
 // Output appends the frames that are to be written to the connection now, at most
@@ -370,6 +370,13 @@ func (s *Session) Memory() int { return len(s.out.buf) + len(s.in.buf) + cap(s.h
 func (s *Session) Trim() {
 	s.out.trim()
 	s.in.trim()
+}
+
+// Release lets go of all that the session holds. Nothing more is delivered.
+func (s *Session) Release() {
+	s.in.drop(s.in.n)
+	s.dropUnsent()
+	s.Trim()
 }
 
 // Attached tells whether the session has a connection.

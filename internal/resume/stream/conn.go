@@ -88,6 +88,9 @@ func (c *Conn) now() time.Duration { return time.Since(c.start) }
 
 // unlock lets others see what was changed, and tells of the memory and of the end.
 func (c *Conn) unlock() {
+	if c.err != nil && !c.ended && c.Late {
+		c.session.Release()
+	}
 	held := c.session.Memory()
 	delta := held - c.held
 	c.held = held
@@ -128,7 +131,7 @@ func brokenBy(err error) bool {
 func (c *Conn) prompt() {
 	if c.session.Pending(c.now()) {
 		c.output.Broadcast()
-	} else if at, ok := c.session.Due(); ok && !c.timed {
+	} else if at, ok := c.session.Due(); ok && !c.timed && c.err == nil {
 		c.timed = true
 		time.AfterFunc(at-c.now(), c.acknowledge)
 	}
