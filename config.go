@@ -68,6 +68,8 @@ type Config struct {
 	ResumeMemory  int           // bytes, of all tunnels
 	ResumeMax     int           // tunnels whose client is gone
 	ResumeKeyFile string        // seals tickets; empty: the secrets do
+	ResumePeer    string        // address for other gateways; empty: none
+	ResumePeers   []netip.Prefix
 
 	KCP                             string // address; empty: off
 	KCPMode                         string
@@ -105,6 +107,7 @@ type listening struct {
 	addr    string
 	forward *address.Route // where every client goes; nil: to its sealed address
 	kcp     bool           // by KCP, on UDP
+	peer    bool           // for other gateways, whose clients resume tunnels of this one
 	setting string         // the flag that said so
 }
 
@@ -133,6 +136,9 @@ func (cfg *Config) settleListening() error {
 	}
 	if cfg.KCP != "" {
 		cfg.Listen = append(cfg.Listen, listening{addr: cfg.KCP, kcp: true, setting: "kcp"})
+	}
+	if cfg.ResumePeer != "" {
+		cfg.Listen = append(cfg.Listen, listening{addr: cfg.ResumePeer, peer: true, setting: "resume-peer"})
 	}
 	return nil
 }
@@ -196,6 +202,19 @@ func (cfg *Config) checkTLS() error {
 		return errors.New("-tls-key needs -tls-cert too")
 	case cfg.TLSCert != "" && cfg.TLSKey == "":
 		return errors.New("-tls-cert needs -tls-key too")
+	}
+	return nil
+}
+
+// checkResume sees whether the settings of resumable tunnels go together.
+func (cfg *Config) checkResume() error {
+	for _, name := range []string{"resume-plain", "resume-key-file", "resume-peer", "resume-peers"} {
+		if set := cfg.sources[name]; set != "" && !cfg.Resume {
+			return fmt.Errorf("%s is for resumable tunnels, which need -resume=1", set)
+		}
+	}
+	if cfg.ResumePeer != "" && len(cfg.ResumePeers) == 0 {
+		return fmt.Errorf("%s needs -resume-peers: from where other gateways connect, and which of them are connected to", cfg.sources["resume-peer"])
 	}
 	return nil
 }

@@ -379,6 +379,8 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 		"keepalive": "30s", "tcp-user-timeout": "0",
 		"kcp": "", "kcp-mode": "fast3", "kcp-sndwnd": "1024", "kcp-rcvwnd": "1024", "kcp-mtu": "1350", "kcp-datashard": "0",
 		"kcp-parityshard": "0", "kcp-crypt": "none", "kcp-key": "", "kcp-idle-timeout": "60s",
+		"resume": "0", "resume-plain": "0", "resume-hold": "30s", "resume-buffer": "262144", "resume-memory": "268435456",
+		"resume-max": "10000", "resume-key-file": "", "resume-peer": "", "resume-peers": "",
 		"pidfile": "gateway.pid", "drain": "30s", "log-format": "text", "log-level": "info", "pprof": "",
 		"token-keys": "", "token-audience": "", "legacy": "1",
 		"seal": "", "ttl": "0", "keygen": "", "open": "", "check": "", "version": "",

@@ -1,13 +1,18 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
+	"gateway/internal/address"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/pending"
@@ -45,12 +50,14 @@ type resumables struct {
 	ledger *ledger
 	relay  *relay.Relay
 	owner  *owner.Owner
+	dialer *dialer
 }
 
 // newOwner returns what keeps resumable tunnels.
 func newOwner(cfg *Config, log *slog.Logger) (*owner.Owner, error) {
 	return owner.New(owner.Options{
 		Secrets: cfg.tickets,
+		Address: cfg.ResumePeer,
 		Hold:    cfg.ResumeHold,
 		Buffer:  cfg.ResumeBuffer,
 		Memory:  int64(cfg.ResumeMemory),
@@ -82,6 +89,62 @@ func (m resumables) again(r *resume.Request, conn net.Conn, client netip.AddrPor
 		err = resumeFailure(err)
 	}
 	return t, link, how, err
+}
+
+// elsewhere asks the gateway that a ticket names to go on, if that is another one, and
+// returns the connection behind its 200; or nil for a tunnel of this one. The error is a
+// *refusal. local is where the client has connected to.
+func (m resumables) elsewhere(ctx context.Context, r *rules, s *session, u *upstream, local netip.AddrPort, q *resume.Request) (net.Conn, error) {
+	addr, err := m.owner.OwnerOf(q)
+	if err != nil {
+		return nil, resumeFailure(err)
+	}
+	if addr == "" || s.peer { // who is asked by another gateway asks nobody
+		return nil, nil
+	}
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil || !within(r.peers, to.Addr()) {
+		return nil, &refusal{status: handshake.BadGateway, reason: "foreign_owner",
+			cause: fmt.Errorf("the tunnel's gateway %s is not within -resume-peers", addr)}
+	}
+	u.backend = address.Address{IP: to.Addr(), Port: to.Port()}
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	conn, err := m.dialer.base.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, dialFailure(err)
+	}
+	if err := ask(ctx, conn, m.ledger.announce(2, s, u, local, q.Append(nil))); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	u.preface = 0 // it went before the tunnel began
+	return conn, nil
+}
+
+// ask sends another gateway a request and reads its answer. The error is a *refusal, with
+// the answer if that is another one than 200.
+func ask(ctx context.Context, conn net.Conn, request []byte) error {
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	var answer [len(handshake.OK)]byte
+	_, err := conn.Write(request)
+	if err == nil {
+		_, err = io.ReadFull(conn, answer[:])
+	}
+	if err != nil {
+		why := dialFailure(fmt.Errorf("the tunnel's gateway does not answer: %w", err))
+		why.blamesBackend = false
+		return why
+	}
+	conn.SetDeadline(time.Time{})
+	switch st := handshake.Status(answer[:]); st {
+	case handshake.OK:
+		return nil
+	case handshake.Unauthorized, handshake.Gone, handshake.BadGateway, handshake.GatewayTimeout:
+		return &refusal{status: st, reason: "peer_refused"}
+	}
+	return &refusal{status: handshake.BadGateway, reason: "peer_refused"}
 }
 
 // resumeFailure is why there is no such tunnel.

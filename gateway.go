@@ -73,7 +73,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		}
 	}
 	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
-	g.http.resumable = resumables{g.ledger, g.relay, g.owner}
+	g.http.resumable = resumables{g.ledger, g.relay, g.owner, g.dialer}
 	if cfg.loopCount() == 0 {
 		return g, nil
 	}
@@ -162,6 +162,12 @@ func (g *Gateway) serveTunnel(c *connection, req request) {
 		g.refuse(c, err)
 		return
 	}
+	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
+	g.answer(c, backend, early)
+}
+
+// answer says 200 and relays.
+func (g *Gateway) answer(c *connection, backend net.Conn, early []byte) {
 	if reply := c.session.form.Reply(handshake.OK); len(reply) > 0 {
 		if _, err := c.Write(reply); err != nil {
 			layer.ResetOnClose(backend) // as if the client had reset it
@@ -170,7 +176,6 @@ func (g *Gateway) serveTunnel(c *connection, req request) {
 			return
 		}
 	}
-	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
 	g.clients.remove(c.socket)
 	g.afresh(c, func() { g.runTunnel(c, backend, early) })
 }
@@ -214,6 +219,16 @@ func (g *Gateway) serveResumable(c *connection, req request) {
 
 // resume has a client go on with its tunnel.
 func (g *Gateway) resume(c *connection, req request) {
+	peer, err := g.resumable().elsewhere(g.baseCtx, c.rules, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.again)
+	switch {
+	case err != nil:
+		g.refuse(c, err)
+		return
+	case peer != nil:
+		c.proven()
+		g.answer(c, peer, req.early)
+		return
+	}
 	t, link, how, err := g.resumable().again(req.again, c.Conn, c.session.client)
 	if err != nil {
 		g.refuse(c, err)

@@ -147,7 +147,7 @@ func (f *httpFront) ServeMarked(ctx context.Context, client *web.Conn, line, ear
 		return err
 	}
 	if req.again != nil {
-		return f.resume(c, client, req.again, early)
+		return f.resume(ctx, c, client, req.again, early)
 	}
 	c.proven()
 	t, hello, err := f.resumable.open(req.begin)
@@ -178,14 +178,28 @@ func (f *httpFront) ServeMarked(ctx context.Context, client *web.Conn, line, ear
 }
 
 // resume has the client of a WebSocket go on with its tunnel.
-func (f *httpFront) resume(c *connection, client *web.Conn, r *resume.Request, early []byte) error {
+func (f *httpFront) resume(ctx context.Context, c *connection, client *web.Conn, r *resume.Request, early []byte) error {
+	s, u := c.session, upstream{}
+	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
+	peer, err := f.resumable.elsewhere(ctx, c.rules, &s, &u, c.session.local, r)
+	switch {
+	case err != nil:
+		return err
+	case peer != nil:
+		c.proven()
+		if _, err := client.Write(handshake.WebSocket.Reply(handshake.OK)); err != nil {
+			peer.Close()
+			return errClientGone
+		}
+		f.ledger.begin()
+		f.ledger.ended(&s, &u, f.relay.Run(client, peer, early))
+		return nil
+	}
 	t, link, how, err := f.resumable.again(r, client, c.session.client)
 	if err != nil {
 		return err
 	}
 	c.proven()
-	s := c.session
-	s.form, s.done = handshake.WebSocket, false
 	f.ledger.begin()
 	f.ledger.resumed(&s, t.ID(), how)
 	if _, err := client.Write(handshake.WebSocket.Reply(handshake.OK)); err != nil {

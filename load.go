@@ -54,6 +54,9 @@ func parseConfig(args []string) (*Config, error) {
 	if err := cfg.checkTLS(); err != nil {
 		return nil, err
 	}
+	if err := cfg.checkResume(); err != nil {
+		return nil, err
+	}
 	return cfg, cfg.checkTokens()
 }
 

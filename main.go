@@ -204,9 +204,12 @@ func serve(cfg *Config, log *slog.Logger) error {
 	served := make(chan error, len(listeners))
 	for i, ln := range listeners {
 		go func() {
-			if to := cfg.Listen[i].forward; to != nil {
+			switch to := cfg.Listen[i].forward; {
+			case cfg.Listen[i].peer:
+				served <- g.ServePeer(ln)
+			case to != nil:
 				served <- g.ServeForward(ln, *to)
-			} else {
+			default:
 				served <- g.Serve(ln)
 			}
 		}()
@@ -225,9 +228,12 @@ func serve(cfg *Config, log *slog.Logger) error {
 	}
 	for i, ln := range listeners {
 		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
-		if cfg.Listen[i].kcp {
+		switch {
+		case cfg.Listen[i].kcp:
 			attrs = append(attrs, "protocol", "kcp")
-		} else {
+		case cfg.Listen[i].peer:
+			attrs = append(attrs, "protocol", "resume")
+		default:
 			attrs = append(attrs, "relay", g.relaying())
 		}
 		if to := cfg.Listen[i].forward; to != nil {

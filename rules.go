@@ -27,6 +27,7 @@ type rules struct {
 	trusted          []netip.Prefix // peers that tell of their clients by a PROXY header
 	tls              *tls.Config    // nil: clients do not speak TLS
 	resumes          bool           // tunnels may be resumable
+	peers            []netip.Prefix // where other gateways are
 	resumePlain      bool           // also where their key can be read on the way
 	httpHeaderMax    int            // of an HTTP request's head, in bytes
 	handshakeTimeout time.Duration  // from accept to the end of the request
@@ -58,6 +59,7 @@ func newRules(cfg *Config, services directory) *rules {
 		httpHeaderMax:    cfg.HTTPHeaderMax,
 		resumes:          cfg.Resume,
 		resumePlain:      cfg.ResumePlain,
+		peers:            cfg.ResumePeers,
 		tokens:           cfg.tokens,
 		policy:           policy.New(cfg.Allow, cfg.Deny),
 		routes:           balance.NewTable(cfg.Balance),
@@ -79,8 +81,18 @@ func (r *rules) arrival(peer netip.AddrPort, forward *address.Route) session {
 	if forward != nil {
 		s.form, s.forward = handshake.Forward, forward
 	}
-	s.proxied = slices.ContainsFunc(r.trusted, func(p netip.Prefix) bool { return p.Contains(peer.Addr()) })
+	s.proxied = within(r.trusted, peer.Addr())
 	return s
+}
+
+func within(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// peerArrival is arrival for another gateway, whose PROXY header is believed. It
+// reports false for who is none.
+func (r *rules) peerArrival(peer netip.AddrPort) (session, bool) {
+	return session{client: peer, accepted: time.Now(), peer: true, proxied: true}, within(r.peers, peer.Addr())
 }
 
 // request is what a client asks for.
@@ -98,10 +110,11 @@ func (q *request) resumable() bool { return q.begin != nil || q.again != nil }
 
 // The ways in which an address that opens is of no use.
 var (
-	errWrongWay = unauthorized("wrong_way") // it is for HTTP, and the client brings bytes
-	errNotToken = unauthorized("not_token") // a sealed line, and -legacy=0
-	errNoResume = unauthorized("no_resume") // for a resumable tunnel, and -resume=0
-	errPlainKey = unauthorized("plain_key") // for one without a key, outside of TLS
+	errWrongWay  = unauthorized("wrong_way")  // it is for HTTP, and the client brings bytes
+	errNotToken  = unauthorized("not_token")  // a sealed line, and -legacy=0
+	errNoResume  = unauthorized("no_resume")  // for a resumable tunnel, and -resume=0
+	errNotResume = unauthorized("not_resume") // on -resume-peer, anything but that
+	errPlainKey  = unauthorized("plain_key")  // for one without a key, outside of TLS
 )
 
 var errLongHello = &refusal{reason: "tls_failed",
@@ -126,6 +139,8 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 	}
 	s.form = handshake.Sniff(b, r.tls != nil && !s.secure && !s.kcp)
 	switch {
+	case s.peer:
+		s.form = handshake.Line
 	case s.forward != nil && s.form != handshake.TLS && s.form != handshake.Unknown:
 		s.form = handshake.HTTP // net/http answers to what is not
 	case s.form == handshake.HTTP && s.kcp:
@@ -161,7 +176,13 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 	if bytes.HasPrefix(sealed, []byte(resume.Mark)) && s.form != handshake.Binary {
 		q, err := r.marked(ctx, s.form, s.secure, sealed)
 		q.early = early
+		if s.peer && q.again == nil && err == nil {
+			err = errNotResume
+		}
 		return q, err
+	}
+	if s.peer {
+		return request{}, errNotResume
 	}
 	route, err := r.open(ctx, s.form, sealed)
 	if err != nil {
@@ -307,7 +328,7 @@ func (r *rules) believe(s *session, received []byte) ([]byte, error) {
 // complete, or refused; in bytes.
 func (r *rules) requestMax() int {
 	most := max(handshake.Size(r.markedMax()), handshake.HelloMax+1, r.httpHeaderMax+1)
-	if len(r.trusted) > 0 {
+	if len(r.trusted) > 0 || len(r.peers) > 0 {
 		most += proxyheader.MaxSize
 	}
 	return most

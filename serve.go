@@ -61,6 +61,41 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	}
 }
 
+// ServePeer is Serve for other gateways, whose clients resume tunnels of this one. It
+// goes on after Shutdown, as long as there are tunnels, until Close.
+func (g *Gateway) ServePeer(ln net.Listener) error {
+	defer context.AfterFunc(g.baseCtx, func() { ln.Close() })()
+	var pace backoff
+	for {
+		conn, err := ln.Accept()
+		switch {
+		case err == nil:
+			pace.reset()
+			g.acceptedPeer(conn)
+		case g.baseCtx.Err() != nil:
+			return ErrGatewayClosed
+		default:
+			delay := pace.next()
+			g.ledger.warnCannotAccept(err, delay)
+			time.Sleep(delay)
+		}
+	}
+}
+
+func (g *Gateway) acceptedPeer(conn net.Conn) {
+	r := g.rules.Load()
+	s, ok := r.peerArrival(layer.AddrPort(conn.RemoteAddr()))
+	if !ok {
+		conn.Close()
+		g.ledger.log.Debug("no peer", "addr", conn.RemoteAddr().String())
+		return
+	}
+	s.done = true // the tunnel has an account, which this connection is part of
+	c := &connection{Conn: conn, socket: conn, rules: r, session: s}
+	g.admit(c)
+	go g.serveConn(c, nil)
+}
+
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
 func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {

@@ -23,6 +23,7 @@ type session struct {
 	form     handshake.Form
 	secure   bool   // inside TLS
 	kcp      bool   // comes by KCP
+	peer     bool   // of another gateway, which has a client that resumes
 	proxied  bool   // a trusted proxy is the socket's peer
 	header   int    // bytes of its PROXY header
 	hops     uint8  // gateways that have passed it on, by that header

@@ -171,16 +171,23 @@ func settings(cfg *Config) []setting {
 		{groupResume, "resume-hold", "TIME", flagvalue.Duration(&cfg.ResumeHold),
 			"for which a tunnel is held whose client is gone; then its backend is reset"},
 		{groupResume, "resume-buffer", "BYTES", flagvalue.Int(&cfg.ResumeBuffer, resume.MinWindow, resume.MaxWindow),
-			"that a tunnel may have unacknowledged in each direction, and so what it costs at\n" +
-				"most, twice; its throughput is at most this for each round trip"},
+			"that a tunnel may have unacknowledged in each direction: the most that it costs\n" +
+				"in memory, twice, and the most that it moves in a round trip"},
 		{groupResume, "resume-memory", "BYTES", flagvalue.Int(&cfg.ResumeMemory, 1<<20, math.MaxInt),
 			"of all such tunnels, after which the one whose client has been gone for the\n" +
 				"longest is given up; if there is none, new ones are refused"},
 		{groupResume, "resume-max", "COUNT", flagvalue.Int(&cfg.ResumeMax, 1, 1<<24),
 			"tunnels held whose clients are gone, after which the oldest is given up"},
 		{groupResume, "resume-key-file", "FILE", flagvalue.String(&cfg.ResumeKeyFile),
-			"secrets, one a line, that seal the tickets by which clients come back: the first\n" +
-				"seals, all open. Without it the secrets of sealed lines do"},
+			"secrets, one a line, that seal the tickets by which clients come back: the\n" +
+				"first seals, all open. Without it the secrets of sealed lines do"},
+		{groupResume, "resume-peer", "ADDRESS", flagvalue.Parsed(&cfg.ResumePeer, parsePeer, func(s string) string { return s }),
+			"ip:port to listen on for other gateways, which pass on clients that come back\n" +
+				"there; it stands in tickets, so it is the address at which they reach this one.\n" +
+				"Keep it private; empty: clients come back to the same gateway only"},
+		{groupResume, "resume-peers", "CIDRS", flagvalue.Sum(&cfg.ResumePeers, parsePrefix, ""),
+			"where the other gateways are, separated by commas: only they are taken on\n" +
+				"-resume-peer, and only there a ticket may lead"},
 
 		{groupKCP, "kcp", "ADDRESS", flagvalue.Address(&cfg.KCP, true),
 			"host:port to listen on for KCP clients, the same as -addr most of the time;\n" +
@@ -425,6 +432,18 @@ func parseOrigin(word string) (string, error) {
 		return "", fmt.Errorf("%q: want hosts, with http:// or https:// before them or without, and no path; * stands for anything", word)
 	}
 	return word, nil
+}
+
+// parsePeer reads an address at which others reach this process, or nothing.
+func parsePeer(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	a, err := netip.ParseAddrPort(s)
+	if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().Zone() != "" || a.String() != s {
+		return "", errors.New("want the ip:port at which other gateways reach this one, with a port from 1 to 65535")
+	}
+	return s, nil
 }
 
 func parseLevel(s string) (slog.Level, error) {
