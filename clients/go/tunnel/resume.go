@@ -102,7 +102,7 @@ func (c *Conn) attempt() error {
 		return err
 	}
 	var line []byte
-	l, err := c.stream.Switch(conn, func() { conn.Close() }, func(s *resume.Session) error {
+	l, err := c.stream.Switch(conn, func() { cut(conn) }, func(s *resume.Session) error {
 		line = s.Reattach(c.ticket)
 		return nil
 	})

@@ -158,7 +158,7 @@ func (d *Dialer) openResumable(ctx context.Context, at int, sealed string) (*Con
 	c := &Conn{dialer: d, ticket: hello.Ticket, at: at}
 	c.stream = stream.New(s, stream.Options{Lost: c.lost, Ended: c.over})
 	c.Conn = c.stream
-	l := c.stream.Attach(conn, func() { conn.Close() })
+	l := c.stream.Attach(conn, func() { cut(conn) })
 	go c.stream.Carry(l, nil)
 	if d.Silence >= 0 {
 		c.watch()
@@ -221,6 +221,24 @@ func (d *Dialer) connect(ctx context.Context, at int, deadline time.Time) (net.C
 		return d.DialContext(ctx, address)
 	}
 	return new(net.Dialer).DialContext(ctx, "tcp", address)
+}
+
+// cut closes a connection without waiting for anything: TLS would wait for room for its
+// last words, a WebSocket for an answer.
+func cut(conn net.Conn) {
+	layer := conn
+	for {
+		upper, ok := layer.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		layer = upper.NetConn()
+	}
+	if _, ok := layer.(*net.TCPConn); ok {
+		layer.Close()
+	} else {
+		go conn.Close()
+	}
 }
 
 func readStatus(conn net.Conn) error {

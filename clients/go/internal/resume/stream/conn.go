@@ -267,9 +267,16 @@ func (c *Conn) linger(l *Link) {
 	if replaced {
 		return
 	}
-	l.conn.SetDeadline(time.Now().Add(lingerTime))
+	l.linger()
 	<-l.written
 	io.Copy(io.Discard, struct{ io.Reader }{l.conn})
+}
+
+// linger bounds what is left of a link. Not every connection has deadlines that strike
+// who waits already: kcp-go's reads do not.
+func (l *Link) linger() {
+	l.conn.SetDeadline(time.Now().Add(lingerTime))
+	time.AfterFunc(lingerTime+lingerTime/4, l.abort)
 }
 
 // input takes what has come by a link. It reports false if that carries the session no
@@ -351,8 +358,7 @@ func (c *Conn) write(l *Link) {
 		}
 		c.unlock()
 		if over {
-			l.conn.SetWriteDeadline(time.Now().Add(lingerTime))
-			l.conn.SetReadDeadline(time.Now().Add(lingerTime))
+			l.linger()
 		}
 		if len(buf) > 0 {
 			if _, err := l.conn.Write(buf); err != nil {
@@ -587,7 +593,7 @@ func (c *Conn) AbortFor(why resume.Reason) {
 	l := c.link
 	c.unlock()
 	if l != nil {
-		l.conn.SetDeadline(time.Now().Add(lingerTime))
+		l.linger()
 	}
 }
 
