@@ -1,5 +1,7 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
+# make demo-roaming
+#              pulls the network away under a chat that goes on all the same
 # make test    runs everything that CI runs, but for the next five and make lint
 # make quick   is for the edit loop: vet, and tests with -short, of what has changed
 # make test-bench
@@ -30,10 +32,10 @@ TIMEOUT     ?= 30m
 # The packages that test how bytes are relayed.
 RELAYING    := . ./e2e/process ./e2e/protocols
 # Folders with a go.mod.
-MODULES     := . bench
+MODULES     := . bench clients/go
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests
+.PHONY: all gateway demo demo-roaming test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests
 
 all: gateway
 
@@ -42,6 +44,9 @@ gateway:
 
 demo: gateway
 	@$(GO) run ./demo ./gateway
+
+demo-roaming: gateway
+	@$(GO) run ./demo/roaming ./gateway
 
 test: unit cross demo
 
@@ -74,7 +79,7 @@ cross:
 	@set -e; for p in $(PLATFORMS); do for m in $(MODULES); do \
 		echo "vet and build $$p $$m"; \
 		(cd $$m && export GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 && \
-			$(GO) vet ./... && $(GO) build -o /dev/null .); \
+			$(GO) vet ./... && $(GO) build -o /dev/null ./...); \
 	done; done
 
 # Each fuzz target in turn, FUZZTIME each.

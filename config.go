@@ -208,9 +208,12 @@ func (cfg *Config) checkTLS() error {
 
 // checkResume sees whether the settings of resumable tunnels go together.
 func (cfg *Config) checkResume() error {
-	for _, name := range []string{"resume-plain", "resume-key-file", "resume-peer", "resume-peers"} {
-		if set := cfg.sources[name]; set != "" && !cfg.Resume {
-			return fmt.Errorf("%s is for resumable tunnels, which need -resume=1", set)
+	for name, set := range map[string]bool{
+		"resume-plain": cfg.ResumePlain, "resume-key-file": cfg.ResumeKeyFile != "",
+		"resume-peer": cfg.ResumePeer != "", "resume-peers": len(cfg.ResumePeers) > 0,
+	} {
+		if set && !cfg.Resume {
+			return fmt.Errorf("%s is for resumable tunnels, which need -resume=1", cfg.sources[name])
 		}
 	}
 	if cfg.ResumePeer != "" && len(cfg.ResumePeers) == 0 {

@@ -164,7 +164,7 @@ func settings(cfg *Config) []setting {
 
 		{groupResume, "resume", "0|1", flagvalue.Switch(&cfg.Resume),
 			"1 lets clients that ask for it come back by another connection, from another\n" +
-				"address, and go on where they were (docs/roaming.md)"},
+				"address, and go on where they were"},
 		{groupResume, "resume-plain", "0|1", flagvalue.Switch(&cfg.ResumePlain),
 			"1 takes clients that cannot exchange keys outside of TLS too, where whoever\n" +
 				"listens on the way can resume their tunnels"},
