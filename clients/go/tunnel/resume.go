@@ -54,7 +54,8 @@ func (c *Conn) resume(why error) {
 	d := c.dialer
 	pause := 50 * time.Millisecond
 	for failed := 0; ; {
-		err := c.attempt()
+		hurry := c.arm()
+		err := c.attempt(hurry)
 		if err == nil || c.stream.Err() != nil {
 			return
 		}
@@ -71,33 +72,34 @@ func (c *Conn) resume(why error) {
 		c.at = (c.at + 1) % len(d.Gateways)
 		c.mu.Unlock()
 		if failed++; failed%len(d.Gateways) == 0 {
-			c.wait(pause + rand.N(pause))
+			c.wait(hurry, pause+rand.N(pause))
 			pause = min(2*pause, time.Second)
 		}
 	}
 }
 
-// wait waits for d, for Reconnect, or for the end.
-func (c *Conn) wait(d time.Duration) {
-	hurry := make(chan struct{})
+// arm returns what Reconnect closes from now on.
+func (c *Conn) arm() <-chan struct{} {
 	c.mu.Lock()
-	c.hurry = hurry
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	c.hurry = make(chan struct{})
+	return c.hurry
+}
+
+// wait waits for d, for Reconnect, or for the end.
+func (c *Conn) wait(hurry <-chan struct{}, d time.Duration) {
 	select {
 	case <-hurry:
 	case <-time.After(d):
 	case <-c.stream.Done():
 	}
-	c.mu.Lock()
-	c.hurry = nil
-	c.mu.Unlock()
 }
 
 // attempt asks one gateway to go on. Without an error the tunnel goes on, and another
 // resume, if need be, begins by lost.
-func (c *Conn) attempt() error {
+func (c *Conn) attempt(hurry <-chan struct{}) error {
 	deadline := time.Now().Add(c.dialer.timeout())
-	conn, err := c.connect(deadline)
+	conn, err := c.connect(hurry, deadline)
 	if err != nil {
 		return err
 	}
@@ -130,13 +132,16 @@ func (c *Conn) attempt() error {
 	return <-answered
 }
 
-// connect connects to the gateway whose turn it is, unless the tunnel ends before.
-func (c *Conn) connect(deadline time.Time) (net.Conn, error) {
+// connect connects to the gateway whose turn it is, unless Reconnect is called or the
+// tunnel ends before.
+func (c *Conn) connect(hurry <-chan struct{}, deadline time.Time) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
 		select {
 		case <-c.stream.Done():
+			cancel()
+		case <-hurry:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -147,7 +152,7 @@ func (c *Conn) connect(deadline time.Time) (net.Conn, error) {
 // back says that the tunnel goes on.
 func (c *Conn) back() {
 	c.mu.Lock()
-	c.running = false
+	c.running, c.hurry = false, nil
 	c.resumes++
 	e := Event{Kind: Back, After: time.Since(c.lostAt), Gateway: c.dialer.Gateways[c.at]}
 	c.mu.Unlock()

@@ -268,7 +268,7 @@ type Conn struct {
 	at       int // the gateway, of dialer.Gateways
 	running  bool
 	lostAt   time.Time
-	hurry    chan struct{} // closed by Reconnect, while a resume waits
+	hurry    chan struct{} // closed by Reconnect, while the tunnel is being resumed
 	resumes  int
 	watching *time.Timer
 }
@@ -292,6 +292,14 @@ func (c *Conn) Done() <-chan struct{} {
 	return c.stream.Done()
 }
 
+// Err returns why the tunnel is over, or nil.
+func (c *Conn) Err() error {
+	if c.stream == nil {
+		return nil
+	}
+	return c.stream.Err()
+}
+
 // Reconnect gives up the connection and goes on by another one. It is for when the
 // system tells that the network has changed: otherwise that is found out after some
 // seconds. It does not wait.
@@ -299,13 +307,12 @@ func (c *Conn) Reconnect() {
 	if c.stream == nil {
 		return
 	}
-	if !c.stream.Cut(errReconnect) {
-		c.mu.Lock()
-		if c.hurry != nil {
-			close(c.hurry)
-			c.hurry = nil
-		}
-		c.mu.Unlock()
+	c.stream.Cut(errReconnect)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hurry != nil { // an attempt that is under way goes by the old network
+		close(c.hurry)
+		c.hurry = nil
 	}
 }
 
