@@ -424,3 +424,31 @@ func TestNoErrorOfSyntaxHoldsASecret(t *testing.T) {
 		}
 	}
 }
+
+func TestTheSettingsOfResumableTunnelsGoTogether(t *testing.T) {
+	cfg := configOf(t, "-resume=1", "-resume-plain=1", "-resume-peer=10.0.0.7:7000", "-resume-peers=10.0.0.0/24")
+	if last := cfg.Listen[len(cfg.Listen)-1]; !last.peer || last.addr != "10.0.0.7:7000" || len(cfg.tickets) != 1 {
+		t.Errorf("listens on %+v with %d secrets for tickets", last, len(cfg.tickets))
+	}
+	file := tempFile(t, "keys", "one\ntwo\n")
+	if cfg := configOf(t, "-resume=1", "-resume-key-file="+file); len(cfg.tickets) != 2 || string(cfg.tickets[0]) != "one" {
+		t.Errorf("tickets are sealed with %d secrets", len(cfg.tickets))
+	}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-resume-plain=1"}, "-resume-plain is for resumable tunnels"},
+		{[]string{"-resume-peers=10.0.0.0/8"}, "-resume-peers is for resumable tunnels"},
+		{[]string{"-resume=1", "-resume-peer=10.0.0.7:7000"}, "-resume-peer needs -resume-peers"},
+		{[]string{"-resume=1", "-resume-key-file=" + file + ".none"}, "-resume-key-file: "},
+	} {
+		if got := refusedConfig(t, append(tt.args, "-secret="+testSecret)...); !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%q: %q, want %q", tt.args, got, tt.want)
+		}
+	}
+	_, err := loadConfig([]string{"-resume=1", "-forward=10.0.0.1:80"})
+	if err == nil || !strings.Contains(err.Error(), "-resume-key-file") {
+		t.Errorf("without any secret: %v", err)
+	}
+}

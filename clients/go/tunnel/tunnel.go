@@ -307,7 +307,13 @@ func (c *Conn) Reconnect() {
 	if c.stream == nil {
 		return
 	}
+	c.mu.Lock()
+	resuming := c.running
+	c.mu.Unlock()
 	c.stream.Cut(errReconnect)
+	if !resuming {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.hurry != nil { // an attempt that is under way goes by the old network
