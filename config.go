@@ -18,6 +18,7 @@ import (
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
+	"gateway/internal/resume"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
 )
@@ -91,10 +92,10 @@ type Config struct {
 	TTL    time.Duration // of what actionSeal makes; 0: a sealed line
 
 	// What load makes of files and of what belongs together.
-	tokens    *token.Keys    // nil: no token opens
-	tlsConfig *tls.Config    // nil: clients do not speak TLS
-	tickets   [][]byte       // secrets that seal tickets of resumable tunnels; the first does
-	kcp       *kcp.Transport // listens for KCP clients and dials KCP backends
+	tokens    *token.Keys     // nil: no token opens
+	tlsConfig *tls.Config     // nil: clients do not speak TLS
+	tickets   *resume.Tickets // of resumable tunnels; nil: there are none
+	kcp       *kcp.Transport  // listens for KCP clients and dials KCP backends
 
 	secret, secretFile string
 	addr               string

@@ -54,9 +54,9 @@ type resumables struct {
 }
 
 // newOwner returns what keeps resumable tunnels.
-func newOwner(cfg *Config, log *slog.Logger) (*owner.Owner, error) {
+func newOwner(cfg *Config, log *slog.Logger) *owner.Owner {
 	return owner.New(owner.Options{
-		Secrets: cfg.tickets,
+		Tickets: cfg.tickets,
 		Address: cfg.ResumePeer,
 		Hold:    cfg.ResumeHold,
 		Buffer:  cfg.ResumeBuffer,

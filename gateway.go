@@ -67,10 +67,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
 	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
 	if cfg.Resume {
-		var err error
-		if g.owner, err = newOwner(cfg, log); err != nil {
-			return nil, err
-		}
+		g.owner = newOwner(cfg, log)
 	}
 	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
 	g.http.resumable = resumables{g.ledger, g.relay, g.owner, g.dialer}

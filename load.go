@@ -20,6 +20,7 @@ import (
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
 	"gateway/internal/policy"
+	"gateway/internal/resume"
 	"gateway/internal/smallfile"
 	"gateway/internal/token"
 )
@@ -155,17 +156,17 @@ func (cfg *Config) loadTicketSecrets() error {
 	if !cfg.Resume || cfg.Action == actionSeal || cfg.Action == actionOpen {
 		return nil
 	}
-	cfg.tickets = cfg.Secrets
+	secrets, err := cfg.Secrets, error(nil)
 	if cfg.ResumeKeyFile != "" {
-		var err error
-		if cfg.tickets, err = readSecrets(cfg.ResumeKeyFile); err != nil {
+		if secrets, err = readSecrets(cfg.ResumeKeyFile); err != nil {
 			return fmt.Errorf("%s: %w", cfg.sources["resume-key-file"], err)
 		}
 	}
-	if len(cfg.tickets) == 0 {
+	if len(secrets) == 0 {
 		return fmt.Errorf("%s=1 needs a secret that seals tickets: set -resume-key-file where there is no secret for sealed lines", cfg.sources["resume"])
 	}
-	return nil
+	cfg.tickets, err = resume.NewTickets(secrets)
+	return err
 }
 
 // loadSecrets gathers the secrets of all sources.

@@ -24,14 +24,15 @@ import (
 // in share them: a goroutine that reads and waits (Gateway.serveConn), and the
 // event loops. They never change; a connection keeps those that it began with.
 type rules struct {
-	trusted          []netip.Prefix // peers that tell of their clients by a PROXY header
-	tls              *tls.Config    // nil: clients do not speak TLS
-	resumes          bool           // tunnels may be resumable
-	peers            []netip.Prefix // where other gateways are
-	resumePlain      bool           // also where their key can be read on the way
-	httpHeaderMax    int            // of an HTTP request's head, in bytes
-	handshakeTimeout time.Duration  // from accept to the end of the request
-	handshakeMax     int            // of a sealed line, in bytes
+	trusted          []netip.Prefix  // peers that tell of their clients by a PROXY header
+	tls              *tls.Config     // nil: clients do not speak TLS
+	resumes          bool            // tunnels may be resumable
+	tickets          *resume.Tickets // opens those of clients that come back
+	peers            []netip.Prefix  // where other gateways are
+	resumePlain      bool            // also where their key can be read on the way
+	httpHeaderMax    int             // of an HTTP request's head, in bytes
+	handshakeTimeout time.Duration   // from accept to the end of the request
+	handshakeMax     int             // of a sealed line, in bytes
 
 	keys   *keyring    // opens sealed lines; nil: none is
 	tokens *token.Keys // opens tokens; nil: none is
@@ -59,6 +60,7 @@ func newRules(cfg *Config, services directory) *rules {
 		httpHeaderMax:    cfg.HTTPHeaderMax,
 		resumes:          cfg.Resume,
 		resumePlain:      cfg.ResumePlain,
+		tickets:          cfg.tickets,
 		peers:            cfg.ResumePeers,
 		tokens:           cfg.tokens,
 		policy:           policy.New(cfg.Allow, cfg.Deny),
@@ -114,6 +116,7 @@ var (
 	errNotToken  = unauthorized("not_token")  // a sealed line, and -legacy=0
 	errNoResume  = unauthorized("no_resume")  // for a resumable tunnel, and -resume=0
 	errNotResume = unauthorized("not_resume") // on -resume-peer, anything but that
+	errBadTicket = unauthorized("bad_ticket") // to resume one; made up, or of another secret
 	errPlainKey  = unauthorized("plain_key")  // for one without a key, outside of TLS
 )
 
@@ -221,6 +224,10 @@ func (r *rules) marked(ctx context.Context, form handshake.Form, secure bool, li
 	case err != nil:
 		return request{}, errBadFormat
 	case again != nil:
+		// What does not open costs no more than a line that does not.
+		if _, ok := r.tickets.Open(again.Ticket); !ok {
+			return request{}, errBadTicket
+		}
 		return request{again: again}, nil
 	case len(begin.Sealed) > r.handshakeMax:
 		return request{}, errTooLong

@@ -22,7 +22,7 @@ import (
 
 // Options say what an Owner may keep. All have to be set but Address.
 type Options struct {
-	Secrets [][]byte      // the first seals tickets, all open them
+	Tickets *resume.Tickets
 	Address string        // ip:port at which other gateways reach this one; or empty
 	Hold    time.Duration // for which a tunnel is kept whose client is gone
 	Buffer  int           // bytes that may be unacknowledged in each direction
@@ -44,11 +44,10 @@ var (
 // Owner keeps resumable tunnels. Its methods may be called from any goroutine.
 type Owner struct {
 	Options
-	tickets *resume.Tickets
-	boot    [8]byte
-	memory  atomic.Int64
-	easing  atomic.Bool // memory is being given back
-	links   sync.WaitGroup
+	boot   [8]byte
+	memory atomic.Int64
+	easing atomic.Bool // memory is being given back
+	links  sync.WaitGroup
 
 	mu       sync.Mutex
 	tunnels  map[[8]byte]*Tunnel
@@ -72,14 +71,10 @@ type Tunnel struct {
 }
 
 // New returns an owner without tunnels.
-func New(o Options) (*Owner, error) {
-	tickets, err := resume.NewTickets(o.Secrets)
-	if err != nil {
-		return nil, err
-	}
-	w := &Owner{Options: o, tickets: tickets, tunnels: make(map[[8]byte]*Tunnel)}
+func New(o Options) *Owner {
+	w := &Owner{Options: o, tunnels: make(map[[8]byte]*Tunnel)}
 	rand.Read(w.boot[:])
-	return w, nil
+	return w
 }
 
 // Open makes a tunnel for a client's request, and the frames that are to be sent
@@ -113,7 +108,7 @@ func (o *Owner) Open(r *resume.Open) (t *Tunnel, hello []byte, err error) {
 	o.mu.Lock()
 	o.tunnels[t.id] = t
 	o.mu.Unlock()
-	h.Ticket = o.tickets.Seal(resume.Ticket{Boot: o.boot, ID: t.id, Owner: o.Address})
+	h.Ticket = o.Tickets.Seal(resume.Ticket{Boot: o.boot, ID: t.id, Owner: o.Address})
 	return t, h.Append(nil), nil
 }
 
@@ -141,7 +136,7 @@ func (t *Tunnel) Carry(l *stream.Link, early []byte) {
 // OwnerOf returns the address of the gateway that a ticket names, if that is another
 // one; else nothing.
 func (o *Owner) OwnerOf(r *resume.Request) (string, error) {
-	k, ok := o.tickets.Open(r.Ticket)
+	k, ok := o.Tickets.Open(r.Ticket)
 	switch {
 	case !ok:
 		return "", ErrTicket
@@ -189,7 +184,7 @@ func (o *Owner) Resume(r *resume.Request, conn net.Conn, client netip.AddrPort, 
 }
 
 func (o *Owner) find(r *resume.Request) (*Tunnel, error) {
-	k, ok := o.tickets.Open(r.Ticket)
+	k, ok := o.Tickets.Open(r.Ticket)
 	if !ok {
 		return nil, ErrTicket
 	}
