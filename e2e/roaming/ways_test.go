@@ -67,9 +67,15 @@ func overKCP(addr string) func(ctx context.Context) (net.Conn, error) {
 		s.SetStreamMode(true) //lint:ignore SA1019 kcp-go's own clients call it
 		s.SetNoDelay(1, 10, 2, 1)
 		s.SetWindowSize(1024, 1024)
-		return s, nil
+		return undated{s}, nil
 	}
 }
+
+// undated has no deadlines: kcp-go reads them in Write without its lock, and so races
+// with who sets one.
+type undated struct{ net.Conn }
+
+func (undated) SetDeadline(time.Time) error { return nil }
 
 // behindLength speaks the form whose requests and answers stand behind a length.
 type behindLength struct {
