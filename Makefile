@@ -2,6 +2,8 @@
 # make demo    shows the gateway at work, from a sealed line to a tunnel
 # make demo-roaming
 #              pulls the network away under a chat that goes on all the same
+# make demo-upgrade
+#              shows a tunnel that lives while the gateway is replaced three times (Linux)
 # make test    runs everything that CI runs, but for the next five and make lint
 # make quick   is for the edit loop: vet, and tests with -short, of what has changed
 # make test-bench
@@ -12,6 +14,8 @@
 #              drives the page of clients/web in a headless Chromium
 # make test-issuing
 #              runs the programs of docs/issuing.md, in every language
+# make test-alerts
+#              runs the tests of deploy/prometheus by promtool
 # make test-manifests
 #              validates deploy/kubernetes, and deploy/consul where Consul is there
 # make bench   compares the gateway with HAProxy, nginx and others (Linux; see
@@ -35,7 +39,7 @@ RELAYING    := . ./e2e/process ./e2e/protocols
 MODULES     := . bench clients/go
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo demo-roaming test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests
+.PHONY: all gateway demo demo-roaming demo-upgrade test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests test-alerts
 
 all: gateway
 
@@ -48,7 +52,10 @@ demo: gateway
 demo-roaming: gateway
 	@$(GO) run ./demo/roaming ./gateway
 
-test: unit cross demo
+demo-upgrade: gateway
+	@$(GO) run ./demo ./gateway upgrade
+
+test: unit cross demo demo-upgrade
 
 # -count=1: what the tests ask the kernel and openssl is not in Go's cache key. The
 # gateway that many of them drive is built once for all.
@@ -137,6 +144,15 @@ test-deps:
 test-peers:
 	@command -v haproxy >/dev/null && command -v nginx >/dev/null || $(MAKE) bench-peers
 	NEED_PEERS=1 $(GO) test -race -count=1 -timeout 120s -run TestRealServersReadTheHeader ./e2e/protocols
+
+# The alerts of deploy/prometheus, by promtool from the packages of Debian and its
+# relatives, without the server that comes with it.
+test-alerts:
+	@command -v promtool >/dev/null || { \
+		apt-get update && dir=$$(mktemp -d) && chmod 755 $$dir && cd $$dir && apt-get download prometheus && \
+		dpkg -x prometheus_*.deb . && install -m 755 usr/bin/promtool $(PREFIX)/bin/promtool; rm -rf $$dir; \
+	}
+	NEED_PROMTOOL=1 $(GO) test -count=1 -run Alert ./deploy
 
 # The page in clients/web, in a browser from the packages of Debian and its
 # relatives.

@@ -1,14 +1,20 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"io"
+	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
-	"gateway/internal/address"
+	"gateway/internal/handover"
+	"gateway/internal/sockopt"
 	"gateway/internal/sys"
 )
 
@@ -44,12 +50,15 @@ func (c *crew) idlest() *acceptor {
 
 // full tells whether another connection might not get its two descriptors.
 // Then it is better off in the listener's queue than with a 502.
-func (c *crew) full() bool {
+func (c *crew) full() bool { return c.conns() >= c.maxConns }
+
+// conns returns how many connections have descriptors.
+func (c *crew) conns() int32 {
 	n := c.away.Load()
 	for _, a := range c.all {
 		n += a.load.Load()
 	}
-	return n >= c.maxConns
+	return n
 }
 
 // acceptor is a loop's part in accepting.
@@ -63,10 +72,10 @@ type acceptor struct {
 // sharedListener is one loop's view of a listening socket that all loops accept
 // from.
 type sharedListener struct {
-	fd       int            // -1: no more
-	forward  *address.Route // where its clients go; nil: they say so
-	rules    func() *rules  // for the next of them
-	paused   bool           // out of descriptors
+	fd       int // -1: no more
+	entrance *entrance
+	rules    func() *rules // for the next client
+	paused   bool          // out of descriptors
 	resumeAt int64
 	pace     backoff
 }
@@ -77,8 +86,8 @@ const listenerEvent = -2
 
 // listen has the loop accept from fd. The registration is level-triggered: one accept for
 // each event shares a storm among the loops.
-func (l *acceptor) listen(fd int, forward *address.Route, rules func() *rules) {
-	sl := &sharedListener{fd: fd, forward: forward, rules: rules}
+func (l *acceptor) listen(fd int, by *entrance, rules func() *rules) {
+	sl := &sharedListener{fd: fd, entrance: by, rules: rules}
 	l.listeners = append(l.listeners, sl)
 	l.registerListener(len(l.listeners) - 1)
 }
@@ -99,9 +108,12 @@ func (l *acceptor) registerListener(i int) {
 }
 
 // unlisten accepts what stands in the queue, since closing the listener would
-// reset it, and then no more.
+// reset it, and then no more. Another process may have the listener too. The
+// registration goes first: the kernel wakes one who waits for a connection, and has
+// this loop been the one, then nobody else knows of what it does not take.
 func (l *acceptor) unlisten(fd int) {
 	l.reactor.tick()
+	unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, fd, nil)
 	for _, sl := range l.listeners {
 		if sl.fd != fd {
 			continue
@@ -114,8 +126,6 @@ func (l *acceptor) unlisten(fd int) {
 		if sl.paused {
 			sl.paused = false
 			l.pausedListeners--
-		} else {
-			unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, fd, nil)
 		}
 		sl.fd = -1
 	}
@@ -167,23 +177,180 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	}
 	sl.pace.reset()
 	l.ledger.begin()
-	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.forward)
+	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.entrance)
 	return true
 }
 
 // place gives a connection to the loop with the fewest, unless this one has
 // hardly more.
-func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, forward *address.Route) {
+func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 	to := l.crew.idlest()
 	if least := to.load.Load(); l.load.Load() <= least+least/8 {
 		to = l
 	}
 	to.load.Add(1)
 	if to == l {
-		l.begin(fd, r, peer, forward)
-	} else if !to.reactor.post(func() { to.begin(fd, r, peer, forward) }) {
+		l.begin(fd, r, peer, by)
+	} else if !to.reactor.post(func() { to.begin(fd, r, peer, by) }) {
 		unix.Close(fd)
 		s, u := session{}, upstream{}
 		l.ledger.done(&s, &u)
+	}
+}
+
+// dupConn is dup for what is TCP.
+func dupConn(c net.Conn) (int, error) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return -1, errors.ErrUnsupported
+	}
+	return sockopt.Dup(tcp)
+}
+
+const (
+	// maxPipes bounds all pipes of the process, and with them the memory that
+	// stalled readers can pin: maxPipes × 1 MiB. Beyond it, tunnels copy. Where
+	// descriptors are few there may be less; see budget.
+	maxPipes = 256
+	// maxIdlePipes bounds the pipes that wait for their next use: half of what
+	// pipe-user-pages-soft lets an unprivileged user have by default.
+	maxIdlePipes = 32
+)
+
+// budget divides the descriptors that a process may have: two for each
+// connection, two for each pipe, and some put by for everything else. Few
+// descriptors mean few pipes: a tunnel can do without, and not a client.
+func budget(limit uint64) (conns, pipes int32) {
+	const putBy = 128
+	n := int32(min(limit, 1<<30))
+	pipes = min(maxPipes, n/8)
+	return max(16, (n-putBy)/2-pipes), pipes
+}
+
+// descriptorLimit returns how many descriptors this process may have.
+func descriptorLimit() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return unix.RLIM_INFINITY
+	}
+	return limit.Cur
+}
+
+// Connections also come from another process, with all that they have been so far, and
+// go to one.
+
+const (
+	// handoverPatience is how long the other process may take for an answer.
+	handoverPatience = 5 * time.Second
+	// handoverPause is the longest pause before it is looked whether there is more
+	// to hand over: handshakes end, and the slow way brings tunnels.
+	handoverPause = 200 * time.Millisecond
+)
+
+// handOver gives the tunnels of all loops to another process, those that are open
+// and those that will be, until ctx ends or the other process does. It owns the
+// stream. told gets to know how many there were in the first go.
+func (c *crew) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+	to, err := handover.NewSender(conn, handoverPatience)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	defer to.Close()
+	began := time.Now()
+	for pause := time.Millisecond; ; pause = min(2*pause, handoverPause) {
+		moved, err := c.handOverNow(ctx, to)
+		if err == nil {
+			err = to.Idle()
+		}
+		if told != nil {
+			told(moved, time.Since(began))
+			told = nil
+		}
+		if moved > 0 {
+			pause = time.Millisecond
+		}
+		if err != nil && !errors.Is(err, handover.ErrBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// handOverNow gives those tunnels away that are open now, and returns how many.
+func (c *crew) handOverNow(ctx context.Context, to *handover.Sender) (moved int, err error) {
+	for _, l := range c.all {
+		if l.load.Load() == 0 {
+			continue
+		}
+		for slot, more := 0, true; more && ctx.Err() == nil; {
+			p := &parcel{}
+			l.do(func() { slot, more = l.yield(p, slot) })
+			if len(p.tunnels) == 0 {
+				continue
+			}
+			if err := to.Send(p.states); err != nil {
+				for len(p.tunnels) > 0 { // a panic costs one
+					l.do(func() { l.resume(p) })
+				}
+				return moved, err
+			}
+			moved += len(p.tunnels)
+			for len(p.tunnels) > 0 {
+				l.do(func() { l.depart(p) })
+			}
+		}
+	}
+	return moved, nil
+}
+
+// do runs f in the loop's thread and waits for it. A loop with frozen tunnels does
+// not end.
+func (l *acceptor) do(f func()) {
+	done := make(chan struct{})
+	if l.reactor.post(func() { defer close(done); f() }) {
+		<-done
+	}
+}
+
+// takeOver adopts the tunnels of another process, until that sends no more, and returns
+// how many. It owns the stream, whose read deadline ends it. idle is told when the
+// other process has no more for now, and when it has.
+func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+	from, err := handover.NewReceiver(conn)
+	if err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil // it has none, or has ended
+		}
+		return 0, err
+	}
+	defer from.Close()
+	from.Room = func(tunnels []handover.Tunnel) error {
+		if c.conns()+int32(len(tunnels)) > c.maxConns {
+			return errFull
+		}
+		return nil
+	}
+	from.Idle = idle
+	for {
+		tunnels, err := from.Next()
+		switch {
+		case err == io.EOF, errors.Is(err, os.ErrDeadlineExceeded):
+			return taken, nil
+		case err != nil:
+			return taken, err
+		}
+		taken += len(tunnels)
+		to, r := c.idlest(), rules()
+		to.load.Add(int32(len(tunnels)))
+		for i := range tunnels {
+			to.ledger.begin()
+			// No loop ends before this does, see Gateway.stop.
+			to.reactor.post(func() { to.adoptLive(&tunnels[i], r) })
+		}
 	}
 }

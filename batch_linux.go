@@ -218,8 +218,12 @@ func (e *entry) note(l *tunnels, ring *uring.Ring, slot int) {
 	} else {
 		src.readable = src.hung
 	}
+	if from == backendSide && f.moved == 0 && e.sent > 0 {
+		l.firstByte(t)
+	}
 	f.moved += int64(e.sent)
-	l.copied += int64(e.sent)
+	t.movedAt = l.reactor.now
+	l.copied[from] += int64(e.sent)
 	if e.sendErr == nil && e.sent == e.received {
 		return
 	}

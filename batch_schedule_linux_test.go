@@ -62,7 +62,7 @@ func drive(t testing.TB, ring bool, log slog.Handler) *drivenLoop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.listen(d.listener, &route, func() *rules { return r })
+	l.listen(d.listener, &entrance{forward: &route}, func() *rules { return r })
 	t.Cleanup(func() {
 		l.closing = true
 		for _, tun := range l.slots {

@@ -19,15 +19,24 @@ type upstream struct {
 	backend address.Address // the one to dial; zero until one is known
 	choice  *choice         // among several; nil: there is one
 	left    int             // dials that may still be tried
+	tries   uint8           // dials that were, as far as they are counted
+	began   time.Duration   // the last of them, by the ledger's clock
 	dialed  *netip.AddrPort // where the backend's name led to; nil for a literal
 	id      string          // told to the backend; empty without a PROXY header of version 2
 	preface int32           // bytes of ours that lead what the client sends
+}
+
+// joined is what a tunnel joins, as internal/relay keeps it.
+type joined struct {
+	session  *session
+	upstream *upstream
 }
 
 // choice is the way through several backends.
 type choice struct {
 	group   *balance.Group
 	attempt balance.Attempt
+	service bool // whom DNS lists
 	spares  int  // backends that have not had their turn
 	passed  bool // one has had it that was not dialed, by errSlowLookup
 }
@@ -63,7 +72,7 @@ func (u *upstream) choose(ctx context.Context, r *rules, s *session, route addre
 		}
 		group.Update(targets)
 	}
-	u.choice = &choice{group: group, attempt: group.Start(s.client.Addr()), spares: group.Len() - 1}
+	u.choice = &choice{group: group, attempt: group.Start(s.client.Addr()), spares: group.Len() - 1, service: route.Service() != ""}
 	u.left = max(u.left, group.Len())
 	if !u.next() {
 		return errNoTarget
@@ -185,4 +194,16 @@ func (s *services) find(ctx context.Context, name string) ([]balance.Target, err
 		s.known[name] = k
 	}
 	return k.targets, nil
+}
+
+// routes returns the routes to all services that were found.
+func (s *services) routes() (all []address.Route) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name := range s.known {
+		if r, err := address.ParseRoute("srv:" + name); err == nil {
+			all = append(all, r)
+		}
+	}
+	return all
 }

@@ -7,20 +7,31 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/balance"
+	"gateway/internal/certificate"
 	"gateway/internal/kcp"
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
 	"gateway/internal/resume"
+	"gateway/internal/smallfile"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
+)
+
+// Set by the Makefile.
+var (
+	version = "dev"
+	commit  = ""
 )
 
 // Config is a validated configuration; see parseConfig and load. What each field
@@ -80,23 +91,39 @@ type Config struct {
 	KCPCrypt, KCPKey                string
 	KCPIdleTimeout                  time.Duration
 
-	PIDFile   string // empty: none
-	Drain     time.Duration
-	LogFormat string // "text" or "json"
-	LogLevel  slog.Level
-	Pprof     string // empty: off
+	PIDFile        string // empty: none
+	Drain          time.Duration
+	UpgradeExec    string // empty: the program that runs
+	UpgradeTimeout time.Duration
+	Handover       bool
+	HardStopAfter  time.Duration // 0: never
+	LogFormat      string        // "text" or "json"
+	LogLevel       slog.Level
+	Pprof          string // empty: off
+
+	Admin          string // host:port or unix:PATH; empty: off
+	AdminTokenFile string // empty: nobody changes anything by TCP
 
 	// Action is what to do instead of serving, and Arg its argument.
 	Action action
 	Arg    string
 	TTL    time.Duration // of what actionSeal makes; 0: a sealed line
+	Watch  time.Duration // between two tables of actionStatus; 0: there is one
+	filter url.Values    // of actionTunnels and actionCut
 
 	// What load makes of files and of what belongs together.
-	tokens    *token.Keys     // nil: no token opens
-	tlsConfig *tls.Config     // nil: clients do not speak TLS
-	tickets   *resume.Tickets // of resumable tunnels; nil: there are none
-	kcp       *kcp.Transport  // listens for KCP clients and dials KCP backends
+	tokens      *token.Keys           // nil: no token opens
+	tlsConfig   *tls.Config           // nil: clients do not speak TLS
+	certificate *certificate.Reloader // of it
+	tickets     *resume.Tickets       // of resumable tunnels; nil: there are none
+	kcp         *kcp.Transport        // listens for KCP clients and dials KCP backends
+	watch       *smallfile.Watch      // of the files of secrets
 
+	adminToken string
+	level      *slog.LevelVar // LogLevel, or what it was changed to; nil: LogLevel
+
+	file               string // of settings; empty: none
+	inFile             int    // settings that it holds
 	secret, secretFile string
 	addr               string
 	forward            *address.Route    // of -addr
@@ -110,6 +137,10 @@ type listening struct {
 	kcp     bool           // by KCP, on UDP
 	peer    bool           // for other gateways, whose clients resume tunnels of this one
 	setting string         // the flag that said so
+
+	given   string       // by systemd, under this name; empty: not
+	ln      net.Listener // given; nil: not, or
+	packets *net.UDPConn // for KCP
 }
 
 // action is one of the flags that do something other than serve.
@@ -122,6 +153,9 @@ const (
 	actionOpen    action = "open"
 	actionCheck   action = "check"
 	actionVersion action = "version"
+	actionStatus  action = "status"
+	actionTunnels action = "tunnels"
+	actionCut     action = "cut"
 )
 
 // settleListening gathers all addresses to listen on: -addr comes first, unless
@@ -223,6 +257,32 @@ func (cfg *Config) checkResume() error {
 	return nil
 }
 
+// checkAdmin sees whether the settings of -admin go together.
+func (cfg *Config) checkAdmin() error {
+	asks := cfg.Action == actionStatus || cfg.Action == actionTunnels || cfg.Action == actionCut
+	switch {
+	case cfg.Admin == "" && cfg.AdminTokenFile != "":
+		return fmt.Errorf("%s is for -admin, which is not given", cfg.sources["admin-token-file"])
+	case cfg.Admin == "" && asks:
+		return fmt.Errorf("-%s asks a gateway that runs: say by -admin or GATEWAY_ADMIN which, by what its own -admin is", cfg.Action)
+	case cfg.Watch != 0 && cfg.Action != actionStatus:
+		return errors.New("-watch is for -status, which is not given")
+	}
+	var err error
+	switch cfg.Action {
+	case actionTunnels:
+		cfg.filter, err = admin.ParseFilter(cfg.Arg)
+	case actionCut:
+		if cfg.filter, err = admin.ParseFilter(cfg.Arg); err == nil {
+			err = admin.CheckCut(cfg.filter)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("invalid value %q for -%s: %w", cfg.Arg, cfg.Action, err)
+	}
+	return nil
+}
+
 // proxyVersion is the version of -send-proxy's header, 0 for none.
 func (cfg *Config) proxyVersion() int {
 	return map[string]int{"v1": 1, "v2": 2}[cfg.SendProxy]
@@ -276,4 +336,25 @@ func (cfg *Config) keepalive() (time.Duration, net.KeepAliveConfig) {
 		Interval: max(time.Second, cfg.Keepalive/3),
 		Count:    3,
 	}
+}
+
+// versionLine is what -version prints.
+func versionLine() string {
+	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commitOf())
+}
+
+// commitOf returns the commit that this was built from.
+func commitOf() string {
+	rev := commit
+	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				rev = s.Value
+			}
+		}
+	}
+	if rev == "" {
+		rev = "unknown"
+	}
+	return rev
 }

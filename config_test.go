@@ -383,9 +383,9 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 		"kcp-parityshard": "0", "kcp-crypt": "none", "kcp-key": "", "kcp-idle-timeout": "60s",
 		"resume": "0", "resume-plain": "0", "resume-hold": "30s", "resume-buffer": "262144", "resume-memory": "268435456",
 		"resume-max": "10000", "resume-key-file": "", "resume-peer": "", "resume-peers": "",
-		"pidfile": "gateway.pid", "drain": "30s", "log-format": "text", "log-level": "info", "pprof": "",
+		"config": "", "pidfile": "gateway.pid", "drain": "30s", "upgrade-exec": "", "upgrade-timeout": "30s", "handover": "1", "hard-stop-after": "0", "log-format": "text", "log-level": "info", "pprof": "", "admin": "", "admin-token-file": "",
 		"token-keys": "", "token-audience": "", "legacy": "1",
-		"seal": "", "ttl": "0", "keygen": "", "open": "", "check": "", "version": "",
+		"seal": "", "ttl": "0", "keygen": "", "open": "", "check": "", "version": "", "status": "", "watch": "0", "tunnels": "", "cut": "",
 	}
 	for _, s := range settings(defaultConfig()) {
 		if _, ok := want[s.name]; !ok {

@@ -4,16 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"syscall"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/handshake"
 	"gateway/internal/happyeyeballs"
 	"gateway/internal/kcp"
 	"gateway/internal/layer"
+	"gateway/internal/relay"
 	"gateway/internal/resolve"
+	"gateway/internal/resume"
+	"gateway/internal/resume/owner"
+	"gateway/internal/resume/stream"
 )
 
 // dialer turns an opened address into a connected backend, for who can wait. Its
@@ -21,6 +28,8 @@ import (
 type dialer struct {
 	// kcp dials backends whose scheme is kcp.
 	kcp *kcp.Transport
+	// ledger counts what comes of each attempt; nil in some tests.
+	ledger *ledger
 	// resolver looks up names; *net.Resolver is one. If it has the method
 	// AddressesAndLate, as *resolve.Resolver, that is used.
 	resolver interface {
@@ -52,8 +61,12 @@ func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream,
 		if u.hasSpare() {
 			dial = d.dialOrPass
 		}
+		if d.ledger != nil {
+			d.ledger.dialing(u)
+		}
 		backend, err := dial(ctx, r, u.backend)
 		if err == nil {
+			d.account(s, u, nil)
 			u.connected()
 			if !u.backend.IP.IsValid() {
 				dialed := layer.AddrPort(backend.RemoteAddr())
@@ -65,9 +78,16 @@ func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream,
 			return nil, err
 		}
 		why := dialFailure(err)
+		d.account(s, u, why)
 		if !u.retry(s, why) {
 			return nil, why
 		}
+	}
+}
+
+func (d *dialer) account(s *session, u *upstream, why *refusal) {
+	if d.ledger != nil {
+		d.ledger.dialed(s, u, why)
 	}
 }
 
@@ -172,4 +192,116 @@ func (d *dialer) dialOne(ctx context.Context, r *rules, scheme string, to netip.
 // network's broadcast address.
 func mayBeBroadcast(err error) bool {
 	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EACCES)
+}
+
+// resumables are the tunnels that outlive their clients' connections: what
+// internal/resume/owner keeps, in the words of a session.
+type resumables struct {
+	ledger *ledger
+	relay  *relay.Relay
+	owner  *owner.Owner
+	dialer *dialer
+}
+
+// newOwner returns what keeps resumable tunnels.
+func newOwner(cfg *Config, log *slog.Logger) *owner.Owner {
+	return owner.New(owner.Options{
+		Tickets: cfg.tickets,
+		Address: cfg.ResumePeer,
+		Hold:    cfg.ResumeHold,
+		Buffer:  cfg.ResumeBuffer,
+		Memory:  int64(cfg.ResumeMemory),
+		Max:     cfg.ResumeMax,
+		Log:     log,
+	})
+}
+
+// open makes a tunnel for a client that asks for one. The error is a *refusal.
+func (m resumables) open(r *resume.Open) (t *owner.Tunnel, hello []byte, err error) {
+	t, hello, err = m.owner.Open(r)
+	if err != nil {
+		return nil, nil, resumeFailure(err)
+	}
+	return t, hello, nil
+}
+
+// run relays until the tunnel ends, and does not wait for that. header comes first to
+// the backend.
+func (m resumables) run(t *owner.Tunnel, s session, u upstream, backend net.Conn, header []byte) {
+	s.resumes = t.ID()
+	go func() { m.ledger.ended(&s, &u, m.relay.RunAs(joined{&s, &u}, t, backend, header)) }()
+}
+
+// again has a tunnel carried on by conn. The error is a *refusal.
+func (m resumables) again(r *resume.Request, conn net.Conn, client netip.AddrPort) (*owner.Tunnel, *stream.Link, owner.Resumed, error) {
+	t, link, how, err := m.owner.Resume(r, conn, client, func() { layer.Abort(conn) })
+	if err != nil {
+		err = resumeFailure(err)
+	}
+	return t, link, how, err
+}
+
+// elsewhere asks the gateway that a ticket names to go on, if that is another one, and
+// returns the connection behind its 200; or nil for a tunnel of this one. The error is a
+// *refusal. local is where the client has connected to.
+func (m resumables) elsewhere(ctx context.Context, r *rules, s *session, u *upstream, local netip.AddrPort, q *resume.Request) (net.Conn, error) {
+	addr, err := m.owner.OwnerOf(q)
+	if err != nil {
+		return nil, resumeFailure(err)
+	}
+	if addr == "" || s.peer { // who is asked by another gateway asks nobody
+		return nil, nil
+	}
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil || !within(r.peers, to.Addr()) {
+		return nil, &refusal{status: handshake.BadGateway, reason: "foreign_owner",
+			cause: fmt.Errorf("the tunnel's gateway %s is not within -resume-peers", addr)}
+	}
+	u.backend = address.Address{IP: to.Addr(), Port: to.Port()}
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	conn, err := m.dialer.base.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, dialFailure(err)
+	}
+	if err := askOwner(ctx, conn, m.ledger.announce(2, s, u, local, q.Append(nil))); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	u.preface = 0 // it went before the tunnel began
+	return conn, nil
+}
+
+// askOwner sends another gateway a request and reads its answer. The error is a *refusal, with
+// the answer if that is another one than 200.
+func askOwner(ctx context.Context, conn net.Conn, request []byte) error {
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	var answer [len(handshake.OK)]byte
+	_, err := conn.Write(request)
+	if err == nil {
+		_, err = io.ReadFull(conn, answer[:])
+	}
+	if err != nil {
+		why := dialFailure(fmt.Errorf("the tunnel's gateway does not answer: %w", err))
+		why.blamesBackend = false
+		return why
+	}
+	conn.SetDeadline(time.Time{})
+	switch st := handshake.Status(answer[:]); st {
+	case handshake.OK:
+		return nil
+	case handshake.Unauthorized, handshake.Gone, handshake.BadGateway, handshake.GatewayTimeout:
+		return &refusal{status: st, reason: "peer_refused"}
+	}
+	return &refusal{status: handshake.BadGateway, reason: "peer_refused"}
+}
+
+// resumeFailure is why there is no such tunnel.
+func resumeFailure(err error) *refusal {
+	why := &refusal{status: handshake.Unauthorized, reason: err.Error()}
+	if errors.Is(err, owner.ErrUnknown) || errors.Is(err, resume.ErrOffsets) {
+		why.status = handshake.Gone
+	}
+	return why
 }

@@ -8,12 +8,15 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/pending"
@@ -33,19 +36,34 @@ type Gateway struct {
 	dialer   *dialer
 	resolver *resolve.Resolver
 	relay    *relay.Relay
-	loops    *loops // nil: goroutines serve
-	http     *httpFront
-	owner    *owner.Owner    // of resumable tunnels; nil: there are none
-	clients  connections     // in serveConn, until another owns them
-	pending  *pending.Budget // of those that have proven nothing
+	loops    *loops                    // nil: goroutines serve
+	http     atomic.Pointer[httpFront] // for connections to come
+	owner    *owner.Owner              // of resumable tunnels; nil: there are none
+	clients  connections               // in serveConn, until another owns them
+	pending  *pending.Budget           // of those that have proven nothing
+	metrics  *admin.Metrics            // nil: nobody looks
+
+	reloads, secretReloads reloadCount // of all settings, and of secrets alone
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
-	stopping  chan struct{}  // closed by Shutdown and Close
 	accepting sync.WaitGroup // accept loops
+	adopting  sync.WaitGroup // TakeOver
 
 	mu        sync.Mutex
-	listeners map[net.Listener]struct{}
+	closed    bool                           // by Shutdown or Close
+	listeners map[net.Listener]chan struct{} // closed when they are to end
+	cfg       *Config                        // of rules and http
+	own       []netip.AddrPort               // see Own
+	fronts    []*httpFront                   // all that serve, the last for connections to come
+	taking    *taking                        // nil: no TakeOver so far
+}
+
+// taking is what goes on in TakeOver.
+type taking struct {
+	conn *net.UnixConn
+	idle atomic.Bool // the other process has no more for now
+	over atomic.Bool
 }
 
 // NewGateway returns a gateway for a configuration that was loaded. It must be
@@ -58,19 +76,24 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		resolver:  resolve.New(resolve.Options{Server: cfg.Resolver, Timeout: cfg.ResolverTimeout, Log: log}),
 		baseCtx:   ctx,
 		cancel:    cancel,
-		stopping:  make(chan struct{}),
-		listeners: make(map[net.Listener]struct{}),
+		listeners: make(map[net.Listener]chan struct{}),
+		cfg:       cfg,
 		clients:   connections{all: make(map[net.Conn]struct{})},
 		pending:   pending.NewBudget(cfg.maxPending()),
 	}
-	g.dialer.resolver = hostLookup{g.resolver}
+	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
-	g.relay = relay.New(relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log})
+	o := relay.Options{Pump: relay.NewPump(cfg.Buffer).Run, Bounds: cfg.bounds(), Log: log}
+	if cfg.Admin != "" {
+		g.metrics = admin.NewMetrics()
+		g.ledger.watched(g.metrics)
+		o.FirstByte = g.metrics.FirstByte.Observe
+	}
+	g.relay = relay.New(o)
 	if cfg.Resume {
 		g.owner = newOwner(cfg, log)
 	}
-	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
-	g.http.resumable = resumables{g.ledger, g.relay, g.owner, g.dialer}
+	g.openFront(cfg)
 	if cfg.loopCount() == 0 {
 		return g, nil
 	}
@@ -84,6 +107,76 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		log.Warn("no event loops here, goroutines serve instead", "err", err)
 	}
 	return g, nil
+}
+
+// Reload has connections to come follow another configuration, which was loaded.
+// Those that there are keep what they began with. What only a new process can take
+// up is left as it is; see Config.reload.
+func (g *Gateway) Reload(cfg *Config) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old := g.rules.Load()
+	r := newRules(cfg, old.services)
+	if cfg.Balance == g.cfg.Balance {
+		r.routes = old.routes // whose turn it is, and who has failed
+	}
+	for _, ap := range g.own {
+		r.policy.Own(ap)
+	}
+	g.rules.Store(r)
+	g.loops.retime(cfg)
+	if !sameFront(cfg, g.cfg) {
+		g.openFront(cfg)
+	}
+	g.cfg = cfg
+}
+
+// reloadCount counts how often files that had changed were taken up, or could not be.
+type reloadCount struct{ ok, failed atomic.Int64 }
+
+func (c *reloadCount) add(err error) {
+	if err != nil {
+		c.failed.Add(1)
+	} else {
+		c.ok.Add(1)
+	}
+}
+
+// current returns the rules for a connection that begins now.
+func (g *Gateway) current() *rules {
+	r := g.rules.Load()
+	if r.secrets.Changed() {
+		g.reloadSecrets()
+		r = g.rules.Load()
+	}
+	return r
+}
+
+// reloadSecrets takes up secrets of files that have changed.
+func (g *Gateway) reloadSecrets() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	cfg := *g.cfg
+	cfg.Secrets, cfg.SecretSources = nil, nil
+	err := cfg.loadSecrets()
+	g.secretReloads.add(err)
+	if err != nil {
+		g.ledger.log.Error("cannot read the changed secrets, the old ones stay", "err", err)
+		return
+	}
+	r := *g.rules.Load()
+	r.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+	g.rules.Store(&r)
+	g.cfg = &cfg
+	g.ledger.log.Info("secrets changed", "secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
+}
+
+// openFront has HTTP clients to come served by a front of this configuration.
+func (g *Gateway) openFront(cfg *Config) {
+	front := newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
+	front.resumable = g.resumable()
+	g.fronts = append(g.fronts, front)
+	g.http.Store(front)
 }
 
 // serveConn is the life of a connection: request, open, dial, answer, relay,
@@ -116,7 +209,9 @@ func (g *Gateway) serveTLS(c *connection, hello []byte) {
 	c.records = tlsrecord.NewGate(c.socket, bytes.Clone(hello))
 	conn := tls.Server(c.records, c.rules.tls)
 	c.SetDeadline(c.session.accepted.Add(c.rules.handshakeTimeout)) // Close closes the socket
-	if err := conn.Handshake(); err != nil {
+	err := conn.Handshake()
+	g.ledger.handshaken(conn, err)
+	if err != nil {
 		g.refuse(c, g.whyNot(c, &refusal{reason: "tls_failed", cause: fmt.Errorf("tls_failed: %w", err)}))
 		return
 	}
@@ -154,6 +249,7 @@ func (g *Gateway) whyNot(c *connection, err error) error {
 // serveTunnel dials, answers and relays.
 func (g *Gateway) serveTunnel(c *connection, req request) {
 	c.proven()
+	g.ledger.asked(&c.session)
 	backend, err := g.dial(c, req.route)
 	if err != nil {
 		g.refuse(c, err)
@@ -173,6 +269,7 @@ func (g *Gateway) answer(c *connection, backend net.Conn, early []byte) {
 			return
 		}
 	}
+	g.ledger.opened(&c.session, &c.upstream)
 	g.clients.remove(c.socket)
 	g.afresh(c, func() { g.runTunnel(c, backend, early) })
 }
@@ -182,7 +279,8 @@ func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
 	if g.loops.take(&c.session, &c.upstream, c.Conn, backend, early) {
 		return
 	}
-	g.ledger.ended(&c.session, &c.upstream, g.relay.Run(c.Conn, backend, early))
+	s, u := &c.session, &c.upstream
+	g.ledger.ended(s, u, g.relay.RunAs(joined{s, u}, c.Conn, backend, early))
 }
 
 // serveResumable is serveTunnel for a tunnel that may be resumed.
@@ -209,6 +307,7 @@ func (g *Gateway) serveResumable(c *connection, req request) {
 	g.clients.remove(c.socket)
 	header := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), nil)
 	link := t.Begin(c.Conn, c.session.client, func() { layer.Abort(c.Conn) })
+	g.ledger.opened(&c.session, &c.upstream)
 	g.resumable().run(t, c.session, c.upstream, backend, header)
 	c.session.done = true // by that
 	g.afresh(c, func() { t.Carry(link, req.early) })
@@ -241,14 +340,15 @@ func (g *Gateway) resume(c *connection, req request) {
 	g.afresh(c, func() { t.Carry(link, req.early) })
 }
 
-func (g *Gateway) resumable() resumables { return g.http.resumable }
+func (g *Gateway) resumable() resumables { return resumables{g.ledger, g.relay, g.owner, g.dialer} }
 
 // serveHTTP serves a client that speaks HTTP.
 func (g *Gateway) serveHTTP(c *connection, early []byte) {
 	defer g.ledger.done(&c.session, &c.upstream)
+	defer func() { g.ledger.became(&c.session, c.answered) }()
 	defer c.ticket.Release()
 	g.clients.remove(c.socket) // Close ends it by the front's own Close
-	g.http.serve(g.baseCtx, c, early)
+	g.http.Load().serve(g.baseCtx, c, early)
 }
 
 // serveDescriptor serves a connection that a loop has accepted but cannot

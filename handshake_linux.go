@@ -61,22 +61,23 @@ type handshakes struct {
 }
 
 // begin starts the life of a connection, which has been counted in.
-func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, forward *address.Route) {
+func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 	l.reactor.tick()
 	t := l.alloc()
 	l.current = t
 	t.state = stateRequest
 	t.sockets[clientSide].fd = int32(fd)
-	t.rules, t.session = r, r.arrival(peer, forward)
+	t.rules, t.session = r, r.arrival(peer, by.forward)
+	l.ledger.arrived(&t.session, by)
 	switch {
 	case l.closing:
 		l.abandon(t, errShutdown)
-	case forward != nil && l.circles.holds(peer.Addr()):
+	case by.forward != nil && l.circles.holds(peer.Addr()):
 		l.refuse(t, errForwardLoop)
 	case t.session.asks():
 		l.readRequest(t)
 	default:
-		l.route(t, request{route: *forward}, nil)
+		l.route(t, request{route: *by.forward}, nil)
 	}
 	l.current = nil
 }
@@ -189,6 +190,7 @@ func (l *handshakes) route(t *tunnel, req request, received []byte) {
 		return
 	}
 	t.flows[clientSide].unsent = append([]byte(nil), req.early...)
+	l.ledger.asked(&t.session)
 	l.dial(t)
 }
 
@@ -224,6 +226,7 @@ func (l *handshakes) leave(t *tunnel, received []byte) {
 
 // dial begins to connect the backend.
 func (l *handshakes) dial(t *tunnel) {
+	l.ledger.dialing(&t.upstream)
 	backend := t.upstream.backend
 	to := netip.AddrPortFrom(backend.IP, backend.Port)
 	err := t.rules.permit(to)
@@ -310,6 +313,7 @@ func (l *handshakes) dialing(t *tunnel, s *socket, events uint32) {
 		return
 	}
 	t.upstream.connected()
+	l.ledger.dialed(&t.session, &t.upstream, nil)
 	l.answer(t)
 	if broken && t.state == stateOpen {
 		l.turnDeaf(t) // reading the error has cleared it: no read will tell
@@ -381,6 +385,7 @@ func (l *handshakes) answer(t *tunnel) {
 		}
 		early = l.ledger.announce(t.rules.sendProxy, &t.session, &t.upstream, local, early)
 	}
+	l.ledger.opened(&t.session, &t.upstream)
 	l.establish(t, early)
 }
 
@@ -388,6 +393,7 @@ func (l *handshakes) answer(t *tunnel) {
 func (l *handshakes) dialFailed(t *tunnel, err error) {
 	l.closeBackend(t)
 	why := dialFailure(err)
+	l.ledger.dialed(&t.session, &t.upstream, why)
 	if !t.upstream.retry(&t.session, why) {
 		l.refuse(t, why)
 		return
@@ -399,7 +405,7 @@ func (l *handshakes) dialFailed(t *tunnel, err error) {
 // cut ends a connection from outside.
 func (l *handshakes) cut(t *tunnel, how relay.How) {
 	switch {
-	case t.state == stateFree:
+	case t.state == stateFree, t.state == stateFrozen: // see thaw
 	case t.state == stateOpen:
 		l.tunnels.cut(t, how)
 	case how == relay.Shutdown:

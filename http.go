@@ -4,17 +4,72 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"net/netip"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"gateway/internal/address"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
+	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/resume"
 	"gateway/internal/sockopt"
+	"gateway/internal/tlsrecord"
 	"gateway/internal/web"
 )
+
+// connection is a client that a goroutine serves. It speaks with the client
+// through net.Conn: the socket that was accepted, or a layer on top of it.
+type connection struct {
+	net.Conn
+	socket   net.Conn
+	rules    *rules          // those that it began with
+	ticket   *pending.Ticket // among those that have proven nothing
+	records  *tlsrecord.Gate // nil: no TLS
+	session  session
+	upstream upstream
+	answered handshake.Status // the last request of HTTP; empty: none was
+}
+
+// proven says that the client has brought an address that opened, or needs none.
+// It may be called again.
+func (c *connection) proven() {
+	c.ticket.Release()
+	if c.records != nil {
+		c.records.Open()
+	}
+}
+
+// connections is a set of sockets that can be cut from outside. The zero value
+// is not usable. Its methods may be called from any goroutine.
+type connections struct {
+	mu  sync.Mutex
+	all map[net.Conn]struct{}
+}
+
+func (cs *connections) add(c net.Conn) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.all[c] = struct{}{}
+}
+
+func (cs *connections) remove(c net.Conn) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	delete(cs.all, c)
+}
+
+// abort ends all that are in the set, and leaves them to be removed.
+func (cs *connections) abort() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for c := range cs.all {
+		layer.Abort(c)
+	}
+}
 
 // keepAliveTimeout is how long an HTTP client's connection may rest between
 // two requests.
@@ -50,6 +105,13 @@ func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront 
 		Log:                l.log,
 	})
 	return f
+}
+
+// sameFront tells whether two configurations have the same front.
+func sameFront(a, b *Config) bool {
+	return a.HTTPHeaderMax == b.HTTPHeaderMax && a.HandshakeMax == b.HandshakeMax &&
+		a.HandshakeTimeout == b.HandshakeTimeout && a.HTTPIdleTimeout == b.HTTPIdleTimeout &&
+		a.SendProxy == b.SendProxy && slices.Equal(a.WSOrigins, b.WSOrigins)
 }
 
 // readable tells whether a read from a connection would not block.
@@ -129,9 +191,11 @@ func (f *httpFront) Relay(ctx context.Context, client *web.Conn, backend net.Con
 	c := connectionOf(ctx)
 	s, u := c.session, c.takeUpstream()
 	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
-	u.preface = 0 // it went before the tunnel began
+	u.preface = 0            // it went before the tunnel began
+	c.session.counted = true // as that tunnel
 	f.ledger.begin()
-	f.ledger.ended(&s, &u, f.relay.Run(client, backend, early))
+	f.ledger.opened(&s, &u)
+	f.ledger.ended(&s, &u, f.relay.RunAs(joined{&s, &u}, client, backend, early))
 }
 
 // Marked is for web.Marker.
@@ -169,8 +233,10 @@ func (f *httpFront) ServeMarked(ctx context.Context, client *web.Conn, line, ear
 	}
 	s, u := c.session, c.takeUpstream()
 	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
-	u.preface = 0 // it went before the tunnel began
+	u.preface = 0            // it went before the tunnel began
+	c.session.counted = true // as that tunnel
 	f.ledger.begin()
+	f.ledger.opened(&s, &u)
 	link := t.Begin(client, s.client, func() { client.Close() })
 	f.resumable.run(t, s, u, backend, nil)
 	t.Carry(link, early)
@@ -191,8 +257,10 @@ func (f *httpFront) resume(ctx context.Context, c *connection, client *web.Conn,
 			peer.Close()
 			return errClientGone
 		}
+		c.session.counted = true // as that tunnel
 		f.ledger.begin()
-		f.ledger.ended(&s, &u, f.relay.Run(client, peer, early))
+		f.ledger.opened(&s, &u)
+		f.ledger.ended(&s, &u, f.relay.RunAs(joined{&s, &u}, client, peer, early))
 		return nil
 	}
 	t, link, how, err := f.resumable.again(r, client, c.session.client)
@@ -200,6 +268,7 @@ func (f *httpFront) resume(ctx context.Context, c *connection, client *web.Conn,
 		return err
 	}
 	c.proven()
+	c.session.counted = true // as what resumed
 	f.ledger.begin()
 	f.ledger.resumed(&s, t.ID(), how)
 	if _, err := client.Write(handshake.WebSocket.Reply(handshake.OK)); err != nil {
@@ -218,6 +287,12 @@ func (f *httpFront) Served(ctx context.Context, e web.Exchange) {
 	if addr, ok := e.Route.Single(); ok {
 		u.backend = addr // without a dial, where a connection was there already
 	}
+	if c.answered = handshake.OK; e.Err != nil {
+		c.answered = ""
+		if e.Status != 0 {
+			c.answered = handshake.Status(strconv.Itoa(e.Status))
+		}
+	}
 	f.ledger.exchanged(&c.session, &u, e)
 }
 
@@ -228,3 +303,34 @@ func (c *connection) takeUpstream() upstream {
 	c.upstream = upstream{}
 	return u
 }
+
+// replayed is a connection some bytes of which have been read already, from a
+// client whose address is better known than the socket knows it.
+type replayed struct {
+	net.Conn
+	early  []byte
+	remote netip.AddrPort
+}
+
+func (c *replayed) Read(b []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(b, c.early)
+		if c.early = c.early[n:]; len(c.early) == 0 {
+			c.early = nil
+		}
+		return n, nil
+	}
+	return c.Conn.Read(b)
+}
+
+func (c *replayed) NetConn() net.Conn    { return c.Conn }
+func (c *replayed) CloseWrite() error    { return layer.CloseWrite(c.Conn) }
+func (c *replayed) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.remote) }
+
+// replayedTLS is a replayed TLS connection that can be told for one.
+type replayedTLS struct {
+	*replayed
+	inner *tls.Conn
+}
+
+func (c *replayedTLS) ConnectionState() tls.ConnectionState { return c.inner.ConnectionState() }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"strings"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/certificate"
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
@@ -49,6 +51,15 @@ func parseConfig(args []string) (*Config, error) {
 	if err := cfg.readEnvironment(fs, all); err != nil {
 		return nil, err
 	}
+	if err := cfg.readFile(all); err != nil {
+		return nil, err
+	}
+	if err := cfg.checkAdmin(); err != nil {
+		return nil, err
+	}
+	if cfg.filter != nil || cfg.Action == actionStatus {
+		return cfg, nil // whatever the gateway that runs was told
+	}
 	if err := cfg.settleListening(); err != nil {
 		return nil, err
 	}
@@ -58,6 +69,8 @@ func parseConfig(args []string) (*Config, error) {
 	if err := cfg.checkResume(); err != nil {
 		return nil, err
 	}
+	cfg.level = new(slog.LevelVar)
+	cfg.level.Set(cfg.LogLevel)
 	return cfg, cfg.checkTokens()
 }
 
@@ -114,22 +127,178 @@ func (cfg *Config) readEnvironment(fs *flag.FlagSet, all []setting) error {
 	return nil
 }
 
+// maxConfigFile bounds the file of settings, in bytes.
+const maxConfigFile = 1 << 20
+
+// readFile sets what neither the command line nor the environment has.
+func (cfg *Config) readFile(all []setting) error {
+	if dir := os.Getenv("CONFIGURATION_DIRECTORY"); cfg.sources["config"] == "" && dir != "" {
+		name := filepath.Join(dir, "gateway.conf")
+		if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+			cfg.file, cfg.sources["config"] = name, "$CONFIGURATION_DIRECTORY"
+		}
+	}
+	if cfg.file == "" {
+		return nil
+	}
+	text, err := smallfile.Read(cfg.file, maxConfigFile)
+	if err != nil {
+		return fmt.Errorf("%s: %w", cfg.sources["config"], err)
+	}
+	known := make(map[string]setting)
+	names := make([]string, len(all))
+	for i, s := range all {
+		known[s.name], names[i] = s, s.name
+	}
+	seen := make(map[string]bool)
+	number := 0
+	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
+		number++
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") || strings.HasPrefix(line, ";") {
+			continue
+		}
+		at := fmt.Sprintf("%s: line %d of %s", cfg.sources["config"], number, cfg.file)
+		name, value, ok := strings.Cut(line, "=")
+		if !ok { // perhaps a secret that stands alone: not repeated
+			return fmt.Errorf("%s: want NAME=VALUE", at)
+		}
+		name, value = settingName(strings.TrimSpace(name)), unquote(strings.TrimSpace(value))
+		s, ok := known[name]
+		switch {
+		case !ok && flagvalue.Nearest(name, names) != "":
+			return fmt.Errorf("%s: there is no setting %q: did you mean %q?", at, name, flagvalue.Nearest(name, names))
+		case !ok:
+			return fmt.Errorf("%s: there is no setting of that name (gateway -help lists all)", at)
+		case s.group == groupActions || name == "config":
+			return fmt.Errorf("%s: %s is for the command line", at, name)
+		case seen[name] && name != "listen" && name != "allow" && name != "deny":
+			return fmt.Errorf("%s: %s is there twice", at, name)
+		}
+		seen[name] = true
+		cfg.inFile++
+		if cfg.sources[name] != "" && cfg.sources[name] != cfg.file {
+			continue
+		}
+		if err := s.value.Set(value); err != nil {
+			if name == "secret" || name == "kcp-key" {
+				return fmt.Errorf("%s: invalid value for %s: %w", at, name, err)
+			}
+			return fmt.Errorf("%s: invalid value %q for %s: %w", at, value, name, err)
+		}
+		cfg.sources[name] = cfg.file
+	}
+	return nil
+}
+
+// settingName returns the name of a setting that is perhaps written as a variable.
+func settingName(text string) string {
+	if rest, ok := strings.CutPrefix(text, "GATEWAY_"); ok {
+		return strings.ToLower(strings.ReplaceAll(rest, "_", "-"))
+	}
+	return strings.TrimPrefix(strings.TrimPrefix(text, "-"), "-")
+}
+
+// unquote takes the quotes off a value that has some, as systemd and shells do.
+func unquote(text string) string {
+	if n := len(text); n >= 2 && (text[0] == '"' || text[0] == '\'') && text[n-1] == text[0] {
+		return text[1 : n-1]
+	}
+	return text
+}
+
+// reloadable are the settings that a running process can take up, and how. All others
+// need a new one.
+var reloadable = map[string]func(to, from *Config){
+	"allow":             func(to, from *Config) { to.Allow = from.Allow },
+	"balance":           func(to, from *Config) { to.Balance = from.Balance },
+	"config":            func(to, from *Config) { to.file = from.file },
+	"deny":              func(to, from *Config) { to.Deny = from.Deny },
+	"drain":             func(to, from *Config) { to.Drain = from.Drain },
+	"handshake-max":     func(to, from *Config) { to.HandshakeMax = from.HandshakeMax },
+	"handshake-timeout": func(to, from *Config) { to.HandshakeTimeout = from.HandshakeTimeout },
+	"handover":          func(to, from *Config) { to.Handover = from.Handover },
+	"hard-stop-after":   func(to, from *Config) { to.HardStopAfter = from.HardStopAfter },
+	"http-header-max":   func(to, from *Config) { to.HTTPHeaderMax = from.HTTPHeaderMax },
+	"http-idle-timeout": func(to, from *Config) { to.HTTPIdleTimeout = from.HTTPIdleTimeout },
+	"kdf":               func(to, from *Config) { to.KDFs = from.KDFs },
+	"legacy":            func(to, from *Config) { to.Legacy = from.Legacy },
+	"log-level":         func(to, from *Config) { to.LogLevel = from.LogLevel },
+	"retry":             func(to, from *Config) { to.Retry = from.Retry },
+	"secret":            func(to, from *Config) { to.secret = from.secret },
+	"secret-file":       func(to, from *Config) { to.secretFile = from.secretFile },
+	"send-proxy":        func(to, from *Config) { to.SendProxy = from.SendProxy },
+	"timeout":           func(to, from *Config) { to.Timeout = from.Timeout },
+	"tls-cert":          func(to, from *Config) { to.TLSCert = from.TLSCert },
+	"tls-key":           func(to, from *Config) { to.TLSKey = from.TLSKey },
+	"token-audience":    func(to, from *Config) { to.TokenAudience = from.TokenAudience },
+	"token-keys":        func(to, from *Config) { to.TokenKeys = from.TokenKeys },
+	"trusted-proxies":   func(to, from *Config) { to.TrustedProxies = from.TrustedProxies },
+	"upgrade-exec":      func(to, from *Config) { to.UpgradeExec = from.UpgradeExec },
+	"upgrade-timeout":   func(to, from *Config) { to.UpgradeTimeout = from.UpgradeTimeout },
+	"ws-origins":        func(to, from *Config) { to.WSOrigins = from.WSOrigins },
+}
+
+// reload reads the command line, the environment, and the files that they name
+// again. It returns the configuration to go on with: cfg, with what a running process
+// can take up; and the names of the settings that have changed, and of those among
+// them that only another process can take up.
+func (cfg *Config) reload(args []string, log *slog.Logger) (next *Config, changed, fixed []string, err error) {
+	read, err := parseConfig(args)
+	if err == nil && read.inFile == 0 && cfg.inFile > 0 {
+		// More likely an accident of who writes it than what is meant.
+		err = fmt.Errorf("%s: %s holds no setting any more (restart, if that is meant)", cmp.Or(read.sources["config"], cfg.sources["config"]), cmp.Or(read.file, cfg.file))
+	}
+	if err == nil {
+		err = read.load(log)
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	merged := *cfg
+	before, after := settings(cfg), settings(read)
+	for i, s := range after {
+		take, ok := reloadable[s.name]
+		if ok {
+			take(&merged, read)
+		}
+		if s.group == groupActions || before[i].value.String() == s.value.String() {
+			continue
+		}
+		if changed = append(changed, s.name); !ok {
+			fixed = append(fixed, s.name)
+		}
+	}
+	merged.inFile = read.inFile
+	// What load has made.
+	merged.Secrets, merged.SecretSources = read.Secrets, read.SecretSources
+	merged.tokens, merged.tlsConfig, merged.sources, merged.watch = read.tokens, read.tlsConfig, read.sources, read.watch
+	merged.certificate = read.certificate
+	return &merged, changed, fixed, nil
+}
+
 // load reads the files that the configuration names, and makes of them what the
 // gateway works with: what can be made is valid. Its errors name the flag,
 // variable or file at fault, and never hold a secret. log is told when one of
 // the files changes later.
 func (cfg *Config) load(log *slog.Logger) error {
 	if cfg.TLSCert != "" {
-		reloader, err := certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
+		var err error
+		cfg.certificate, err = certificate.Load(cfg.TLSCert, cfg.TLSKey, log)
 		if err != nil {
 			return fmt.Errorf("%s and %s: %w", cfg.sources["tls-cert"], cfg.sources["tls-key"], err)
 		}
-		cfg.tlsConfig = certificate.Config(reloader)
+		cfg.tlsConfig = certificate.Config(cfg.certificate)
 	}
 	var err error
 	if cfg.TokenKeys != "" {
 		if cfg.tokens, err = token.Load(cfg.TokenKeys, cfg.TokenAudience, log); err != nil {
 			return fmt.Errorf("%s: %w", cfg.sources["token-keys"], err)
+		}
+	}
+	if cfg.AdminTokenFile != "" {
+		if cfg.adminToken, err = readToken(cfg.AdminTokenFile); err != nil {
+			return fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err)
 		}
 	}
 	if cfg.kcp, err = kcp.New(kcp.Options{
@@ -145,6 +314,7 @@ func (cfg *Config) load(log *slog.Logger) error {
 	}); err != nil {
 		return err // names the flag
 	}
+	cfg.watch = smallfile.NewWatch(maxSecretFile, cfg.secretFiles()...)
 	if err := cfg.loadSecrets(); err != nil {
 		return err
 	}
@@ -167,6 +337,17 @@ func (cfg *Config) loadTicketSecrets() error {
 	}
 	cfg.tickets, err = resume.NewTickets(secrets)
 	return err
+}
+
+// secretFiles returns the files that hold secrets, whether they are there or not.
+func (cfg *Config) secretFiles() (names []string) {
+	if cfg.secretFile != "" {
+		names = append(names, cfg.secretFile)
+	}
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		names = append(names, filepath.Join(dir, "secret"))
+	}
+	return names
 }
 
 // loadSecrets gathers the secrets of all sources.
@@ -244,12 +425,31 @@ func readSecrets(name string) ([][]byte, error) {
 	return secrets, nil
 }
 
+// readToken reads the token of -admin-token-file.
+func readToken(name string) (string, error) {
+	text, err := smallfile.Read(name, maxSecretFile)
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(text))
+	if len(token) < shortSecret || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", fmt.Errorf("%s holds no token: want at least %d ASCII characters in one word (openssl rand -hex 24 makes a good one)", name, shortSecret)
+	}
+	return token, nil
+}
+
 // targetsOf returns how many targets a route has that is perhaps none.
 func targetsOf(r *address.Route) int {
 	if r == nil {
 		return 0
 	}
 	return r.Len()
+}
+
+func (cfg *Config) warn(log *slog.Logger) {
+	for _, w := range cfg.warnings() {
+		log.Warn(w)
+	}
 }
 
 // warnings lists what is allowed but unwise.
@@ -273,12 +473,24 @@ func (cfg *Config) warnings() []string {
 			}
 		}
 	}
-	if host, _, _ := net.SplitHostPort(cfg.Pprof); cfg.Pprof != "" {
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsPrivate()) {
-			list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")
-		}
+	if !isPrivate(cfg.Pprof) {
+		list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")
+	}
+	if !isPrivate(cfg.Admin) {
+		list = append(list, "-admin listens on more than a private address: anybody who reaches it sees who plays where")
 	}
 	return append(list, unknownVariables(os.Environ())...)
+}
+
+// isPrivate tells whether strangers cannot reach an address to listen on, or there is
+// none.
+func isPrivate(addr string) bool {
+	if _, ok := admin.UnixPath(addr); ok || addr == "" {
+		return true
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && (ip.IsLoopback() || ip.IsPrivate())
 }
 
 // unknownVariables warns about what looks like a setting in the environment and

@@ -47,7 +47,7 @@ func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
 				l.load.Add(1)
 				g.ledger.begin()
 				inLoop(t, l, func() {
-					l.begin(fd, g.rules.Load(), addrOf(c), nil) // which connects
+					l.begin(fd, g.rules.Load(), addrOf(c), &entrance{}) // which connects
 					b, err := ln.Accept()
 					if err != nil {
 						t.Error(err)

@@ -1,16 +1,16 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"runtime"
-	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
-	"gateway/internal/address"
+	"gateway/internal/handover"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
@@ -38,7 +38,7 @@ type loops struct {
 // accepted client that a loop cannot serve without waiting; it owns the
 // descriptor.
 func newLoops(cfg *Config, l *ledger, slowWay func(fd int, r *rules, s session, received []byte)) (*loops, error) {
-	if err := probeKernel(); err != nil {
+	if err := sys.Probe(); err != nil {
 		return nil, err
 	}
 	ls := &loops{liveness: cfg.liveness()}
@@ -80,19 +80,22 @@ func (ls *loops) kind() string {
 // serve accepts from ln in all loops until stopping is closed. It owns ln, and
 // returns once no loop accepts any more. rules returns those for a connection
 // that begins; it is called from any thread.
-func (ls *loops) serve(ln *net.TCPListener, forward *address.Route, stopping <-chan struct{}, rules func() *rules) error {
+func (ls *loops) serve(ln *net.TCPListener, by *entrance, stopping <-chan struct{}, rules func() *rules) error {
 	defer ln.Close()
-	// net's descriptor is registered with the runtime's poller.
-	fd, err := dup(ln)
+	// net's descriptor is registered with the runtime's poller. As long as it is, each
+	// connection wakes the thread that waits there, once any goroutine waits for any
+	// socket: that costs more than a connection's handshake.
+	fd, err := sockopt.Dup(ln)
 	if err != nil {
 		return err
 	}
+	ln.Close()
 	defer unix.Close(fd)
 	// Accepted sockets inherit the options of their listener.
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	ls.liveness.Set(fd)
 
-	ls.onAll(func(l *loop) { l.listen(fd, forward, rules) })
+	ls.onAll(func(l *loop) { l.listen(fd, by, rules) })
 	<-stopping
 	ls.onAll(func(l *loop) { l.unlisten(fd) })
 	return nil
@@ -111,27 +114,32 @@ func (ls *loops) onAll(f func(*loop)) {
 	}
 }
 
-// probeKernel makes the system calls that the loops cannot do without, for the
-// error of the first that this kernel, or a sandbox, refuses. What can be done
-// without (splice, EPOLLEXCLUSIVE) is found missing when it is first used.
-func probeKernel() error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("socketpair", err)
+// work tells what each loop does with its time, the longest turn of the last minute
+// or two, how many connections it has, and how many of those have not said all.
+func (ls *loops) work(tell func(busy, longest time.Duration, conns, awaiting int)) {
+	if ls == nil {
+		return
 	}
-	defer unix.Close(pair[0])
-	defer unix.Close(pair[1])
-	if _, err := sys.Send(int32(pair[0]), []byte{1}); err != nil {
-		return os.NewSyscallError("sendto", err)
+	for _, l := range ls.all {
+		busy, longest := l.meter.read(time.Since(l.reactor.start))
+		tell(busy, longest, int(l.load.Load()), int(l.meter.awaiting.Load()))
 	}
-	if _, err := sys.Recv(int32(pair[1]), make([]byte, 1)); err != nil {
-		return os.NewSyscallError("recvfrom", err)
+}
+
+// connections returns how many there are, and for how many the descriptors suffice.
+func (ls *loops) connections() (n, limit int) {
+	if ls == nil {
+		return 0, 0
 	}
-	// Not on a socket that does not listen; but the call is there.
-	if _, err := sys.Accept(pair[0], &unix.RawSockaddrAny{}); err != unix.EINVAL && err != unix.EOPNOTSUPP {
-		return os.NewSyscallError("accept4", err)
+	return int(ls.crew.conns()), int(ls.crew.maxConns)
+}
+
+// pipeCount returns how many pipes there are, and how many there may be.
+func (ls *loops) pipeCount() (made, limit int) {
+	if ls == nil {
+		return 0, 0
 	}
-	return nil
+	return ls.pipes.Made(), int(ls.pipes.Max)
 }
 
 // take hands a tunnel that was connected elsewhere to the loop with the fewest,
@@ -160,7 +168,7 @@ func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, early [
 	if !to.reactor.post(func() { to.adopt(s, u, cfd, bfd, early) }) {
 		unix.Close(cfd)
 		unix.Close(bfd)
-		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}})
+		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}, Limit: relay.Drain})
 	}
 	return true
 }
@@ -175,6 +183,107 @@ func (ls *loops) elsewhere() (done func()) {
 	return func() { ls.crew.away.Add(-1) }
 }
 
+// retime gives the loops the times and sizes of another configuration, for what
+// begins from here on. A time that is shorter than before counts from the moment
+// on when those have passed that began with the longer one.
+func (ls *loops) retime(cfg *Config) {
+	if ls == nil {
+		return
+	}
+	ls.onAll(func(l *loop) {
+		l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
+		l.dials.after = cfg.Timeout.Nanoseconds()
+		if size := max(cfg.Buffer, cfg.HandshakeMax+len("\r\n")); size > len(l.buf) {
+			l.buf = make([]byte, size)
+		}
+	})
+}
+
+// portion is how many connections a loop looks at before others have their turn:
+// less than a millisecond's worth, none of which may be in a cache.
+const portion = 256
+
+// visit calls look for each open tunnel, in the thread that has it and one at a
+// time, and cuts those for which it returns true. Loops go on with their work
+// between two portions, and then the caller is called too, by between. An error is
+// ctx's; look may be called once more then.
+func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool), between func()) error {
+	if ls == nil {
+		return nil
+	}
+	for _, l := range ls.all {
+		for at, more := 0, true; more; {
+			done := make(chan struct{})
+			if !l.reactor.post(func() { at, more = l.visit(at, look); close(done) }) {
+				break // it has ended, and its tunnels too
+			}
+			select {
+			case <-done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			between()
+		}
+	}
+	return nil
+}
+
+// visit is one portion of loops.visit. It returns where the next one begins, if
+// there is one.
+func (l *loop) visit(at int, look func(*session, *upstream, relay.Pulse) (cut bool)) (next int, more bool) {
+	l.reactor.tick()
+	next = l.openFrom(at, portion, func(t *tunnel) {
+		if look(&t.session, &t.upstream, l.pulse(t)) {
+			l.cut(t, relay.Cut)
+		}
+	})
+	return next, next < len(l.slots)
+}
+
+// answer returns whether all loops go on with their work, or nil. ctx bounds the
+// wait.
+func (ls *loops) answer(ctx context.Context) error {
+	if ls == nil {
+		return nil
+	}
+	for i, l := range ls.all {
+		done := make(chan struct{})
+		if !l.reactor.post(func() { close(done) }) {
+			continue // it has ended, as it was told to
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return fmt.Errorf("loop %d does not answer", i)
+		}
+	}
+	return nil
+}
+
+// full tells whether there are no descriptors for another connection.
+func (ls *loops) full() bool { return ls != nil && ls.crew.full() }
+
+// handOver is crew.handOver. Where there are no loops there is nothing to hand over.
+func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+	if ls == nil {
+		return conn.Close()
+	}
+	return ls.crew.handOver(ctx, conn, told)
+}
+
+// takeOver is crew.takeOver. Where there are no loops the other process keeps what it
+// has.
+func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+	if ls == nil {
+		ls.refuse(conn, "it has no event loops (-loops)")
+		return 0, nil
+	}
+	return ls.crew.takeOver(conn, rules, idle)
+}
+
+// refuse has another process keep its tunnels, and says why. It owns the stream.
+func (*loops) refuse(conn *net.UnixConn, why string) { handover.Refuse(conn, why) }
+
 // close cuts all tunnels and ends the loops. It does not wait for them.
 func (ls *loops) close() {
 	if ls == nil {
@@ -187,66 +296,22 @@ func (ls *loops) close() {
 
 // moved returns how many bytes were spliced, and how many were copied.
 func (ls *loops) moved() (spliced, copied int64) {
+	s, c := ls.movedFrom()
+	return s[clientSide] + s[backendSide], c[clientSide] + c[backendSide]
+}
+
+// movedFrom is moved by the side that the bytes came from, the client's first.
+func (ls *loops) movedFrom() (spliced, copied [2]int64) {
 	if ls == nil {
-		return 0, 0
+		return spliced, copied
 	}
 	for _, l := range ls.all {
-		spliced += l.totalSpliced.Load()
-		copied += l.totalCopied.Load()
+		for side := range spliced {
+			spliced[side] += l.totalSpliced[side].Load()
+			copied[side] += l.totalCopied[side].Load()
+		}
 	}
 	return spliced, copied
-}
-
-// dupConn is dup for what is TCP.
-func dupConn(c net.Conn) (int, error) {
-	tcp, ok := c.(*net.TCPConn)
-	if !ok {
-		return -1, errors.ErrUnsupported
-	}
-	return dup(tcp)
-}
-
-// dup returns a descriptor of the caller's own for a socket of net's,
-// close-on-exec, or -1. (File().Fd() would make it blocking, for both.)
-func dup(socket syscall.Conn) (int, error) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	fd := -1
-	cerr := raw.Control(func(orig uintptr) {
-		fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	return fd, errors.Join(err, cerr)
-}
-
-const (
-	// maxPipes bounds all pipes of the process, and with them the memory that
-	// stalled readers can pin: maxPipes × 1 MiB. Beyond it, tunnels copy. Where
-	// descriptors are few there may be less; see budget.
-	maxPipes = 256
-	// maxIdlePipes bounds the pipes that wait for their next use: half of what
-	// pipe-user-pages-soft lets an unprivileged user have by default.
-	maxIdlePipes = 32
-)
-
-// budget divides the descriptors that a process may have: two for each
-// connection, two for each pipe, and some put by for everything else. Few
-// descriptors mean few pipes: a tunnel can do without, and not a client.
-func budget(limit uint64) (conns, pipes int32) {
-	const putBy = 128
-	n := int32(min(limit, 1<<30))
-	pipes = min(maxPipes, n/8)
-	return max(16, (n-putBy)/2-pipes), pipes
-}
-
-// descriptorLimit returns how many descriptors this process may have.
-func descriptorLimit() uint64 {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return unix.RLIM_INFINITY
-	}
-	return limit.Cur
 }
 
 // loop is a reactor and the connections that it serves.
@@ -254,6 +319,7 @@ type loop struct {
 	acceptor
 	batch            batch
 	pending, handled int // events: a panic loses one of them
+	meter            meter
 }
 
 func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, session, []byte)) (*loop, error) {
@@ -273,6 +339,8 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.pipes = pipe.NewPool(&ls.pipes, max(1, maxIdlePipes/cfg.loopCount()))
 	l.spliceable = cfg.Splice
 	l.slowWay = slowWay
+	l.meter.on = cfg.Admin != ""
+	l.firstBytes = ledger.times.firstByte
 	l.away, l.circles = &ls.crew.away, &ls.crew.circles
 	l.maxAwaiting = max(1, cfg.maxPending()/cfg.loopCount())
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
@@ -295,12 +363,19 @@ func (l *loop) run(ring bool, told chan<- error) {
 	}
 	for {
 		l.pending, l.handled, l.batch.looked = l.wait(), 0, 0
-		if l.anythingTimed() {
+		switch {
+		case l.meter.on && l.reactor.slept:
+			l.meter.woke(l.reactor)
+		case !l.meter.on && l.anythingTimed():
 			l.reactor.tick()
 		}
 		for !l.turn() {
 		}
 		l.publish()
+		if l.meter.on {
+			l.meter.awaiting.Store(int32(l.awaiting))
+			l.meter.turned(l.reactor)
+		}
 		if l.closing && l.empty() && l.reactor.end() {
 			l.pipes.CloseIdle()
 			l.batch.close()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/relay"
 )
 
 // The loops from within: what cannot be seen, or not be brought about, from
@@ -262,5 +265,101 @@ func TestRequestsOfAnySizeFitBuffersOfAnySize(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A list of tunnels is put together in portions, between which a loop goes on with its
+// work: what is posted meanwhile waits for one portion at most.
+func TestALoopGoesOnWhileItsTunnelsAreListed(t *testing.T) {
+	t.Parallel()
+	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 1 }, nil)
+	l := g.loops.all[0]
+	const many = 10_000
+	inLoop(t, l, func() {
+		for i := range many { // without sockets
+			tun := l.alloc()
+			tun.state = stateOpen
+			tun.session = session{number: uint64(i + 1), counted: true, done: true}
+			l.load.Add(1)
+		}
+	})
+	var looked, atOnce, most int // the loop's
+	ended := make(chan struct{})
+	turns := 0
+	var inBetween func()
+	inBetween = func() {
+		select {
+		case <-ended:
+			return
+		default:
+		}
+		turns++
+		most, atOnce = max(most, atOnce), 0
+		l.reactor.post(inBetween)
+	}
+	l.reactor.post(inBetween)
+	err := g.loops.visit(t.Context(), func(*session, *upstream, relay.Pulse) bool {
+		looked++
+		atOnce++
+		return false
+	}, func() {})
+	close(ended)
+	if err != nil || looked != many {
+		t.Fatalf("%d tunnels of %d were visited, %v", looked, many, err)
+	}
+	inLoop(t, l, func() {
+		if most == 0 || most > 1000 || turns < 10 {
+			t.Errorf("up to %d tunnels were looked at in one go, want at most 1000; %d turns in between", most, turns)
+		}
+	})
+	cut := 0
+	if err := g.loops.visit(t.Context(), func(s *session, _ *upstream, _ relay.Pulse) bool {
+		cut++
+		return s.number%2 == 0
+	}, func() {}); err != nil || cut != many {
+		t.Errorf("%d were visited, %v", cut, err)
+	}
+	inLoop(t, l, func() {
+		left := 0
+		for _, tun := range l.slots {
+			if tun.state == stateOpen {
+				left++
+				if tun.session.number%2 == 0 {
+					t.Errorf("tunnel %d was not cut", tun.session.number)
+				}
+			}
+		}
+		if left != many/2 {
+			t.Errorf("%d tunnels are left, want %d", left, many/2)
+		}
+	})
+}
+
+func TestALoopThatIsGoneHasNothingToList(t *testing.T) {
+	t.Parallel()
+	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 2 }, nil)
+	g.Close()
+	eventually(t, "the loops are gone", func() bool { return loopsGone(g) })
+	if err := g.loops.visit(t.Context(), func(*session, *upstream, relay.Pulse) bool { return false }, func() {}); err != nil {
+		t.Error(err)
+	}
+	if err := g.loops.answer(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestALoopThatHangsIsTold(t *testing.T) {
+	t.Parallel()
+	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 2 }, nil)
+	goOn := make(chan struct{})
+	defer close(goOn)
+	g.loops.all[1].reactor.post(func() { <-goOn })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := g.loops.answer(ctx); err == nil || err.Error() != "loop 1 does not answer" {
+		t.Errorf("%v", err)
+	}
+	if err := g.loops.visit(ctx, func(*session, *upstream, relay.Pulse) bool { return false }, func() {}); err != context.DeadlineExceeded {
+		t.Errorf("%v", err)
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gateway/internal/sys"
 )
 
 // The listeners of the loops: many, paused, given up.
@@ -255,7 +257,7 @@ func TestWithoutEPOLLEXCLUSIVEEveryLoopAccepts(t *testing.T) {
 }
 
 func TestAKernelThatRefusesWhatTheLoopsNeedIsFoundOutAtStart(t *testing.T) {
-	if err := probeKernel(); err != nil {
+	if err := sys.Probe(); err != nil {
 		t.Fatal(err)
 	}
 	for call, name := range map[uint32]string{unix.SYS_ACCEPT4: "accept4", unix.SYS_RECVFROM: "recvfrom", unix.SYS_SENDTO: "sendto"} {
@@ -266,7 +268,7 @@ func TestAKernelThatRefusesWhatTheLoopsNeedIsFoundOutAtStart(t *testing.T) {
 				refused <- errors.ErrUnsupported
 				return
 			}
-			refused <- probeKernel()
+			refused <- sys.Probe()
 		}()
 		switch err := <-refused; {
 		case err == errors.ErrUnsupported:
@@ -274,5 +276,28 @@ func TestAKernelThatRefusesWhatTheLoopsNeedIsFoundOutAtStart(t *testing.T) {
 		case err == nil || !strings.HasPrefix(err.Error(), name+": "):
 			t.Errorf("without %s: %v", name, err)
 		}
+	}
+}
+
+func TestALoopThatIsStuckDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 2 }, nil)
+	answer := func(within time.Duration) bool {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		return g.loops.answer(ctx) == nil
+	}
+	if !answer(patience) {
+		t.Fatal("loops with nothing to do do not answer")
+	}
+	stuck, free := make(chan struct{}), make(chan struct{})
+	g.loops.all[1].reactor.post(func() { close(stuck); <-free })
+	<-stuck
+	if answer(50 * time.Millisecond) {
+		t.Error("a loop that is stuck answers")
+	}
+	close(free)
+	if !answer(patience) {
+		t.Error("a loop that is stuck no longer does not answer")
 	}
 }

@@ -87,9 +87,15 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 		var events, portion int64
 		done := make(chan struct{})
 		l.reactor.post(func() {
-			events = l.copied
-			so := l.totalCopied.Load() + l.copied
-			l.reactor.post(func() { portion = l.totalCopied.Load() - so; close(done) })
+			all := func() (n int64) {
+				for side := range l.copied {
+					n += l.totalCopied[side].Load() + l.copied[side]
+				}
+				return n
+			}
+			events = l.copied[clientSide] + l.copied[backendSide]
+			so := all()
+			l.reactor.post(func() { portion = all() - so; close(done) })
 		})
 		release()
 		inTime(t, done, "the loop does not go on")

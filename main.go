@@ -16,23 +16,16 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/logwriter"
-	"gateway/internal/profiling"
+	"gateway/internal/pidfile"
 	"gateway/internal/token"
-)
-
-// Set by the Makefile.
-var (
-	version = "dev"
-	commit  = ""
 )
 
 const (
@@ -65,6 +58,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		stdout.Write(keys)
 		return exitOK
+	case actionStatus, actionTunnels, actionCut:
+		return ask(cfg, stdout, stderr)
 	case actionSeal, actionOpen:
 		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
 			return fail(stderr, exitUsage, err)
@@ -80,18 +75,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 		if err := checkListening(cfg); err != nil {
 			return fail(stderr, exitUsage, err)
 		}
-		if err := checkPIDFile(cfg.PIDFile); err != nil {
-			return fail(stderr, exitUsage, err)
+		if cfg.PIDFile != "" {
+			if err := pidfile.Check(cfg.PIDFile); err != nil {
+				return fail(stderr, exitUsage, fmt.Errorf("-pidfile: %w", err))
+			}
 		}
-		warn(cfg, newLogger(cfg, stderr))
+		cfg.warn(newLogger(cfg, stderr))
 		fmt.Fprintln(stdout, "the configuration is valid")
 		return exitOK
 	}
-	return serveLogged(cfg, stderr)
+	return serveLogged(args, cfg, stderr)
 }
 
 // serveLogged serves until a signal ends it, and logs to stderr.
-func serveLogged(cfg *Config, stderr io.Writer) int {
+func serveLogged(args []string, cfg *Config, stderr io.Writer) int {
 	// Who reads the log may die, now or later; the gateway need not follow.
 	signal.Ignore(syscall.SIGPIPE)
 	lines := logwriter.New(stderr, func(n int) []byte {
@@ -102,20 +99,17 @@ func serveLogged(cfg *Config, stderr io.Writer) int {
 	log := newLogger(cfg, lines)
 	code, err := exitUsage, cfg.load(log)
 	if err == nil {
-		warn(cfg, log)
-		code, err = exitFailure, serve(cfg, log)
+		// The standard library has something to tell now and then.
+		slog.SetDefault(log)
+		stdlog.SetOutput(libraryLog{log})
+		cfg.warn(log)
+		code, err = exitFailure, serve(args, cfg, log, lines.Dropped)
 	}
 	lines.Close(time.Second)
 	if err != nil {
 		return fail(stderr, code, err)
 	}
 	return exitOK
-}
-
-func warn(cfg *Config, log *slog.Logger) {
-	for _, w := range cfg.warnings() {
-		log.Warn(w)
-	}
 }
 
 // sealRoute prints the sealed line or the token for the route of -seal.
@@ -149,6 +143,48 @@ func openLine(cfg *Config, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
+// ask asks the gateway at -admin, which runs already.
+func ask(cfg *Config, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if cfg.AdminTokenFile != "" {
+		var err error
+		if cfg.adminToken, err = readToken(cfg.AdminTokenFile); err != nil {
+			return fail(stderr, exitUsage, fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err))
+		}
+	}
+	client := admin.NewClient(cfg.Admin, cfg.adminToken)
+	var err error
+	switch cfg.Action {
+	case actionStatus:
+		err = admin.Watch(ctx, stdout, client, cfg.Watch, cfg.Watch > 0 && isTerminal(stdout))
+	case actionTunnels:
+		err = admin.PrintTunnels(ctx, stdout, client, cfg.filter)
+	case actionCut:
+		var n int
+		if n, err = client.Cut(ctx, cfg.filter); err == nil {
+			_, err = fmt.Fprintln(stdout, "tunnels cut:", n)
+			if err == nil && n == 0 {
+				return exitFailure
+			}
+		}
+	}
+	if err != nil {
+		return fail(stderr, exitFailure, fmt.Errorf("-%s: %w", cfg.Action, err))
+	}
+	return exitOK
+}
+
+// isTerminal tells whether somebody looks at what is written.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
 // fail prints an error on a line of its own.
 func fail(stderr io.Writer, code int, err error) int {
 	fmt.Fprintln(stderr, "gateway:", strings.ReplaceAll(err.Error(), "\n", " "))
@@ -157,114 +193,13 @@ func fail(stderr io.Writer, code int, err error) int {
 
 func newLogger(cfg *Config, w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.level != nil {
+		opts.Level = cfg.level
+	}
 	if cfg.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
-}
-
-// serve runs a gateway until a signal ends it.
-func serve(cfg *Config, log *slog.Logger) error {
-	// Before anything that a signal would have to clean up.
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-	// The standard library has something to tell now and then.
-	slog.SetDefault(log)
-	stdlog.SetOutput(libraryLog{log})
-
-	listeners, err := listenAll(cfg)
-	if err != nil {
-		return err
-	}
-	if n := cfg.loopCount(); n > 0 && os.Getenv("GOMAXPROCS") == "" {
-		// The loops' threads, and one for everything else. Without it the rest
-		// would have to take a processor from a loop.
-		runtime.GOMAXPROCS(n + 1)
-	}
-	g, err := NewGateway(cfg, log)
-	if err != nil {
-		closeAll(listeners)
-		return err
-	}
-	defer g.Close()
-	for _, ln := range listeners {
-		g.Own(ln.Addr()) // all of them, before a client of any
-	}
-	if cfg.Pprof != "" {
-		ln, err := listenPprof(cfg.Pprof)
-		if err != nil {
-			closeAll(listeners)
-			return err
-		}
-		defer profiling.Serve(ln, log)()
-		log.Info("pprof is on", "url", fmt.Sprintf("http://%s/debug/pprof/", ln.Addr()))
-		g.Own(ln.Addr())
-	}
-	served := make(chan error, len(listeners))
-	for i, ln := range listeners {
-		go func() {
-			switch to := cfg.Listen[i].forward; {
-			case cfg.Listen[i].peer:
-				served <- g.ServePeer(ln)
-			case to != nil:
-				served <- g.ServeForward(ln, *to)
-			default:
-				served <- g.Serve(ln)
-			}
-		}()
-	}
-
-	if cfg.PIDFile != "" {
-		p, err := createPIDFile(cfg.PIDFile)
-		if err != nil {
-			return pidFileFailure(err)
-		}
-		defer func() {
-			if err := p.remove(); err != nil {
-				log.Warn("cannot clean up the pid file", "err", err)
-			}
-		}()
-	}
-	for i, ln := range listeners {
-		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
-		switch {
-		case cfg.Listen[i].kcp:
-			attrs = append(attrs, "protocol", "kcp")
-		case cfg.Listen[i].peer:
-			attrs = append(attrs, "protocol", "resume")
-		default:
-			attrs = append(attrs, "relay", g.relaying())
-		}
-		if to := cfg.Listen[i].forward; to != nil {
-			attrs = append(attrs, "forward", to.String())
-		} else {
-			attrs = append(attrs, "secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
-		}
-		log.Info("listening", attrs...)
-	}
-
-	var sig os.Signal
-	select {
-	case sig = <-signals:
-	case err := <-served:
-		return err // it cannot listen
-	}
-	log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
-	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain)
-	defer cancel()
-	go func() {
-		select {
-		case sig := <-signals:
-			log.Info("ending at once", "signal", sig.String())
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	g.Shutdown(ctx)
-	g.Close()
-	g.logTotals()
-	return nil
 }
 
 // libraryLog takes what the standard library logs. Of a backend that speaks out
@@ -275,19 +210,4 @@ func (l libraryLog) Write(line []byte) (int, error) {
 	text, _, _ := strings.Cut(strings.TrimSpace(string(line)), " starting with ")
 	l.log.Info("standard library", "text", text)
 	return len(line), nil
-}
-
-func versionLine() string {
-	rev := commit
-	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				rev = s.Value
-			}
-		}
-	}
-	if rev == "" {
-		rev = "unknown"
-	}
-	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, rev)
 }

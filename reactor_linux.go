@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -22,6 +23,7 @@ type reactor struct {
 	start       time.Time
 	now         int64 // coarse clock in nanoseconds since start, see tick
 	interrupted bool  // the last poll was, by a signal
+	slept       bool  // since the last turn
 
 	work []func() // taken from the inbox
 
@@ -118,13 +120,14 @@ func (r *reactor) readInbox() {
 // poll returns how many events there are, without waiting for one.
 func (r *reactor) poll() int {
 	n, err := sys.EpollWait(r.epfd, r.events[:], 0)
-	r.interrupted = err == unix.EINTR
+	r.interrupted, r.slept = err == unix.EINTR, false
 	return max(n, 0)
 }
 
 // sleep returns how many events there are, after waiting for one for up to
 // timeout milliseconds; below 0 for as long as it takes.
 func (r *reactor) sleep(timeout int) int {
+	r.slept = true
 	if !r.interrupted && r.rawWait {
 		brief := 5
 		if timeout > 0 {
@@ -145,4 +148,57 @@ func (r *reactor) sleep(timeout int) int {
 		panic(fmt.Sprintf("epoll_wait: %v", err)) // only for a bug: EBADF, EFAULT, EINVAL
 	}
 	return max(n, 0)
+}
+
+// meter tells how much of a reactor's time is work. It reads the clock once in a
+// turn, and once more after a sleep; then there is time for that.
+type meter struct {
+	on     bool
+	began  int64        // when this turn did, by the reactor's clock
+	worked int64        // nanoseconds; the reactor's own
+	busy   atomic.Int64 // the same, published
+
+	awaiting atomic.Int32 // clients that have not said all, published
+
+	// The longest turn of this minute and of the one before, by its parity.
+	minutes [2]atomic.Int64 // which minute that is, from 1 on
+	longest [2]atomic.Int64 // nanoseconds
+}
+
+// woke notes that a turn begins after a sleep.
+func (m *meter) woke(r *reactor) {
+	r.tick()
+	m.began = r.now
+}
+
+// turned notes the end of a turn. The next one begins now, unless the reactor sleeps.
+func (m *meter) turned(r *reactor) {
+	r.tick()
+	took := r.now - m.began
+	m.began = r.now
+	m.worked += took
+	m.busy.Store(m.worked)
+	minute := minuteOf(r.now)
+	i := minute & 1
+	if m.minutes[i].Load() != minute {
+		m.longest[i].Store(0)
+		m.minutes[i].Store(minute)
+	}
+	if took > m.longest[i].Load() {
+		m.longest[i].Store(took)
+	}
+}
+
+func minuteOf(now int64) int64 { return now/int64(time.Minute) + 1 }
+
+// read returns how long the reactor has worked, and its longest turn of this minute
+// and the one before. It may be called from any thread.
+func (m *meter) read(now time.Duration) (busy, longest time.Duration) {
+	minute := minuteOf(int64(now))
+	for i := range m.minutes {
+		if m.minutes[i].Load() >= minute-1 {
+			longest = max(longest, time.Duration(m.longest[i].Load()))
+		}
+	}
+	return time.Duration(m.busy.Load()), longest
 }

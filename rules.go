@@ -16,6 +16,7 @@ import (
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
 	"gateway/internal/resume"
+	"gateway/internal/smallfile"
 	"gateway/internal/token"
 )
 
@@ -34,8 +35,9 @@ type rules struct {
 	handshakeTimeout time.Duration   // from accept to the end of the request
 	handshakeMax     int             // of a sealed line, in bytes
 
-	keys   *keyring    // opens sealed lines; nil: none is
-	tokens *token.Keys // opens tokens; nil: none is
+	keys    *keyring         // opens sealed lines; nil: none is
+	secrets *smallfile.Watch // of the files of their secrets
+	tokens  *token.Keys      // opens tokens; nil: none is
 
 	policy    *policy.Policy // where backends may be
 	routes    *balance.Table // whose turn it is among several backends
@@ -49,6 +51,8 @@ type rules struct {
 // as the list is the same.
 type directory interface {
 	find(ctx context.Context, name string) ([]balance.Target, error)
+	// routes returns the routes to all that were found.
+	routes() []address.Route
 }
 
 func newRules(cfg *Config, services directory) *rules {
@@ -71,7 +75,7 @@ func newRules(cfg *Config, services directory) *rules {
 		sendProxy:        cfg.proxyVersion(),
 	}
 	if cfg.Legacy {
-		r.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+		r.keys, r.secrets = newKeyring(cfg.Secrets, cfg.KDFs), cfg.watch
 	}
 	return r
 }

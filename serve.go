@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"gateway/internal/address"
@@ -28,12 +29,14 @@ func (g *Gateway) ServeForward(ln net.Listener, to address.Route) error {
 func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	defer ln.Close()
 	g.Own(ln.Addr())
-	if !g.startAccepting(ln) {
+	by := g.ledger.entrance(ln, forward)
+	stopping := g.startAccepting(ln)
+	if stopping == nil {
 		return ErrGatewayClosed
 	}
 	defer g.stopAccepting(ln)
 	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		if err := g.loops.serve(tcp, forward, g.stopping, g.rules.Load); err != nil {
+		if err := g.loops.serve(tcp, by, stopping, g.current); err != nil {
 			return err
 		}
 		return ErrGatewayClosed
@@ -44,19 +47,21 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 		conn, err := ln.Accept()
 		if err == nil {
 			pace.reset()
-			g.accepted(conn, forward)
+			g.accepted(conn, by)
 			continue
 		}
-		if g.isStopping() {
-			g.acceptQueued(ln, forward)
+		select {
+		case <-stopping:
+			g.acceptQueued(ln, by)
 			return ErrGatewayClosed
+		default:
 		}
 		// Out of descriptors most of the time: connections that end free some.
 		delay := pace.next()
 		g.ledger.warnCannotAccept(err, delay)
 		select {
 		case <-time.After(delay):
-		case <-g.stopping:
+		case <-stopping:
 		}
 	}
 }
@@ -83,14 +88,15 @@ func (g *Gateway) ServePeer(ln net.Listener) error {
 }
 
 func (g *Gateway) acceptedPeer(conn net.Conn) {
-	r := g.rules.Load()
+	r := g.current()
 	s, ok := r.peerArrival(layer.AddrPort(conn.RemoteAddr()))
 	if !ok {
 		conn.Close()
 		g.ledger.log.Debug("no peer", "addr", conn.RemoteAddr().String())
 		return
 	}
-	s.done = true // the tunnel has an account, which this connection is part of
+	// The tunnel has an account, which this connection is part of.
+	s.done, s.counted = true, true
 	c := &connection{Conn: conn, socket: conn, rules: r, session: s}
 	g.admit(c)
 	go g.serveConn(c, nil)
@@ -98,7 +104,7 @@ func (g *Gateway) acceptedPeer(conn net.Conn) {
 
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
-func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {
+func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
 	l, ok := ln.(*net.TCPListener)
 	if !ok {
 		return
@@ -107,14 +113,16 @@ func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {
 	if err != nil {
 		return
 	}
-	l.SetDeadline(time.Time{}) // instead of the one that woke us
 	acceptQueue(func() bool {
 		if !sockopt.Readable(raw) {
 			return false
 		}
+		// Instead of the one that woke us; short, since another process that has the
+		// same socket may be quicker.
+		l.SetDeadline(time.Now().Add(100 * time.Millisecond))
 		conn, err := ln.Accept()
 		if err == nil {
-			g.accepted(conn, forward)
+			g.accepted(conn, by)
 		}
 		return err == nil
 	})
@@ -123,30 +131,112 @@ func (g *Gateway) acceptQueued(ln net.Listener, forward *address.Route) {
 // Own tells the gateway of an address that belongs to it, besides those that it
 // serves: no client gets there.
 func (g *Gateway) Own(a net.Addr) {
-	if ap := layer.AddrPort(a); ap.IsValid() {
-		g.rules.Load().policy.Own(ap)
+	ap := layer.AddrPort(a)
+	if !ap.IsValid() {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.rules.Load().policy.Own(ap)
+	if !slices.Contains(g.own, ap) {
+		g.own = append(g.own, ap)
 	}
 }
 
 // accepted starts the life of a connection.
-func (g *Gateway) accepted(conn net.Conn, forward *address.Route) {
+func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	g.ledger.begin()
-	r := g.rules.Load()
+	r := g.current()
 	c := &connection{Conn: conn, socket: conn, rules: r}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		g.setKeepalive(tcp) // a listener that was made elsewhere has others
+	}
 	g.admit(c)
-	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), forward)
+	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), by.forward)
+	g.ledger.arrived(&c.session, by)
 	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
 		c.session.proxied = false // there is no PROXY protocol for streams of datagrams
 	}
 	go g.serveConn(c, nil)
 }
 
+// isStopping tells whether Shutdown or Close was called.
+func (g *Gateway) isStopping() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closed
+}
+
+// Withdraw ends all calls of Serve, which return ErrGatewayClosed, and lets
+// connections be, but for HTTP clients' that rest. It closes the listeners: what stands
+// in their queues is accepted before, unless another process has the same sockets
+// and is quicker. Serve may be called again after Return.
+func (g *Gateway) Withdraw() {
+	g.stop(false)
+	g.drainFronts()
+}
+
+// Return undoes what Withdraw has done to HTTP clients.
+func (g *Gateway) Return() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.openFront(g.cfg)
+}
+
+// drainFronts has HTTP connections end with the exchange that they are in.
+func (g *Gateway) drainFronts() {
+	g.mu.Lock()
+	fronts := slices.Clone(g.fronts)
+	g.mu.Unlock()
+	for _, f := range fronts {
+		f.server.Shutdown()
+	}
+}
+
+// HandOver gives tunnels to another process that calls TakeOver at the stream's other
+// end: those that event loops relay, and those that will come to that while ctx lives.
+// Others stay. It owns the stream, and returns when ctx or the other process ends.
+// told is called once, when those are gone that there were at first.
+func (g *Gateway) HandOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+	return g.loops.handOver(ctx, conn, told)
+}
+
+// TakeOver adopts tunnels of another process that calls HandOver, until that has no
+// more or this gateway is shut down, and returns how many. It owns the stream. It is
+// called once.
+func (g *Gateway) TakeOver(conn *net.UnixConn) (tunnels int, err error) {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		conn.Close()
+		return 0, nil
+	}
+	g.adopting.Add(1)
+	t := &taking{conn: conn}
+	g.taking = t
+	g.mu.Unlock()
+	defer g.adopting.Done()
+	defer t.over.Store(true)
+	return g.loops.takeOver(conn, g.current, t.idle.Store)
+}
+
+// RefuseTunnels has another process that calls HandOver keep its tunnels, and says why.
+// It owns the stream.
+func (g *Gateway) RefuseTunnels(conn *net.UnixConn, why string) { g.loops.refuse(conn, why) }
+
+// isTaking tells whether TakeOver is likely to bring more tunnels at once.
+func (g *Gateway) isTaking() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.taking != nil && !g.taking.over.Load() && !g.taking.idle.Load()
+}
+
 // Shutdown stops listening at once and returns when all connections have ended
 // by themselves, or with ctx's error when ctx ends first; then Close cuts what
 // is left.
 func (g *Gateway) Shutdown(ctx context.Context) error {
-	g.stop()
-	g.http.server.Shutdown()
+	g.stop(true)
+	g.drainFronts()
 	idle := make(chan struct{})
 	go func() {
 		g.ledger.wait()
@@ -163,12 +253,17 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 // Close stops listening, cuts all connections and returns when they are
 // accounted for. It always returns nil.
 func (g *Gateway) Close() error {
-	g.stop()
+	g.stop(true)
 	g.cancel(errShutdown)
 	g.clients.abort()
 	g.relay.Close()
 	g.loops.close()
-	g.http.server.Close()
+	g.mu.Lock()
+	fronts := slices.Clone(g.fronts)
+	g.mu.Unlock()
+	for _, f := range fronts {
+		f.server.Close()
+	}
 	g.ledger.wait()
 	if g.owner != nil {
 		g.owner.Close() // lets the clients of resumable tunnels know
@@ -180,47 +275,56 @@ func (g *Gateway) Close() error {
 // logTotals logs what came of all connections.
 func (g *Gateway) logTotals() {
 	spliced, copied := g.loops.moved()
+	up, down := g.relay.Copied()
 	g.ledger.log.Info("stopped", "cut", g.ledger.cut.Load(), "denied", g.ledger.denied.Load(),
-		"spliced", spliced, "copied", copied+g.relay.Copied())
+		"spliced", spliced, "copied", copied+up+down)
 }
 
 // stop ends the accept loops and waits for them, so that no connection begins
-// after it. A deadline wakes an accept loop and leaves the listener open for
-// what is queued; a listener without deadlines is closed.
-func (g *Gateway) stop() {
+// after it; for good or not. A deadline wakes an accept loop and leaves the listener
+// open for what is queued; a listener without deadlines is closed.
+func (g *Gateway) stop(forGood bool) {
 	g.mu.Lock()
-	if !g.isStopping() {
-		close(g.stopping)
-	}
-	for ln := range g.listeners {
+	g.closed = g.closed || forGood
+	for ln, stopping := range g.listeners {
+		select {
+		case <-stopping:
+			continue
+		default:
+			close(stopping)
+		}
 		if l, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
 			l.SetDeadline(time.Unix(1, 0))
+		} else if l, ok := ln.(interface{ Detach() error }); ok && !forGood {
+			if err := l.Detach(); err != nil {
+				g.ledger.log.Warn("KCP sessions do not all outlast the upgrade", "err", err)
+			}
 		} else {
 			ln.Close()
 		}
 	}
+	if forGood && g.taking != nil {
+		g.taking.conn.SetReadDeadline(time.Unix(1, 0))
+	}
 	g.mu.Unlock()
 	g.accepting.Wait()
-}
-
-func (g *Gateway) isStopping() bool {
-	select {
-	case <-g.stopping:
-		return true
-	default:
-		return false
+	if forGood {
+		g.adopting.Wait()
 	}
 }
 
-func (g *Gateway) startAccepting(ln net.Listener) bool {
+// startAccepting returns what is closed when the accept loop of ln is to end; nil
+// if it is not to begin.
+func (g *Gateway) startAccepting(ln net.Listener) <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.isStopping() {
-		return false
+	if g.closed {
+		return nil
 	}
 	g.accepting.Add(1)
-	g.listeners[ln] = struct{}{}
-	return true
+	stopping := make(chan struct{})
+	g.listeners[ln] = stopping
+	return stopping
 }
 
 func (g *Gateway) stopAccepting(ln net.Listener) {

@@ -6,11 +6,13 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"gateway/internal/address"
 	"gateway/internal/handshake"
+	"gateway/internal/kcp"
 	"gateway/internal/layer"
 )
 
@@ -19,6 +21,8 @@ type session struct {
 	client   netip.AddrPort
 	local    netip.AddrPort // where it connected to, if a trusted proxy has told; or invalid
 	accepted time.Time
+	entrance *entrance      // by which it came
+	number   uint64         // its own in this process; see ledger.name
 	forward  *address.Route // where its listener leads; nil: the client says so
 	form     handshake.Form
 	secure   bool   // inside TLS
@@ -27,8 +31,39 @@ type session struct {
 	proxied  bool   // a trusted proxy is the socket's peer
 	header   int    // bytes of its PROXY header
 	hops     uint8  // gateways that have passed it on, by that header
+	counted  bool   // what became of it is
 	done     bool   // accounted for
 	resumes  string // the name of its resumable tunnel; empty: it is not
+}
+
+// entrance is a listener as its connections know it.
+type entrance struct {
+	name     string         // its address, with kcp:// before it for KCP
+	forward  *address.Route // where its clients go; nil: they say so
+	accepted atomic.Int64   // connections that have begun
+
+	kcp func() kcp.Stats // of a listener for KCP; nil for others
+}
+
+// entranceName is the name of the listener by which a client came.
+func (s *session) entranceName() string {
+	if s.entrance == nil { // in tests
+		return ""
+	}
+	return s.entrance.name
+}
+
+// via tells how the client came in: its form, and what that came in.
+func (s *session) via() string {
+	switch {
+	case s.secure && s.form == handshake.Unknown:
+		return "tls"
+	case s.secure:
+		return s.form.String() + "+tls"
+	case s.kcp:
+		return s.form.String() + "+kcp"
+	}
+	return s.form.String()
 }
 
 // asks tells whether a client has to say something before it is connected.

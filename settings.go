@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/admin"
 	"gateway/internal/balance"
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
@@ -213,18 +214,41 @@ func settings(cfg *Config) []setting {
 			"after which a session ends through which no byte has moved: KCP has no FIN,\n" +
 				"so nothing else tells that a peer is gone"},
 
+		{groupProcess, "config", "FILE", flagvalue.String(&cfg.file),
+			"settings, NAME=VALUE or GATEWAY_NAME=VALUE a line, which SIGHUP reads again,\n" +
+				"with all files that they name; blank lines and lines that start with # are\n" +
+				"skipped. A flag wins over a variable, and both over the file"},
 		{groupProcess, "pidfile", "FILE", flagvalue.String(&cfg.PIDFile),
 			"holds the process id while the gateway runs, with a line for each gateway\n" +
 				"that names the file; empty: none"},
 		{groupProcess, "drain", "TIME", flagvalue.DurationOrZero(&cfg.Drain, 0),
 			"that tunnels get to finish after SIGTERM or SIGINT; a second signal ends them\n" +
 				"at once"},
+		{groupProcess, "upgrade-exec", "FILE", flagvalue.String(&cfg.UpgradeExec),
+			"program that SIGUSR2 starts in this one's place, with the same flags, which\n" +
+				"takes over the listening sockets (Linux); empty: this program's path, and\n" +
+				"whatever is there by then"},
+		{groupProcess, "upgrade-timeout", "TIME", flagvalue.Duration(&cfg.UpgradeTimeout),
+			"after which a new program that does not serve yet is killed; the old one has\n" +
+				"gone on meanwhile"},
+		{groupProcess, "handover", "0|1", flagvalue.Switch(&cfg.Handover),
+			"1 has live tunnels go on in a process that replaces this one: those that event\n" +
+				"loops relay (Linux). TLS, WebSocket, HTTP and KCP end in the old process"},
+		{groupProcess, "hard-stop-after", "TIME", flagvalue.DurationOrZero(&cfg.HardStopAfter, 0),
+			"that tunnels get to finish in a process that another has replaced; 0: as long\n" +
+				"as they take"},
 		{groupProcess, "log-format", "text|json", flagvalue.OneOf(&cfg.LogFormat, "text", "json"),
 			"of the log on standard error"},
 		{groupProcess, "log-level", "debug|info|warn|error", flagvalue.Parsed(&cfg.LogLevel, parseLevel, levelText),
 			"the least that is logged"},
 		{groupProcess, "pprof", "ADDRESS", flagvalue.Address(&cfg.Pprof, true),
 			"host:port of net/http/pprof; keep it private; empty: off"},
+		{groupProcess, "admin", "ADDRESS", flagvalue.Parsed(&cfg.Admin, parseAdmin, func(s string) string { return s }),
+			"host:port or unix:PATH of metrics, health and live tunnels; keep it private. A\n" +
+				"Unix socket is for its owner alone, who may change things there; empty: off"},
+		{groupProcess, "admin-token-file", "FILE", flagvalue.String(&cfg.AdminTokenFile),
+			"holds the bearer token with which things may be changed where -admin is\n" +
+				"host:port; empty: nothing can be"},
 
 		{groupActions, "seal", "ADDRESS", act(actionSeal),
 			"print the sealed line for host:port, for several with commas between, or for\n" +
@@ -238,6 +262,18 @@ func settings(cfg *Config) []setting {
 		{groupActions, "check", "", act(actionCheck),
 			"validate the configuration, the files that it names, and for a moment the\n" +
 				"addresses to listen on; exit 0 or 2"},
+		{groupActions, "status", "", act(actionStatus),
+			"print how the gateway at -admin is, as a table; exit 0, or 1 if it cannot be\n" +
+				"asked"},
+		{groupActions, "watch", "TIME", flagvalue.DurationOrZero(&cfg.Watch, 0),
+			"after which -status prints again, until it is interrupted; 0: it does not"},
+		{groupActions, "tunnels", "FILTER", act(actionTunnels),
+			"print the live tunnels of the gateway at -admin: all, or those of\n" +
+				"client=CIDR, backend=HOST:PORT, listener=ADDRESS or id=ID, several of them\n" +
+				"with commas between; the names may be left out; exit 0 or 1"},
+		{groupActions, "cut", "FILTER", act(actionCut),
+			"cut the live tunnels of one id=, client= or backend= of the gateway at\n" +
+				"-admin; exit 1 if there are none, or it cannot be asked"},
 		{groupActions, "version", "", act(actionVersion),
 			"print version, Go version and commit"},
 	}
@@ -274,6 +310,8 @@ func defaultConfig() *Config {
 		KCPIdleTimeout:   60 * time.Second,
 		PIDFile:          "gateway.pid",
 		Drain:            30 * time.Second,
+		UpgradeTimeout:   30 * time.Second,
+		Handover:         true,
 		LogFormat:        "text",
 		LogLevel:         slog.LevelInfo,
 	}
@@ -314,8 +352,9 @@ Environment
 
 Exit codes
   0 ended by a signal, also when tunnels had to be cut; 1 failed while running,
-  or the line of -open does not open; 2 wrong flags or environment, or a file
-  named in them cannot be read
+  the line of -open does not open, -cut finds no tunnel, or the gateway that is
+  to be asked does not answer; 2 wrong flags or environment, or a file named in
+  them cannot be read
 `)
 }
 
@@ -330,7 +369,11 @@ type actionValue struct {
 func (v *actionValue) String() string { return "" }
 
 func (v *actionValue) Set(s string) error {
-	if v.IsBoolFlag() {
+	if v.action == actionTunnels {
+		if s == "true" { // what package flag says for a flag alone
+			s = ""
+		}
+	} else if v.IsBoolFlag() {
 		on, err := strconv.ParseBool(s)
 		if err != nil {
 			return errors.New("want no value")
@@ -347,13 +390,29 @@ func (v *actionValue) Set(s string) error {
 }
 
 func (v *actionValue) IsBoolFlag() bool {
-	return v.action == actionCheck || v.action == actionVersion || v.action == actionKeygen
+	switch v.action {
+	case actionCheck, actionVersion, actionKeygen, actionStatus, actionTunnels:
+		return true
+	}
+	return false
 }
 
 // listenValue is a list of addresses to listen on.
 type listenValue []listening
 
-func (v *listenValue) String() string { return "" }
+func (v *listenValue) String() string {
+	var words []string
+	for _, l := range *v {
+		switch {
+		case l.setting != "listen":
+		case l.forward != nil:
+			words = append(words, l.addr+"=forward:"+l.forward.String())
+		default:
+			words = append(words, l.addr+"=sealed")
+		}
+	}
+	return strings.Join(words, " ")
+}
 
 func (v *listenValue) Set(s string) error {
 	for word := range strings.FieldsSeq(s) {
@@ -444,6 +503,17 @@ func parsePeer(s string) (string, error) {
 		return "", errors.New("want the ip:port at which other gateways reach this one, with a port from 1 to 65535")
 	}
 	return s, nil
+}
+
+// parseAdmin reads an address of -admin.
+func parseAdmin(s string) (addr string, err error) {
+	if _, ok := admin.UnixPath(s); ok {
+		return s, admin.CheckAddr(s)
+	}
+	if err := flagvalue.Address(&addr, true).Set(s); err != nil {
+		return "", fmt.Errorf("%w, or unix:PATH", err)
+	}
+	return addr, nil
 }
 
 func parseLevel(s string) (slog.Level, error) {

@@ -3,9 +3,11 @@ package main
 import (
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/admin"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 	"gateway/internal/sys"
@@ -29,8 +31,12 @@ type mover struct {
 	spent    int       // bytes of bulk moved in this turn
 	bulkTurn bool      // it is the turn of bulk
 
-	spliced, copied           int64        // bytes since the last publication
-	totalSpliced, totalCopied atomic.Int64 // published
+	firstBytes *admin.Histogram // until the first byte of a backend; nil: nobody looks
+
+	// Bytes by the side that they came from: since the last publication, and
+	// published.
+	spliced, copied           [2]int64
+	totalSpliced, totalCopied [2]atomic.Int64
 }
 
 // What one direction moves before the others have their turn, and what all
@@ -121,12 +127,24 @@ func (m *mover) write(t *tunnel, f *flow, dst *socket, b []byte) int {
 		}
 		n = 0
 	}
+	from := t.from(f)
+	if from == backendSide && f.moved == 0 && n > 0 {
+		m.firstByte(t)
+	}
 	f.moved += int64(n)
-	m.copied += int64(n)
+	t.movedAt = m.reactor.now
+	m.copied[from] += int64(n)
 	if n < len(b) {
 		m.awaitRoom(t, dst)
 	}
 	return n
+}
+
+// firstByte says that the first byte of a backend has been moved.
+func (m *mover) firstByte(t *tunnel) {
+	if m.firstBytes != nil {
+		m.firstBytes.Observe(time.Duration(m.reactor.now - t.openedAt))
+	}
 }
 
 // flush sends what is held. It reports whether everything is out.
@@ -154,7 +172,8 @@ func (m *mover) flush(t *tunnel, f *flow, dst *socket) bool {
 		}
 		f.inPipe -= int32(n)
 		f.moved += int64(n)
-		m.spliced += int64(n)
+		t.movedAt = m.reactor.now
+		m.spliced[t.from(f)] += int64(n)
 	}
 	m.releasePipe(f)
 	return true
@@ -286,13 +305,16 @@ func (m *mover) turnDeaf(t *tunnel) {
 
 // publish makes the counters visible to other threads.
 func (m *mover) publish() {
-	if m.spliced > 0 {
-		m.totalSpliced.Add(m.spliced)
+	for side := range m.copied {
+		if n := m.spliced[side]; n > 0 {
+			m.totalSpliced[side].Add(n)
+			m.spliced[side] = 0
+		}
+		if n := m.copied[side]; n > 0 {
+			m.totalCopied[side].Add(n)
+			m.copied[side] = 0
+		}
 	}
-	if m.copied > 0 {
-		m.totalCopied.Add(m.copied)
-	}
-	m.spliced, m.copied = 0, 0
 }
 
 // goOn has a tunnel gone on with after the others had their turn.

@@ -1,12 +1,19 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // contender is one way from the clients to the backend. The table of all is
@@ -120,6 +127,7 @@ func gatewayContender(name, path string, args []string) *contender {
 			cmd := exec.Command(s.path, append(append([]string{
 				"-addr=" + s.listen, "-log-level=warn", "-pidfile="}, tokens...), args...)...)
 			cmd.Env = gatewayEnvironment()
+			watchGateway(s, cmd)
 			return cmd, nil
 		},
 		token: mint.token,
@@ -145,6 +153,41 @@ func gatewayContender(name, path string, args []string) *contender {
 	return c
 }
 
+// watchGateway has a gateway with -admin=unix: looked at as Prometheus does, once a
+// second. The socket is made in its own directory, whatever its path was to be.
+func watchGateway(s site, cmd *exec.Cmd) {
+	const flag = "-admin=unix:"
+	for i, arg := range cmd.Args {
+		if strings.HasPrefix(arg, flag) {
+			socket := filepath.Join(s.dir, "admin.sock")
+			cmd.Args[i] = flag + socket
+			go scrape(socket)
+		}
+	}
+}
+
+// scrape fetches the metrics of a gateway once a second, until it is gone.
+func scrape(socket string) {
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+	defer client.CloseIdleConnections()
+	for seen := false; ; time.Sleep(time.Second) {
+		resp, err := client.Get("http://gateway/metrics")
+		if err != nil {
+			if _, gone := os.Stat(filepath.Dir(socket)); gone != nil || seen && errors.Is(err, syscall.ECONNREFUSED) {
+				return
+			}
+			continue
+		}
+		seen = true
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+}
+
 // forwardContender is the gateway as a plain port forward, whose clients do
 // just what HAProxy's do. A listener has one target, so each of the addresses
 // has a listener and leads to one of the backends.
@@ -155,6 +198,7 @@ func forwardContender(name, path string, args []string) *contender {
 		command: func(s site) (*exec.Cmd, error) {
 			cmd := exec.Command(s.path, append(forwardFlags(s), args...)...)
 			cmd.Env = gatewayEnvironment()
+			watchGateway(s, cmd)
 			return cmd, nil
 		},
 	}

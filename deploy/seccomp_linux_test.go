@@ -111,17 +111,22 @@ func TestTheSeccompProfileHasAllThatTheGatewayAsksFor(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	command := func() *exec.Cmd {
-		cmd := harness.Command(t, nil, args...)
+	admin := harness.NewAdmin(t)
+	command := func(more ...string) *exec.Cmd {
+		cmd := harness.Command(t, nil, append(args, more...)...)
 		cmd.Path = static
 		return cmd
 	}
-	p := under(t, filter, command())
+	p := under(t, filter, command(admin.Flag))
 	storm.Run(t, p.Addr, &p.Log)
 	c := harness.OpenTunnel(t, p.Addr, harness.StartEcho(t))
 	harness.Echo(t, c, strings.Repeat("hello ", 1<<20))
 	c.Close()
 	harness.ConnectWith(t, p.Addr, trusting).Close()
+	if n := admin.Metrics(t).Sum("gateway_accepted_total"); n < 40 {
+		t.Errorf("%v connections are counted", n)
+	}
+	admin.Do(t, "POST", "/api/tunnels/cut", `{"client":"127.0.0.0/8"}`)
 	free := under(t, []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}},
 		command())
 	if got, want := p.Log.WaitLine(t, "listening", 1)["relay"], free.Log.WaitLine(t, "listening", 1)["relay"]; got != want {

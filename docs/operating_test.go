@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 
+	"gateway/internal/admin"
 	"gateway/internal/harness"
 )
 
@@ -257,6 +258,34 @@ func TestOperatingListsTheExitCodes(t *testing.T) {
 		}
 		if want := []string{"0", "1", "2"}; !slices.Equal(got, want) {
 			t.Errorf("%s lists the exit codes %q", name, got)
+		}
+	}
+}
+
+// TestOperatingListsEveryMetric holds the table of metrics against the code: their
+// names, their labels, and in English what is said of them.
+func TestOperatingListsEveryMetric(t *testing.T) {
+	for _, name := range operating {
+		got := make(map[string][]string)
+		for _, row := range readDocument(t, name).tableWith(t, "gateway_ready") {
+			got[row[0]] = regexp.MustCompile("[a-z]+").FindAllString(row[1], -1)
+			if help := admin.Help(row[0]); name == operating[0] && !strings.EqualFold(strings.TrimPrefix(row[2], "histogram: ")+".", help) {
+				t.Errorf("%s says of %s\n%s\nand the code\n%s", name, row[0], row[2], help)
+			}
+		}
+		for _, metric := range admin.Names() {
+			labels, ok := got[metric]
+			if !ok {
+				t.Errorf("%s lacks %s", name, metric)
+			} else if !slices.Equal(labels, admin.Labels(metric)) {
+				t.Errorf("%s has %s with the labels %q; the code has %q", name, metric, labels, admin.Labels(metric))
+			}
+			delete(got, metric)
+		}
+		for metric := range got {
+			if strings.HasPrefix(metric, "gateway_") {
+				t.Errorf("%s lists %s, which there is not", name, metric)
+			}
 		}
 	}
 }

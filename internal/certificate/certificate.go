@@ -35,6 +35,8 @@ type Reloader struct {
 	start   time.Time
 	looked  atomic.Int64 // when the files were last read, in ns since start
 
+	reloads [2]atomic.Int64 // changes that did not load, and that did
+
 	reading sync.Mutex // held while the files are read
 	seen    state
 }
@@ -87,6 +89,17 @@ func (r *Reloader) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error
 	return r.current.Load(), nil
 }
 
+// NotAfter returns when the certificate expires.
+func (r *Reloader) NotAfter() time.Time { return r.current.Load().Leaf.NotAfter }
+
+// Reloads returns how many changes of the files have loaded, and how many have not.
+func (r *Reloader) Reloads() (ok, failed int64) {
+	return r.reloads[1].Load(), r.reloads[0].Load()
+}
+
+// File returns the name of the certificate's file.
+func (r *Reloader) File() string { return r.certFile }
+
 func (r *Reloader) due() bool {
 	return time.Since(r.start)-time.Duration(r.looked.Load()) >= interval
 }
@@ -97,9 +110,11 @@ func (r *Reloader) reload() {
 	case seen == r.seen:
 	case err != nil:
 		r.seen = seen
+		r.reloads[0].Add(1)
 		r.log.Warn("the changed certificate does not load, the old one stays", "err", err)
 	default:
 		r.use(pair, seen)
+		r.reloads[1].Add(1)
 		r.log.Info("the certificate was loaded again", "file", r.certFile, "not_after", pair.Leaf.NotAfter)
 	}
 }

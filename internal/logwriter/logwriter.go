@@ -28,7 +28,8 @@ type Writer struct {
 	spare   []byte // the other buffer, while none is being written
 	armed   bool   // a flush is due or under way
 	last    time.Time
-	dropped int
+	dropped int        // since the last notice
+	lost    int64      // in all
 	idle    *sync.Cond // armed turned false
 }
 
@@ -47,6 +48,7 @@ func (lw *Writer) Write(line []byte) (int, error) {
 	defer lw.mu.Unlock()
 	if len(lw.buf)+len(line) > Limit {
 		lw.dropped++
+		lw.lost++
 		return len(line), nil
 	}
 	lw.buf = append(lw.buf, line...)
@@ -55,6 +57,13 @@ func (lw *Writer) Write(line []byte) (int, error) {
 		time.AfterFunc(Interval-time.Since(lw.last), lw.flush)
 	}
 	return len(line), nil
+}
+
+// Dropped returns how many lines were dropped.
+func (lw *Writer) Dropped() int64 {
+	lw.mu.Lock()
+	defer lw.mu.Unlock()
+	return lw.lost
 }
 
 // flush writes what waits. What comes meanwhile waits for the next flush.

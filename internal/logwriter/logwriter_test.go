@@ -85,6 +85,9 @@ func TestAStuckReaderHoldsNobodyUpAndLinesAreDroppedWhole(t *testing.T) {
 			t.Fatalf("a broken line: %.20q", l)
 		}
 	}
+	if n := lw.Dropped(); n != int64(dropped) {
+		t.Errorf("%d lines are counted as dropped, %d are said to be", n, dropped)
+	}
 	if all := 2*Limit/len(line) + 100; dropped == 0 || whole+dropped != all {
 		t.Errorf("%d lines came out and %d are said to be dropped, of %d", whole, dropped, all)
 	}

@@ -11,6 +11,35 @@ import (
 type End struct {
 	Up, Down int64 // bytes from client to backend, and back
 	Ending
+	Limit Limit // that it came to
+}
+
+// Limit is a bound that ends tunnels.
+type Limit uint8
+
+const (
+	NoLimit   Limit = iota
+	Idle            // Bounds.Idle
+	HalfClose       // Bounds.HalfClosed
+	Drain           // it outlived the relay
+)
+
+func (l Limit) String() string { return [...]string{"", "idle", "half_close", "drain"}[l] }
+
+// LimitOf returns the limit that a tunnel came to that ended so, and was half-closed
+// or not.
+func (e Ending) LimitOf(halfClosed bool) Limit {
+	switch {
+	case e.By != Gateway:
+		return NoLimit
+	case e.How == Shutdown:
+		return Drain
+	case e.How == Timeout && halfClosed:
+		return HalfClose
+	case e.How == Timeout:
+		return Idle
+	}
+	return NoLimit
 }
 
 // Ending tells who ended a tunnel and how.
@@ -39,11 +68,21 @@ const (
 	Reset        // it broke the connection
 	Timeout      // silent for too long, or its host is gone
 	Shutdown     // cut because the relay was closed
+	Cut          // cut by an operator
 	Failure      // anything else
 )
 
 func (h How) String() string {
-	return [...]string{"", "fin", "reset", "timeout", "shutdown", "error"}[h]
+	return [...]string{"", "fin", "reset", "timeout", "shutdown", "cut", "error"}[h]
+}
+
+// ParseEnding returns the Ending of these words; what is unknown is an error.
+func ParseEnding(by, how string) (e Ending) {
+	for e.By = Client; e.By < Gateway && e.By.String() != by; e.By++ {
+	}
+	for e.How = unended; e.How < Failure && e.How.String() != how; e.How++ {
+	}
+	return e
 }
 
 // Note records who ended the tunnel and how. The first reset, time-out or cut

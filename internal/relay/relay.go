@@ -23,7 +23,6 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"gateway/internal/layer"
@@ -37,18 +36,21 @@ type Options struct {
 	Pump   func(dst io.Writer, src io.Reader) error
 	Bounds Bounds
 	Log    *slog.Logger
+	// FirstByte is told how long it took from the beginning of a tunnel until the
+	// first byte of its backend was moved; nil: nobody wants to know.
+	FirstByte func(time.Duration)
 }
 
 // Relay relays with two goroutines a tunnel. Its methods are safe for
 // concurrent use.
 type Relay struct {
 	Options
-	start  time.Time
-	copied atomic.Int64 // by finished tunnels
+	start time.Time
 
 	mu       sync.Mutex
 	tunnels  map[*tunnel]struct{}
-	sweeping bool // a sweep is due
+	up, down int64 // bytes that finished tunnels have moved
+	sweeping bool  // a sweep is due
 	closed   bool
 }
 
@@ -61,8 +63,14 @@ func New(o Options) *Relay {
 // returns, both are closed. early is what the client has already sent for the
 // backend.
 func (r *Relay) Run(client, backend net.Conn, early []byte) End {
-	t := &tunnel{relay: r, client: client, backend: backend}
-	t.rest.Begin(0, r.now())
+	return r.RunAs(nil, client, backend, early)
+}
+
+// RunAs is Run for a tunnel that Visit is to name as who.
+func (r *Relay) RunAs(who any, client, backend net.Conn, early []byte) End {
+	t := &tunnel{relay: r, who: who, client: client, backend: backend}
+	t.began = r.now()
+	t.rest.Begin(0, t.began)
 	if r.add(t) {
 		if n, ok := client.(interface{ NotifyBroken(func(error)) }); ok {
 			n.NotifyBroken(t.clientGone)
@@ -75,14 +83,36 @@ func (r *Relay) Run(client, backend net.Conn, early []byte) End {
 		t.cut(Shutdown)
 	}
 	t.close()
-	r.remove(t)
 	t.end.Up, t.end.Down = t.up.moved.Load(), t.down.moved.Load()
-	r.copied.Add(t.end.Up + t.end.Down)
+	r.remove(t)
 	return t.end
 }
 
-// Copied returns how many bytes finished tunnels have moved.
-func (r *Relay) Copied() int64 { return r.copied.Load() }
+// Copied returns how many bytes tunnels have moved, in each direction. It never
+// gets less.
+func (r *Relay) Copied() (up, down int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	up, down = r.up, r.down
+	for t := range r.tunnels {
+		up += t.up.moved.Load()
+		down += t.down.moved.Load()
+	}
+	return up, down
+}
+
+// Visit calls look for each tunnel, and cuts those for which it returns true. No
+// tunnel begins or ends meanwhile.
+func (r *Relay) Visit(look func(who any, p Pulse) (cut bool)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	for t := range r.tunnels {
+		if look(t.who, t.pulse(now)) {
+			t.cut(Cut)
+		}
+	}
+}
 
 // Close cuts all tunnels and lets no new one in. It does not wait for them.
 func (r *Relay) Close() {
@@ -112,7 +142,11 @@ func (r *Relay) add(t *tunnel) bool {
 func (r *Relay) remove(t *tunnel) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.tunnels, t)
+	if _, ok := r.tunnels[t]; ok {
+		delete(r.tunnels, t)
+		r.up += t.end.Up
+		r.down += t.end.Down
+	}
 }
 
 // now is the sweeper's clock, in nanoseconds.

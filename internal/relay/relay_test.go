@@ -112,8 +112,8 @@ func TestEachDirectionEndsByItselfAndBothAreCounted(t *testing.T) {
 		t.Errorf("the client got %q, %v", got, err)
 	}
 	end(t, ended, End{Up: 14, Down: 15, Ending: Ending{Client, FIN}})
-	if n := r.Copied(); n != 29 {
-		t.Errorf("%d bytes in all", n)
+	if up, down := r.Copied(); up != 14 || down != 15 {
+		t.Errorf("%d bytes up and %d down in all", up, down)
 	}
 }
 
@@ -155,11 +155,12 @@ func TestWhatRestsIsCutByItsBound(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			client, backend, _, ended := start(t, Options{Bounds: tt.bounds}, "")
-			want := End{Up: 1, Ending: Ending{Gateway, Timeout}}
+			want := End{Up: 1, Ending: Ending{Gateway, Timeout}, Limit: Idle}
 			io.WriteString(client, "x")
 			read(t, backend, "x")
 			if tt.half {
 				client.CloseWrite()
+				want.Limit = HalfClose
 			}
 			end(t, ended, want)
 			if _, err := io.ReadAll(client); err != nil {
@@ -176,7 +177,7 @@ func TestABackendThatGotLessThanAllIsResetWhenTheTunnelIsCut(t *testing.T) {
 		_, err = client.Write(make([]byte, 1<<16))
 	}
 	r.Close()
-	if got := <-ended; got.Ending != (Ending{Gateway, Shutdown}) {
+	if got := <-ended; got.Ending != (Ending{Gateway, Shutdown}) || got.Limit != Drain {
 		t.Errorf("ended %+v", got)
 	}
 	if _, err := io.Copy(io.Discard, backend); !errors.Is(err, syscall.ECONNRESET) {
@@ -189,7 +190,7 @@ func TestAClosedRelayLetsNothingIn(t *testing.T) {
 	r.Close()
 	client, here := pair(t)
 	there, backend := pair(t)
-	if got := r.Run(here, there, []byte("early")); got != (End{Ending: Ending{Gateway, Shutdown}}) {
+	if got := r.Run(here, there, []byte("early")); got != (End{Ending: Ending{Gateway, Shutdown}, Limit: Drain}) {
 		t.Errorf("ended %+v", got)
 	}
 	for _, c := range []net.Conn{client, backend} {
@@ -285,5 +286,33 @@ func TestTheSweepIsFineEnoughForItsBounds(t *testing.T) {
 		if got := tt.b.SweepPeriod(); got != tt.want {
 			t.Errorf("%+v: %v, want %v", tt.b, got, tt.want)
 		}
+	}
+}
+
+func TestATunnelRestsOnElsewhere(t *testing.T) {
+	b := Bounds{Idle: time.Minute, HalfClosed: time.Minute}
+	var here, there Rest
+	here.TooLong(b, 5, false, 1000)
+	rested := here.Rested(5, false, 1000+int64(50*time.Second))
+	if rested != 50*time.Second || here.Rested(6, false, 2000) != 0 || here.Rested(5, true, 2000) != 0 {
+		t.Errorf("rested for %v", rested)
+	}
+	there.Resume(5, false, rested, 7)
+	if there.TooLong(b, 5, false, 7+int64(9*time.Second)) || !there.TooLong(b, 5, false, 7+int64(10*time.Second)) {
+		t.Error("it does not rest for the minute that it may")
+	}
+}
+
+func TestEndingsAreReadAsTheyAreWritten(t *testing.T) {
+	for by := Client; by <= Gateway; by++ {
+		for how := unended; how <= Failure; how++ {
+			e := Ending{by, how}
+			if got := ParseEnding(by.String(), how.String()); got != e {
+				t.Errorf("%v is read as %v", e, got)
+			}
+		}
+	}
+	if got := ParseEnding("nobody", "never"); got != (Ending{Gateway, Failure}) {
+		t.Errorf("nonsense is read as %v", got)
 	}
 }

@@ -16,6 +16,7 @@ import (
 // tunnel is one client joined to one backend.
 type tunnel struct {
 	relay           *Relay
+	who             any // see Relay.RunAs
 	client, backend net.Conn
 	up, down        direction
 
@@ -26,7 +27,8 @@ type tunnel struct {
 	finSent  bool // the client has had its FIN, or is about to
 	deaf     bool // the backend takes no more: what the client sends is dropped
 
-	rest Rest // the sweeper's alone
+	began int64 // by the relay's clock
+	rest  Rest  // the sweeper's alone
 }
 
 // direction is what a direction has moved.
@@ -41,13 +43,16 @@ type direction struct {
 type receiver struct {
 	net.Conn
 	*direction
-	err error
+	first func() // called for the first byte; nil: nobody is
+	err   error
 }
 
 func (w *receiver) Write(b []byte) (int, error) {
 	w.holds.Store(true)
 	n, err := w.Conn.Write(b)
-	w.moved.Add(int64(n))
+	if w.moved.Add(int64(n)) == int64(n) && n > 0 && w.first != nil {
+		w.first()
+	}
 	if w.err = err; err == nil {
 		w.holds.Store(false)
 	}
@@ -58,6 +63,9 @@ func (w *receiver) Write(b []byte) (int, error) {
 // FIN; else the one that is not tells which side failed.
 func (t *tunnel) pump(dst, src net.Conn, d *direction, early []byte) (readErr, writeErr error) {
 	to := &receiver{Conn: dst, direction: d}
+	if d == &t.down && t.relay.FirstByte != nil {
+		to.first = func() { t.relay.FirstByte(time.Duration(t.relay.now() - t.began)) }
+	}
 	if len(early) > 0 {
 		if _, err := to.Write(early); err != nil {
 			return nil, err
@@ -179,6 +187,11 @@ func (t *tunnel) reset() {
 // cut ends the tunnel from outside of its two directions.
 func (t *tunnel) cut(how How) {
 	t.note(Gateway, how)
+	t.mu.Lock()
+	if t.end.Limit == NoLimit {
+		t.end.Limit = t.end.LimitOf(t.upDone || t.downDone || t.deaf)
+	}
+	t.mu.Unlock()
 	if t.up.holds.Load() {
 		layer.ResetOnClose(t.backend) // a FIN would call what the backend got complete
 	}
@@ -189,6 +202,19 @@ func (t *tunnel) cut(how How) {
 func (t *tunnel) abort() {
 	layer.Abort(t.client)
 	layer.Abort(t.backend)
+}
+
+// pulse tells what can be seen of the tunnel, of its rest as of the last sweep. The
+// relay's lock is held.
+func (t *tunnel) pulse(now int64) Pulse {
+	p := Pulse{Up: t.up.moved.Load(), Down: t.down.moved.Load()}
+	if p.Up+p.Down == t.rest.progress {
+		p.Idle = time.Duration(now - t.rest.since)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.HalfClosed = t.upDone || t.downDone || t.deaf
+	return p
 }
 
 // sweep ends the tunnel if it has rested for too long, or has nothing left to

@@ -50,6 +50,8 @@ type cache[T comparable] struct {
 	now     func() time.Duration
 	warned  atomic.Int64 // when, as a time.Duration; 0 is never
 
+	results [3]atomic.Int64 // lookups: ok, not found, failed
+
 	ctx    context.Context // of all lookups
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // of all lookups
@@ -231,6 +233,32 @@ func (c *cache[T]) evict() {
 		}
 	}
 	delete(c.answers, oldest)
+}
+
+// counted counts a lookup by its result.
+func (c *cache[T]) counted(err error) {
+	switch {
+	case err == nil:
+		c.results[0].Add(1)
+	case isNotFound(err):
+		c.results[1].Add(1)
+	default:
+		c.results[2].Add(1)
+	}
+}
+
+// oldest returns for how long the oldest answer has been out of date that is in use
+// since the lookup failed.
+func (c *cache[T]) oldest() (age time.Duration) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	now := c.now()
+	for _, a := range c.answers {
+		if a.failed && now < a.stale {
+			age = max(age, now-(a.stale-maxStale))
+		}
+	}
+	return age
 }
 
 // warn logs, once in a while, that an old answer stays in use.

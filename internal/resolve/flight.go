@@ -45,6 +45,7 @@ func (c *cache[T]) fly(name string, f *flight[T]) {
 		close(f.early)
 	})
 
+	c.counted(err)
 	now := c.now()
 	c.mu.Lock()
 	old := c.answers[name]

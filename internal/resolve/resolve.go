@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"gateway/internal/address"
@@ -66,6 +67,29 @@ type Resolver struct {
 	addresses *cache[netip.Addr]
 	services  *cache[Service]
 }
+
+// LookupKey says what a lookup was for and what came of it.
+type LookupKey struct {
+	Type   string // address or service
+	Result string // ok, not_found or failed
+}
+
+// Lookups returns how many lookups there have been.
+func (r *Resolver) Lookups() map[LookupKey]int64 {
+	all := make(map[LookupKey]int64)
+	count := func(kind string, results *[3]atomic.Int64) {
+		for i, result := range [3]string{"ok", "not_found", "failed"} {
+			all[LookupKey{kind, result}] = results[i].Load()
+		}
+	}
+	count("address", &r.addresses.results)
+	count("service", &r.services.results)
+	return all
+}
+
+// Stale returns for how long the oldest answer that stays in use, since it cannot be
+// looked up again, has been out of date; 0 if there is none.
+func (r *Resolver) Stale() time.Duration { return max(r.addresses.oldest(), r.services.oldest()) }
 
 // Service is a target that DNS lists under the name of a service (RFC 2782).
 type Service struct {

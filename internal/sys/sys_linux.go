@@ -13,6 +13,7 @@ package sys
 import (
 	"encoding/binary"
 	"net/netip"
+	"os"
 	"syscall"
 	"unsafe"
 
@@ -151,6 +152,29 @@ func AddrPort(sa *unix.RawSockaddrAny) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr).Unmap(), networkOrder(in.Port))
 	}
 	return netip.AddrPort{}
+}
+
+// Probe makes the system calls that a loop cannot do without, for the error of the
+// first that this kernel, or a sandbox, refuses. What can be done without (splice,
+// EPOLLEXCLUSIVE) is found missing when it is first used.
+func Probe() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	if _, err := Send(int32(pair[0]), []byte{1}); err != nil {
+		return os.NewSyscallError("sendto", err)
+	}
+	if _, err := Recv(int32(pair[1]), make([]byte, 1)); err != nil {
+		return os.NewSyscallError("recvfrom", err)
+	}
+	// Not on a socket that does not listen; but the call is there.
+	if _, err := Accept(pair[0], &unix.RawSockaddrAny{}); err != unix.EINVAL && err != unix.EOPNOTSUPP {
+		return os.NewSyscallError("accept4", err)
+	}
+	return nil
 }
 
 // SetSockaddr writes an address, IPv4-mapped ones as IPv4, and returns its size.

@@ -47,6 +47,10 @@ func Load(file, audience string, log *slog.Logger) (*Keys, error) {
 // Len returns the number of keys.
 func (k *Keys) Len() int { return len(k.set.Load().keys) }
 
+// Reloads returns how many changes of the file were taken up, and how many could not
+// be read.
+func (k *Keys) Reloads() (ok, failed int64) { return k.reloaded.Load(), k.failed.Load() }
+
 // refresh reads the file again if it has changed. It looks at most once in a
 // second of the clock. It compares seconds for equality, so that a clock that
 // is set back does not stop it.
@@ -68,8 +72,10 @@ func (k *Keys) refresh(now time.Time) {
 	switch {
 	case err != nil && err.Error() != k.seen.fault:
 		k.seen.fault = err.Error()
+		k.failed.Add(1)
 		k.log.Error("cannot read the changed token keys, the old ones stay", "err", err)
 	case changed:
+		k.reloaded.Add(1)
 		k.log.Info("token keys changed", "file", k.file, "keys", k.Len())
 	}
 }

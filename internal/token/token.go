@@ -69,6 +69,8 @@ type Keys struct {
 	set    atomic.Pointer[keySet]
 	looked atomic.Int64 // the second, since 1970, in which the file was last looked at
 
+	reloaded, failed atomic.Int64 // changes of the file
+
 	mu   sync.Mutex // held while the file is read
 	seen version
 }
