@@ -56,6 +56,7 @@ type Gateway struct {
 	cfg       *Config                        // of rules and http
 	own       []netip.AddrPort               // see Own
 	fronts    []*httpFront                   // all that serve, the last for connections to come
+	stopPeer  func()                         // ends ServePeer; nil: there is none
 	taking    *taking                        // nil: no TakeOver so far
 }
 

@@ -67,9 +67,15 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 }
 
 // ServePeer is Serve for other gateways, whose clients resume tunnels of this one. It
-// goes on after Shutdown, as long as there are tunnels, until Close.
+// goes on after Shutdown, as long as there are tunnels, until Close; or until Withdraw,
+// since another process that has the same socket has other tunnels.
 func (g *Gateway) ServePeer(ln net.Listener) error {
-	defer context.AfterFunc(g.baseCtx, func() { ln.Close() })()
+	ctx, cancel := context.WithCancel(g.baseCtx)
+	defer cancel()
+	g.mu.Lock()
+	g.stopPeer = cancel
+	g.mu.Unlock()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	var pace backoff
 	for {
 		conn, err := ln.Accept()
@@ -77,7 +83,7 @@ func (g *Gateway) ServePeer(ln net.Listener) error {
 		case err == nil:
 			pace.reset()
 			g.acceptedPeer(conn)
-		case g.baseCtx.Err() != nil:
+		case ctx.Err() != nil:
 			return ErrGatewayClosed
 		default:
 			delay := pace.next()
@@ -172,6 +178,11 @@ func (g *Gateway) isStopping() bool {
 // in their queues is accepted before, unless another process has the same sockets
 // and is quicker. Serve may be called again after Return.
 func (g *Gateway) Withdraw() {
+	g.mu.Lock()
+	if g.stopPeer != nil {
+		g.stopPeer()
+	}
+	g.mu.Unlock()
 	g.stop(false)
 	g.drainFronts()
 }
