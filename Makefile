@@ -1,5 +1,7 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
+# make demo-roaming
+#              pulls the network away under a chat that goes on all the same
 # make demo-upgrade
 #              shows a tunnel that lives while the gateway is replaced three times (Linux)
 # make test    runs everything that CI runs, but for the next five and make lint
@@ -34,10 +36,10 @@ TIMEOUT     ?= 30m
 # The packages that test how bytes are relayed.
 RELAYING    := . ./e2e/process ./e2e/protocols
 # Folders with a go.mod.
-MODULES     := . bench
+MODULES     := . bench clients/go
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo demo-upgrade test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests test-alerts
+.PHONY: all gateway demo demo-roaming demo-upgrade test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests test-alerts
 
 all: gateway
 
@@ -46,6 +48,9 @@ gateway:
 
 demo: gateway
 	@$(GO) run ./demo ./gateway
+
+demo-roaming: gateway
+	@$(GO) run ./demo/roaming ./gateway
 
 demo-upgrade: gateway
 	@$(GO) run ./demo ./gateway upgrade
@@ -81,7 +86,7 @@ cross:
 	@set -e; for p in $(PLATFORMS); do for m in $(MODULES); do \
 		echo "vet and build $$p $$m"; \
 		(cd $$m && export GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 && \
-			$(GO) vet ./... && $(GO) build -o /dev/null .); \
+			$(GO) vet ./... && $(GO) build -o /dev/null ./...); \
 	done; done
 
 # Each fuzz target in turn, FUZZTIME each.

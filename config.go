@@ -23,6 +23,7 @@ import (
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
+	"gateway/internal/resume"
 	"gateway/internal/smallfile"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
@@ -79,6 +80,16 @@ type Config struct {
 	Keepalive        time.Duration // 0: none
 	UserTimeout      time.Duration // 0: the kernel's
 
+	Resume        bool          // tunnels may be resumable
+	ResumePlain   bool          // without a key exchange, and outside of TLS
+	ResumeHold    time.Duration // for which a tunnel is kept whose client is gone
+	ResumeBuffer  int           // bytes, of a tunnel in each direction
+	ResumeMemory  int           // bytes, of all tunnels
+	ResumeMax     int           // tunnels whose client is gone
+	ResumeKeyFile string        // seals tickets; empty: the secrets do
+	ResumePeer    string        // address for other gateways; empty: none
+	ResumePeers   []netip.Prefix
+
 	KCP                             string // address; empty: off
 	KCPMode                         string
 	KCPSendWindow, KCPReceiveWindow int // packets
@@ -113,6 +124,7 @@ type Config struct {
 	tokens      *token.Keys           // nil: no token opens
 	tlsConfig   *tls.Config           // nil: clients do not speak TLS
 	certificate *certificate.Reloader // of it
+	tickets     *resume.Tickets       // of resumable tunnels; nil: there are none
 	kcp         *kcp.Transport        // listens for KCP clients and dials KCP backends
 	watch       *smallfile.Watch      // of the files of secrets
 
@@ -134,6 +146,7 @@ type listening struct {
 	options []option       // that it has for itself
 	own     *clientLimits  // those with the others, once they are loaded; nil: none
 	kcp     bool           // by KCP, on UDP
+	peer    bool           // for other gateways, whose clients resume tunnels of this one
 	setting string         // the flag that said so
 
 	given   string       // by systemd, under this name; empty: not
@@ -198,6 +211,9 @@ func (cfg *Config) settleListening() error {
 	if cfg.KCP != "" {
 		cfg.Listen = append(cfg.Listen, listening{addr: cfg.KCP, kcp: true, setting: "kcp"})
 	}
+	if cfg.ResumePeer != "" {
+		cfg.Listen = append(cfg.Listen, listening{addr: cfg.ResumePeer, peer: true, setting: "resume-peer"})
+	}
 	return nil
 }
 
@@ -260,6 +276,22 @@ func (cfg *Config) checkTLS() error {
 		return errors.New("-tls-key needs -tls-cert too")
 	case cfg.TLSCert != "" && cfg.TLSKey == "":
 		return errors.New("-tls-cert needs -tls-key too")
+	}
+	return nil
+}
+
+// checkResume sees whether the settings of resumable tunnels go together.
+func (cfg *Config) checkResume() error {
+	for name, set := range map[string]bool{
+		"resume-plain": cfg.ResumePlain, "resume-key-file": cfg.ResumeKeyFile != "",
+		"resume-peer": cfg.ResumePeer != "", "resume-peers": len(cfg.ResumePeers) > 0,
+	} {
+		if set && !cfg.Resume {
+			return fmt.Errorf("%s is for resumable tunnels, which need -resume=1", cfg.sources[name])
+		}
+	}
+	if cfg.ResumePeer != "" && len(cfg.ResumePeers) == 0 {
+		return fmt.Errorf("%s needs -resume-peers: from where other gateways connect, and which of them are connected to", cfg.sources["resume-peer"])
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"gateway/internal/resume"
 )
 
 func TestEverySettingHasAnEnvironmentTwin(t *testing.T) {
@@ -381,6 +383,8 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 		"keepalive": "30s", "tcp-user-timeout": "0",
 		"kcp": "", "kcp-mode": "fast3", "kcp-sndwnd": "1024", "kcp-rcvwnd": "1024", "kcp-mtu": "1350", "kcp-datashard": "0",
 		"kcp-parityshard": "0", "kcp-crypt": "none", "kcp-key": "", "kcp-idle-timeout": "60s", "kcp-max-sessions": "10000",
+		"resume": "0", "resume-plain": "0", "resume-hold": "30s", "resume-buffer": "262144", "resume-memory": "268435456",
+		"resume-max": "10000", "resume-key-file": "", "resume-peer": "", "resume-peers": "",
 		"config": "", "pidfile": "gateway.pid", "drain": "30s", "upgrade-exec": "", "upgrade-timeout": "30s", "handover": "1", "hard-stop-after": "0", "log-format": "text", "log-level": "info", "pprof": "", "admin": "", "admin-token-file": "",
 		"token-keys": "", "token-audience": "", "legacy": "1",
 		"seal": "", "ttl": "0", "keygen": "", "open": "", "check": "", "version": "", "status": "", "watch": "0", "tunnels": "", "cut": "",
@@ -422,5 +426,36 @@ func TestNoErrorOfSyntaxHoldsASecret(t *testing.T) {
 		if msg := refusedConfig(t, arg); strings.Contains(msg, "hush") {
 			t.Errorf("%s: %q", arg, msg)
 		}
+	}
+}
+
+func TestTheSettingsOfResumableTunnelsGoTogether(t *testing.T) {
+	cfg := configOf(t, "-resume=1", "-resume-plain=1", "-resume-peer=10.0.0.7:7000", "-resume-peers=10.0.0.0/24")
+	if last := cfg.Listen[len(cfg.Listen)-1]; !last.peer || last.addr != "10.0.0.7:7000" || cfg.tickets == nil {
+		t.Errorf("listens on %+v", last)
+	}
+	file := tempFile(t, "keys", "one\ntwo\n")
+	sealed := configOf(t, "-resume=1", "-resume-key-file="+file).tickets.Seal(resume.Ticket{})
+	for secrets, want := range map[string]bool{"one": true, "two": false} {
+		if _, ok := configOf(t, "-resume=1", "-secret="+secrets).tickets.Open(sealed); ok != want {
+			t.Errorf("a ticket of the first of two secrets opens with %s: %v", secrets, ok)
+		}
+	}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-resume-plain=1"}, "-resume-plain is for resumable tunnels"},
+		{[]string{"-resume-peers=10.0.0.0/8"}, "-resume-peers is for resumable tunnels"},
+		{[]string{"-resume=1", "-resume-peer=10.0.0.7:7000"}, "-resume-peer needs -resume-peers"},
+		{[]string{"-resume=1", "-resume-key-file=" + file + ".none"}, "-resume-key-file: "},
+	} {
+		if got := refusedConfig(t, append(tt.args, "-secret="+testSecret)...); !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%q: %q, want %q", tt.args, got, tt.want)
+		}
+	}
+	_, err := loadConfig([]string{"-resume=1", "-forward=10.0.0.1:80"})
+	if err == nil || !strings.Contains(err.Error(), "-resume-key-file") {
+		t.Errorf("without any secret: %v", err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/resolve"
+	"gateway/internal/resume/owner"
 	"gateway/internal/sockopt"
 	"gateway/internal/tlsrecord"
 )
@@ -38,6 +39,7 @@ type Gateway struct {
 	relay    *relay.Relay
 	loops    *loops                    // nil: goroutines serve
 	http     atomic.Pointer[httpFront] // for connections to come
+	owner    *owner.Owner              // of resumable tunnels; nil: there are none
 	clients  connections               // in serveConn, until another owns them
 	pending  *pending.Budget           // of those that have proven nothing
 	metrics  *admin.Metrics            // nil: nobody looks
@@ -56,6 +58,7 @@ type Gateway struct {
 	cfg       *Config                        // of rules and http
 	own       []netip.AddrPort               // see Own
 	fronts    []*httpFront                   // all that serve, the last for connections to come
+	stopPeer  func()                         // ends ServePeer; nil: there is none
 	taking    *taking                        // nil: no TakeOver so far
 }
 
@@ -84,7 +87,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	}
 	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
-	o := relay.Options{Pump: relay.NewPump(cfg.Buffer).Run, Bounds: cfg.bounds(), Log: log}
+	o := relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log}
 	if cfg.Admin != "" {
 		g.metrics = admin.NewMetrics()
 		g.ledger.watched(g.metrics)
@@ -92,6 +95,9 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	}
 	g.relay = relay.New(o)
 	g.ledger.hold(cfg, connBudget())
+	if cfg.Resume {
+		g.owner = newOwner(cfg, log)
+	}
 	g.openFront(cfg)
 	if cfg.loopCount() == 0 {
 		return g, nil
@@ -174,6 +180,7 @@ func (g *Gateway) reloadSecrets() {
 // openFront has HTTP clients to come served by a front of this configuration.
 func (g *Gateway) openFront(cfg *Config) {
 	front := newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
+	front.resumable = g.resumable()
 	g.fronts = append(g.fronts, front)
 	g.http.Store(front)
 }
@@ -194,6 +201,10 @@ func (g *Gateway) serveConn(c *connection, received []byte) {
 		g.serveTLS(c, req.early)
 	case c.session.form == handshake.HTTP:
 		g.afresh(c, func() { g.serveHTTP(c, req.early) })
+	case req.again != nil:
+		g.resume(c, req)
+	case req.begin != nil:
+		g.serveResumable(c, req)
 	default:
 		g.serveTunnel(c, req)
 	}
@@ -250,6 +261,12 @@ func (g *Gateway) serveTunnel(c *connection, req request) {
 		g.refuse(c, err)
 		return
 	}
+	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
+	g.answer(c, backend, early)
+}
+
+// answer says 200 and relays.
+func (g *Gateway) answer(c *connection, backend net.Conn, early []byte) {
 	if reply := c.session.form.Reply(handshake.OK); len(reply) > 0 {
 		if _, err := c.Write(reply); err != nil {
 			layer.ResetOnClose(backend) // as if the client had reset it
@@ -258,7 +275,6 @@ func (g *Gateway) serveTunnel(c *connection, req request) {
 			return
 		}
 	}
-	early := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.early)
 	g.ledger.opened(&c.session, &c.upstream)
 	g.clients.remove(c.socket)
 	g.afresh(c, func() { g.runTunnel(c, backend, early) })
@@ -272,6 +288,65 @@ func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
 	s, u := &c.session, &c.upstream
 	g.ledger.ended(s, u, g.relay.RunAs(joined{s, u}, c.Conn, backend, early))
 }
+
+// serveResumable is serveTunnel for a tunnel that may be resumed.
+func (g *Gateway) serveResumable(c *connection, req request) {
+	c.proven()
+	t, hello, err := g.resumable().open(req.begin)
+	if err != nil {
+		g.refuse(c, err)
+		return
+	}
+	backend, err := g.dial(c, req.route)
+	if err != nil {
+		t.Abandon()
+		g.refuse(c, err)
+		return
+	}
+	if _, err := c.Write(append(c.session.form.Reply(handshake.OK), hello...)); err != nil {
+		t.Abandon()
+		layer.ResetOnClose(backend)
+		backend.Close()
+		g.refuse(c, errClientGone)
+		return
+	}
+	g.clients.remove(c.socket)
+	header := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), nil)
+	link := t.Begin(c.Conn, c.session.client, func() { layer.Abort(c.Conn) })
+	g.ledger.opened(&c.session, &c.upstream)
+	g.resumable().run(t, c.session, c.upstream, backend, header)
+	c.session.done = true // by that
+	g.afresh(c, func() { t.Carry(link, req.early) })
+}
+
+// resume has a client go on with its tunnel.
+func (g *Gateway) resume(c *connection, req request) {
+	peer, err := g.resumable().elsewhere(g.baseCtx, c.rules, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), req.again)
+	switch {
+	case err != nil:
+		g.refuse(c, err)
+		return
+	case peer != nil:
+		c.proven()
+		g.answer(c, peer, req.early)
+		return
+	}
+	t, link, how, err := g.resumable().again(req.again, c.Conn, c.session.client)
+	if err != nil {
+		g.refuse(c, err)
+		return
+	}
+	c.proven()
+	g.clients.remove(c.socket)
+	g.ledger.resumed(&c.session, t.ID(), how)
+	if _, err := c.Write(c.session.form.Reply(handshake.OK)); err != nil {
+		t.Drop(link, err)
+		return
+	}
+	g.afresh(c, func() { t.Carry(link, req.early) })
+}
+
+func (g *Gateway) resumable() resumables { return resumables{g.ledger, g.relay, g.owner, g.dialer} }
 
 // serveHTTP serves a client that speaks HTTP.
 func (g *Gateway) serveHTTP(c *connection, early []byte) {

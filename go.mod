@@ -33,3 +33,8 @@ require (
 	github.com/tjfoc/gmsm v1.4.1 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
 )
+
+// The client of our own that the tests drive, a module of its own.
+require gateway/clients/go v0.0.0
+
+replace gateway/clients/go => ./clients/go

@@ -189,7 +189,7 @@ func (l *handshakes) heard(t *tunnel) {
 // that the client has sent so far.
 func (l *handshakes) route(t *tunnel, req request, received []byte) {
 	l.heard(t)
-	if !isPlain(req.route) {
+	if req.resumable() || !isPlain(req.route) {
 		l.leave(t, received)
 		return
 	}

@@ -16,6 +16,7 @@ import (
 	"gateway/internal/limit"
 	"gateway/internal/pending"
 	"gateway/internal/relay"
+	"gateway/internal/resume"
 	"gateway/internal/sockopt"
 	"gateway/internal/tlsrecord"
 	"gateway/internal/web"
@@ -83,6 +84,8 @@ type httpFront struct {
 	ledger *ledger
 	dialer *dialer
 	relay  *relay.Relay
+
+	resumable resumables
 }
 
 func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront {
@@ -197,6 +200,87 @@ func (f *httpFront) Relay(ctx context.Context, client *web.Conn, backend net.Con
 	f.ledger.begin()
 	f.ledger.opened(&s, &u)
 	f.ledger.ended(&s, &u, f.relay.RunAs(joined{&s, &u}, client, backend, early))
+}
+
+// Marked is for web.Marker.
+func (f *httpFront) Marked(ctx context.Context) (mark string, most int) {
+	return resume.Mark, connectionOf(ctx).rules.markedMax()
+}
+
+// ServeMarked is for web.Marker.
+func (f *httpFront) ServeMarked(ctx context.Context, client *web.Conn, line, early []byte, dial func(address.Route) (net.Conn, error)) error {
+	c := connectionOf(ctx)
+	req, err := c.rules.marked(ctx, handshake.WebSocket, c.session.secure, line)
+	if err != nil {
+		return err
+	}
+	if req.again != nil {
+		return f.resume(ctx, c, client, req.again, early)
+	}
+	c.proven()
+	t, hello, err := f.resumable.open(req.begin)
+	if err != nil {
+		return err
+	}
+	backend, err := dial(req.route)
+	if err != nil {
+		t.Abandon()
+		return err
+	}
+	// The status is a message of its own.
+	for _, b := range [][]byte{handshake.WebSocket.Reply(handshake.OK), hello} {
+		if _, err := client.Write(b); err != nil {
+			t.Abandon()
+			backend.Close()
+			return errClientGone
+		}
+	}
+	s, u := c.session, c.takeUpstream()
+	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
+	u.preface = 0            // it went before the tunnel began
+	c.session.counted = true // as that tunnel
+	f.ledger.begin()
+	f.ledger.opened(&s, &u)
+	link := t.Begin(client, s.client, func() { client.Close() })
+	f.resumable.run(t, s, u, backend, nil)
+	t.Carry(link, early)
+	return nil
+}
+
+// resume has the client of a WebSocket go on with its tunnel.
+func (f *httpFront) resume(ctx context.Context, c *connection, client *web.Conn, r *resume.Request, early []byte) error {
+	s, u := c.session, upstream{}
+	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
+	peer, err := f.resumable.elsewhere(ctx, c.rules, &s, &u, c.session.local, r)
+	switch {
+	case err != nil:
+		return err
+	case peer != nil:
+		c.proven()
+		if _, err := client.Write(handshake.WebSocket.Reply(handshake.OK)); err != nil {
+			peer.Close()
+			return errClientGone
+		}
+		c.session.counted = true // as that tunnel
+		f.ledger.begin()
+		f.ledger.opened(&s, &u)
+		f.ledger.ended(&s, &u, f.relay.RunAs(joined{&s, &u}, client, peer, early))
+		return nil
+	}
+	t, link, how, err := f.resumable.again(r, client, c.session.client)
+	if err != nil {
+		return err
+	}
+	c.proven()
+	c.session.counted = true // as what resumed
+	f.ledger.begin()
+	f.ledger.resumed(&s, t.ID(), how)
+	if _, err := client.Write(handshake.WebSocket.Reply(handshake.OK)); err != nil {
+		t.Drop(link, err)
+		return nil
+	}
+	t.Carry(link, early)
+	return nil
 }
 
 // Served is for web.Gate.

@@ -25,6 +25,7 @@ import (
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
 	"gateway/internal/relay"
+	"gateway/internal/resume/owner"
 	"gateway/internal/web"
 )
 
@@ -364,8 +365,31 @@ func (l *ledger) ended(s *session, u *upstream, end relay.End) {
 	if u.id != "" {
 		attrs = append(attrs, slog.String("id", u.id))
 	}
+	if s.resumes != "" {
+		attrs = append(attrs, slog.String("session", s.resumes))
+	}
 	attrs = appendVia(attrs, s)
 	l.log.LogAttrs(context.Background(), slog.LevelInfo, "tunnel", attrs...)
+}
+
+// resumed tells of a client that goes on with its tunnel by another connection. It is
+// the end of this connection's account: the tunnel has one.
+func (l *ledger) resumed(s *session, id string, how owner.Resumed) {
+	defer l.done(s, &upstream{})
+	if !s.counted { // where it came by another gateway, that one has
+		l.became(s, handshake.OK)
+	}
+	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("client", s.client.String()),
+		slog.String("session", id),
+		slog.String("before", how.Before.String()),
+		slog.Int("resumes", how.Count),
+		slog.Int64("detached_ms", how.Stall.Milliseconds()),
+	}
+	l.log.LogAttrs(context.Background(), slog.LevelInfo, "resumed", appendVia(attrs, s)...)
 }
 
 // refused accounts for a request that came to no tunnel. st is what the client

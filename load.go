@@ -22,6 +22,7 @@ import (
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
 	"gateway/internal/policy"
+	"gateway/internal/resume"
 	"gateway/internal/smallfile"
 	"gateway/internal/token"
 )
@@ -63,6 +64,9 @@ func parseConfig(args []string) (*Config, error) {
 		return nil, err
 	}
 	if err := cfg.checkTLS(); err != nil {
+		return nil, err
+	}
+	if err := cfg.checkResume(); err != nil {
 		return nil, err
 	}
 	cfg.level = new(slog.LevelVar)
@@ -329,7 +333,28 @@ func (cfg *Config) load(log *slog.Logger) error {
 		return err // names the flag
 	}
 	cfg.watch = smallfile.NewWatch(maxSecretFile, cfg.secretFiles()...)
-	return cfg.loadSecrets()
+	if err := cfg.loadSecrets(); err != nil {
+		return err
+	}
+	return cfg.loadTicketSecrets()
+}
+
+// loadTicketSecrets finds what seals the tickets of resumable tunnels.
+func (cfg *Config) loadTicketSecrets() error {
+	if !cfg.Resume || cfg.Action == actionSeal || cfg.Action == actionOpen {
+		return nil
+	}
+	secrets, err := cfg.Secrets, error(nil)
+	if cfg.ResumeKeyFile != "" {
+		if secrets, err = readSecrets(cfg.ResumeKeyFile); err != nil {
+			return fmt.Errorf("%s: %w", cfg.sources["resume-key-file"], err)
+		}
+	}
+	if len(secrets) == 0 {
+		return fmt.Errorf("%s=1 needs a secret that seals tickets: set -resume-key-file where there is no secret for sealed lines", cfg.sources["resume"])
+	}
+	cfg.tickets, err = resume.NewTickets(secrets)
+	return err
 }
 
 // secretFiles returns the files that hold secrets, whether they are there or not.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"gateway/internal/handshake"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
+	"gateway/internal/resume"
 	"gateway/internal/smallfile"
 	"gateway/internal/token"
 )
@@ -23,11 +25,15 @@ import (
 // in share them: a goroutine that reads and waits (Gateway.serveConn), and the
 // event loops. They never change; a connection keeps those that it began with.
 type rules struct {
-	trusted          []netip.Prefix // peers that tell of their clients by a PROXY header
-	tls              *tls.Config    // nil: clients do not speak TLS
-	httpHeaderMax    int            // of an HTTP request's head, in bytes
-	handshakeTimeout time.Duration  // from accept to the end of the request
-	handshakeMax     int            // of a sealed line, in bytes
+	trusted          []netip.Prefix  // peers that tell of their clients by a PROXY header
+	tls              *tls.Config     // nil: clients do not speak TLS
+	resumes          bool            // tunnels may be resumable
+	tickets          *resume.Tickets // opens those of clients that come back
+	peers            []netip.Prefix  // where other gateways are
+	resumePlain      bool            // also where their key can be read on the way
+	httpHeaderMax    int             // of an HTTP request's head, in bytes
+	handshakeTimeout time.Duration   // from accept to the end of the request
+	handshakeMax     int             // of a sealed line, in bytes
 
 	keys    *keyring         // opens sealed lines; nil: none is
 	secrets *smallfile.Watch // of the files of their secrets
@@ -57,6 +63,10 @@ func newRules(cfg *Config, services directory) *rules {
 		handshakeTimeout: cfg.HandshakeTimeout,
 		handshakeMax:     cfg.HandshakeMax,
 		httpHeaderMax:    cfg.HTTPHeaderMax,
+		resumes:          cfg.Resume,
+		resumePlain:      cfg.ResumePlain,
+		tickets:          cfg.tickets,
+		peers:            cfg.ResumePeers,
 		tokens:           cfg.tokens,
 		policy:           policy.New(cfg.Allow, cfg.Deny),
 		routes:           balance.NewTable(cfg.Balance),
@@ -79,21 +89,42 @@ func (r *rules) arrival(peer netip.AddrPort, forward *address.Route) session {
 	if forward != nil {
 		s.form, s.forward = handshake.Forward, forward
 	}
-	s.proxied = slices.ContainsFunc(r.trusted, func(p netip.Prefix) bool { return p.Contains(peer.Addr()) })
+	s.proxied = within(r.trusted, peer.Addr())
 	s.anonymous = s.proxied
 	return s
+}
+
+func within(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// peerArrival is arrival for another gateway, whose PROXY header is believed. It
+// reports false for who is none.
+func (r *rules) peerArrival(peer netip.AddrPort) (session, bool) {
+	return session{client: peer, accepted: time.Now(), peer: true, proxied: true}, within(r.peers, peer.Addr())
 }
 
 // request is what a client asks for.
 type request struct {
 	route address.Route // to the backend
 	early []byte        // what came behind the request, for the backend
+
+	// Not nil: early is frames of a resumable tunnel, which is to begin, or to go on.
+	begin *resume.Open
+	again *resume.Request
 }
+
+// resumable tells whether it is for, or of, a resumable tunnel.
+func (q *request) resumable() bool { return q.begin != nil || q.again != nil }
 
 // The ways in which an address that opens is of no use.
 var (
-	errWrongWay = unauthorized("wrong_way") // it is for HTTP, and the client brings bytes
-	errNotToken = unauthorized("not_token") // a sealed line, and -legacy=0
+	errWrongWay  = unauthorized("wrong_way")  // it is for HTTP, and the client brings bytes
+	errNotToken  = unauthorized("not_token")  // a sealed line, and -legacy=0
+	errNoResume  = unauthorized("no_resume")  // for a resumable tunnel, and -resume=0
+	errNotResume = unauthorized("not_resume") // on -resume-peer, anything but that
+	errBadTicket = unauthorized("bad_ticket") // to resume one; made up, or of another secret
+	errPlainKey  = unauthorized("plain_key")  // for one without a key, outside of TLS
 )
 
 var errLongHello = &refusal{reason: "tls_failed",
@@ -111,13 +142,15 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 		return request{}, err
 	}
 	if s.forward != nil && !s.forward.Has("http") {
-		return request{*s.forward, b}, nil
+		return request{route: *s.forward, early: b}, nil
 	}
 	if len(b) == 0 {
 		return request{}, handshake.ErrIncomplete
 	}
 	s.form = handshake.Sniff(b, r.tls != nil && !s.secure && !s.kcp)
 	switch {
+	case s.peer:
+		s.form = handshake.Line
 	case s.forward != nil && s.form != handshake.TLS && s.form != handshake.Unknown:
 		s.form = handshake.HTTP // net/http answers to what is not
 	case s.form == handshake.HTTP && s.kcp:
@@ -132,7 +165,11 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 		}
 		return request{early: b}, nil
 	}
-	sealed, early, err := s.form.Parse(b, r.handshakeMax)
+	limit, marked := r.handshakeMax, r.isMarked(s.form, b)
+	if marked {
+		limit = r.markedMax()
+	}
+	sealed, early, err := s.form.Parse(b, limit)
 	switch err {
 	case nil:
 	case handshake.ErrTooLong:
@@ -140,11 +177,22 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 	case handshake.ErrBadLength:
 		return request{}, errBadLength
 	}
-	if hopeless := r.judge(s.form, s.form.Beginning(b)); hopeless != nil {
+	if hopeless := r.judge(s.form, s.form.Beginning(b)); hopeless != nil && !marked {
 		return request{}, hopeless
 	}
 	if err != nil {
 		return request{}, err
+	}
+	if bytes.HasPrefix(sealed, []byte(resume.Mark)) && s.form != handshake.Binary {
+		q, err := r.marked(ctx, s.form, s.secure, sealed)
+		q.early = early
+		if s.peer && q.again == nil && err == nil {
+			err = errNotResume
+		}
+		return q, err
+	}
+	if s.peer {
+		return request{}, errNotResume
 	}
 	route, err := r.open(ctx, s.form, sealed)
 	if err != nil {
@@ -153,7 +201,54 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 	if route.Has("http") {
 		return request{}, errWrongWay
 	}
-	return request{route, early}, nil
+	return request{route: route, early: early}, nil
+}
+
+// isMarked tells whether a request is one of internal/resume, as far as it has come.
+// What stands behind a length and has not come yet may be one.
+func (r *rules) isMarked(form handshake.Form, b []byte) bool {
+	switch form {
+	case handshake.Prefixed:
+		b = form.Beginning(b)
+	case handshake.Line:
+	default:
+		return false
+	}
+	return agree(b, resume.Mark) && (len(b) > 0 || r.resumes)
+}
+
+// markedMax is the length of the longest such request, in bytes.
+func (r *rules) markedMax() int { return max(resume.OpenOverhead+r.handshakeMax, resume.MaxResume) }
+
+// marked reads such a request, and opens the address if there is one. The error is a
+// *refusal.
+func (r *rules) marked(ctx context.Context, form handshake.Form, secure bool, line []byte) (request, error) {
+	if !r.resumes {
+		return request{}, errNoResume
+	}
+	begin, again, err := resume.Parse(line)
+	switch {
+	case err != nil:
+		return request{}, errBadFormat
+	case again != nil:
+		// What does not open costs no more than a line that does not.
+		if _, ok := r.tickets.Open(again.Ticket); !ok {
+			return request{}, errBadTicket
+		}
+		return request{again: again}, nil
+	case len(begin.Sealed) > r.handshakeMax:
+		return request{}, errTooLong
+	case begin.Key == nil && !secure && !r.resumePlain:
+		return request{}, errPlainKey
+	}
+	route, err := r.open(ctx, form, begin.Sealed)
+	if err != nil {
+		return request{}, err
+	}
+	if route.Has("http") {
+		return request{}, errWrongWay
+	}
+	return request{route: route, begin: begin}, nil
 }
 
 // judge refuses by its beginning what is neither a sealed line nor a token, so
@@ -249,8 +344,8 @@ func (r *rules) believe(s *session, received []byte) ([]byte, error) {
 // requestMax is the most that is read of a client before its request is
 // complete, or refused; in bytes.
 func (r *rules) requestMax() int {
-	most := max(handshake.Size(r.handshakeMax), handshake.HelloMax+1, r.httpHeaderMax+1)
-	if len(r.trusted) > 0 {
+	most := max(handshake.Size(r.markedMax()), handshake.HelloMax+1, r.httpHeaderMax+1)
+	if len(r.trusted) > 0 || len(r.peers) > 0 {
 		most += proxyheader.MaxSize
 	}
 	return most

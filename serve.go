@@ -74,6 +74,48 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	}
 }
 
+// ServePeer is Serve for other gateways, whose clients resume tunnels of this one. It
+// goes on after Shutdown, as long as there are tunnels, until Close; or until Withdraw,
+// since another process that has the same socket has other tunnels.
+func (g *Gateway) ServePeer(ln net.Listener) error {
+	ctx, cancel := context.WithCancel(g.baseCtx)
+	defer cancel()
+	g.mu.Lock()
+	g.stopPeer = cancel
+	g.mu.Unlock()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	var pace backoff
+	for {
+		conn, err := ln.Accept()
+		switch {
+		case err == nil:
+			pace.reset()
+			g.acceptedPeer(conn)
+		case ctx.Err() != nil:
+			return ErrGatewayClosed
+		default:
+			delay := pace.next()
+			g.ledger.warnCannotAccept(err, delay)
+			time.Sleep(delay)
+		}
+	}
+}
+
+func (g *Gateway) acceptedPeer(conn net.Conn) {
+	r := g.current()
+	s, ok := r.peerArrival(layer.AddrPort(conn.RemoteAddr()))
+	if !ok {
+		conn.Close()
+		g.ledger.log.Debug("no peer", "addr", conn.RemoteAddr().String())
+		return
+	}
+	// The tunnel has an account, which this connection is part of.
+	s.done, s.counted = true, true
+	c := &connection{Conn: conn, socket: conn, rules: r, session: s}
+	g.admit(c)
+	go g.serveConn(c, nil)
+}
+
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
 func (g *Gateway) acceptQueued(ln net.Listener, by *entrance, stopping <-chan struct{}) {
@@ -181,6 +223,11 @@ func (g *Gateway) isStopping() bool {
 // in their queues is accepted before, unless another process has the same sockets
 // and is quicker. Serve may be called again after Return.
 func (g *Gateway) Withdraw() {
+	g.mu.Lock()
+	if g.stopPeer != nil {
+		g.stopPeer()
+	}
+	g.mu.Unlock()
 	g.stop(false)
 	g.drainFronts()
 }
@@ -302,6 +349,9 @@ func (g *Gateway) Close() error {
 		f.server.Close()
 	}
 	g.ledger.wait()
+	if g.owner != nil {
+		g.owner.Close() // lets the clients of resumable tunnels know
+	}
 	g.resolver.Close()
 	return nil
 }

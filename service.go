@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"gateway/internal/admin"
-	"gateway/internal/pidfile"
 	"gateway/internal/profiling"
 	"gateway/internal/systemd"
 	"gateway/internal/upgrade"
@@ -29,7 +28,7 @@ type service struct {
 	sockets *sockets
 	notify  *systemd.Notifier
 	before  *upgrade.Predecessor // nil: started afresh
-	pid     *pidfile.File        // nil: none
+	pid     *pidFile             // nil: none
 	served  chan error           // a listener's end, other than by Withdraw
 	signals chan os.Signal
 
@@ -47,9 +46,12 @@ type service struct {
 func (p *service) serveListener(ln net.Listener, l listening) {
 	go func() {
 		var err error
-		if l.forward != nil {
+		switch {
+		case l.peer:
+			err = p.g.ServePeer(ln)
+		case l.forward != nil:
 			err = p.g.ServeForward(ln, *l.forward)
-		} else {
+		default:
 			err = p.g.Serve(ln)
 		}
 		if err != ErrGatewayClosed {
@@ -153,7 +155,7 @@ func (p *service) createPIDFile(cfg *Config) error {
 		other = p.before.PID
 	}
 	var err error
-	if p.pid, err = pidfile.CreateInsteadOf(cfg.PIDFile, other); err != nil {
+	if p.pid, err = createPIDFileInsteadOf(cfg.PIDFile, other); err != nil {
 		err = fmt.Errorf("-pidfile: %w", err)
 		if p.before != nil { // nobody else serves any more
 			p.log.Error("the pid file names the old process", "err", err)
@@ -167,7 +169,7 @@ func (p *service) removePIDFile() {
 	if p.pid == nil {
 		return
 	}
-	if err := p.pid.Remove(); err != nil {
+	if err := p.pid.remove(); err != nil {
 		p.log.Warn("cannot clean up the pid file", "err", err)
 	}
 }
@@ -175,9 +177,12 @@ func (p *service) removePIDFile() {
 func (p *service) logListeners(cfg *Config, listeners []net.Listener) {
 	for i, ln := range listeners {
 		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
-		if cfg.Listen[i].kcp {
+		switch {
+		case cfg.Listen[i].kcp:
 			attrs = append(attrs, "protocol", "kcp")
-		} else {
+		case cfg.Listen[i].peer:
+			attrs = append(attrs, "protocol", "resume")
+		default:
 			attrs = append(attrs, "relay", p.g.relaying())
 		}
 		if to := cfg.Listen[i].forward; to != nil {

@@ -28,6 +28,7 @@ type session struct {
 	form      handshake.Form
 	secure    bool        // inside TLS
 	kcp       bool        // comes by KCP
+	peer      bool        // of another gateway, which has a client that resumes
 	proxied   bool        // a trusted proxy is the socket's peer
 	header    int         // bytes of its PROXY header
 	hops      uint8       // gateways that have passed it on, by that header
@@ -36,6 +37,7 @@ type session struct {
 	reserved  bool        // it is one of those that ledger.reserve counts
 	place     limit.Place // in what is counted for its client's address
 	done      bool        // accounted for
+	resumes   string      // the name of its resumable tunnel; empty: it is not
 }
 
 // entrance is a listener as its connections know it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/netip"
 	"path"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"gateway/internal/kcp"
 	"gateway/internal/limit"
 	"gateway/internal/policy"
+	"gateway/internal/resume"
 	"gateway/internal/sockopt"
 )
 
@@ -43,6 +45,7 @@ const (
 	groupRequest   = "The client's request"
 	groupBackend   = "The backend"
 	groupTunnel    = "The tunnel"
+	groupResume    = "Resumable tunnels, which outlive their client's connection"
 	groupKCP       = "KCP, for clients and backends on UDP"
 	groupProcess   = "The process"
 	groupActions   = "Actions, instead of serving"
@@ -184,6 +187,33 @@ func settings(cfg *Config) []setting {
 			"after which a peer that acknowledges nothing, or takes nothing, is given up\n" +
 				"(TCP_USER_TIMEOUT, Linux); 0: the kernel's, about 15 minutes"},
 
+		{groupResume, "resume", "0|1", flagvalue.Switch(&cfg.Resume),
+			"1 lets clients that ask for it come back by another connection, from another\n" +
+				"address, and go on where they were"},
+		{groupResume, "resume-plain", "0|1", flagvalue.Switch(&cfg.ResumePlain),
+			"1 takes clients that cannot exchange keys outside of TLS too, where whoever\n" +
+				"listens on the way can resume their tunnels"},
+		{groupResume, "resume-hold", "TIME", flagvalue.Duration(&cfg.ResumeHold),
+			"for which a tunnel is held whose client is gone; then its backend is reset"},
+		{groupResume, "resume-buffer", "BYTES", flagvalue.Int(&cfg.ResumeBuffer, resume.MinWindow, resume.MaxWindow),
+			"that a tunnel may have unacknowledged in each direction: the most that it costs\n" +
+				"in memory, twice, and the most that it moves in a round trip"},
+		{groupResume, "resume-memory", "BYTES", flagvalue.Int(&cfg.ResumeMemory, 1<<20, math.MaxInt),
+			"of all such tunnels, after which the one whose client has been gone for the\n" +
+				"longest is given up; if there is none, new ones are refused"},
+		{groupResume, "resume-max", "COUNT", flagvalue.Int(&cfg.ResumeMax, 1, 1<<24),
+			"tunnels held whose clients are gone, after which the oldest is given up"},
+		{groupResume, "resume-key-file", "FILE", flagvalue.String(&cfg.ResumeKeyFile),
+			"secrets, one a line, that seal the tickets by which clients come back: the\n" +
+				"first seals, all open. Without it the secrets of sealed lines do"},
+		{groupResume, "resume-peer", "ADDRESS", flagvalue.Parsed(&cfg.ResumePeer, parsePeer, func(s string) string { return s }),
+			"ip:port to listen on for other gateways, which pass on clients that come back\n" +
+				"there; it stands in tickets, so it is the address at which they reach this one.\n" +
+				"Keep it private; empty: clients come back to the same gateway only"},
+		{groupResume, "resume-peers", "CIDRS", flagvalue.Sum(&cfg.ResumePeers, parsePrefix, ""),
+			"where the other gateways are, separated by commas: only they are taken on\n" +
+				"-resume-peer, and only there a ticket may lead"},
+
 		{groupKCP, "kcp", "ADDRESS", flagvalue.Address(&cfg.KCP, true),
 			"host:port to listen on for KCP clients, the same as -addr most of the time;\n" +
 				"empty: off. Backends sealed as kcp://host:port are dialed in any case"},
@@ -300,6 +330,10 @@ func defaultConfig() *Config {
 		IOUring:          true,
 		HalfCloseTimeout: 60 * time.Second,
 		Keepalive:        30 * time.Second,
+		ResumeHold:       30 * time.Second,
+		ResumeBuffer:     256 << 10,
+		ResumeMemory:     256 << 20,
+		ResumeMax:        10_000,
 		KCPMode:          "fast3",
 		KCPSendWindow:    1024,
 		KCPReceiveWindow: 1024,
@@ -558,6 +592,18 @@ func parseOrigin(word string) (string, error) {
 		return "", fmt.Errorf("%q: want hosts, with http:// or https:// before them or without, and no path; * stands for anything", word)
 	}
 	return word, nil
+}
+
+// parsePeer reads an address at which others reach this process, or nothing.
+func parsePeer(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	a, err := netip.ParseAddrPort(s)
+	if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().Zone() != "" || a.String() != s {
+		return "", errors.New("want the ip:port at which other gateways reach this one, with a port from 1 to 65535")
+	}
+	return s, nil
 }
 
 // parseAdmin reads an address of -admin.

@@ -33,6 +33,9 @@ func TestTheDockerfileBuildsFromWhatItCopies(t *testing.T) {
 				} else if err == nil {
 					var b []byte
 					if b, err = os.ReadFile(name); err == nil {
+						err = os.MkdirAll(filepath.Join(dir, m[2]), 0o755)
+					}
+					if err == nil {
 						err = os.WriteFile(filepath.Join(dir, m[2], filepath.Base(name)), b, 0o644)
 					}
 				}

@@ -27,6 +27,7 @@ var (
 	issuing    = []string{"docs/issuing.md", "docs/issuing.zh-CN.md"}
 	backends   = []string{"docs/backends.md", "docs/backends.zh-CN.md"}
 	protocols  = []string{"docs/protocols.md", "docs/protocols.zh-CN.md"}
+	roaming    = []string{"docs/roaming.md", "docs/roaming.zh-CN.md"}
 	kcpPages   = []string{"docs/kcp.md", "docs/kcp.zh-CN.md"}
 	migrating  = []string{"docs/migrating.md", "docs/migrating.zh-CN.md"}
 	kubernetes = []string{"deploy/kubernetes/README.md", "deploy/kubernetes/README.zh-CN.md"}
@@ -35,7 +36,7 @@ var (
 )
 
 // translated are the pages in both languages.
-var translated = [][]string{readmes, flagPages, operating, upgrading, sealing, issuing, backends, protocols, kcpPages, migrating,
+var translated = [][]string{readmes, flagPages, operating, upgrading, sealing, issuing, backends, protocols, kcpPages, roaming, migrating,
 	kubernetes, consul, webPages}
 
 // documents are all of them.

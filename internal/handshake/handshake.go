@@ -46,6 +46,7 @@ const (
 	OK             Status = "200" // connected; from here on bytes flow
 	BadRequest     Status = "400" // no request could be read
 	Unauthorized   Status = "401" // the address could not be opened
+	Gone           Status = "410" // what was to be resumed is over
 	BadGateway     Status = "502" // the backend could not be connected
 	GatewayTimeout Status = "504" // connecting the backend timed out
 )

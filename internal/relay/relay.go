@@ -72,6 +72,9 @@ func (r *Relay) RunAs(who any, client, backend net.Conn, early []byte) End {
 	t.began = r.now()
 	t.rest.Begin(0, t.began)
 	if r.add(t) {
+		if n, ok := client.(interface{ NotifyBroken(func(error)) }); ok {
+			n.NotifyBroken(t.clientGone)
+		}
 		var both sync.WaitGroup
 		both.Go(t.runDown)
 		t.runUp(early)

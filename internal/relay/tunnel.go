@@ -172,6 +172,12 @@ func (t *tunnel) note(by Side, how How) {
 	t.end.Note(by, how)
 }
 
+// clientGone is called by a client that knows that it is broken while nobody reads it.
+func (t *tunnel) clientGone(err error) {
+	t.note(Client, HowOf(err))
+	t.reset()
+}
+
 // reset ends the tunnel with a reset to the backend.
 func (t *tunnel) reset() {
 	layer.ResetOnClose(t.backend)

@@ -53,6 +53,19 @@ type Gate interface {
 	Served(ctx context.Context, e Exchange)
 }
 
+// Marker is a Gate that takes something else than sealed addresses as the first message
+// of a WebSocket too.
+type Marker interface {
+	// Marked returns what such messages begin with, and how many bytes they have at
+	// most.
+	Marked(ctx context.Context) (mark string, most int)
+
+	// ServeMarked serves a WebSocket that has begun so, and answers it unless the
+	// error is not nil: that is for Status. early came behind the message's line. dial
+	// is Gate.Dial for as long as the client waits.
+	ServeMarked(ctx context.Context, client *Conn, line, early []byte, dial func(address.Route) (net.Conn, error)) error
+}
+
 // Exchange is the account of one request.
 type Exchange struct {
 	// Kind is "http"; "health", see Options.HealthPath; "upgrade" for a request that the backend was to upgrade

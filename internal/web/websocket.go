@@ -168,8 +168,37 @@ func (f *first) serve() {
 	if f.HeaderTimeout > 0 {
 		f.ws.SetReadDeadline(f.began.Add(f.HeaderTimeout))
 	}
-	line, early, err := f.ws.readLine(f.LineMax)
+	var marked []byte
+	most := f.LineMax
+	marker, ok := f.gate.(Marker)
+	if ok {
+		var mark string
+		mark, most = marker.Marked(f.ctx)
+		marked = []byte(mark)
+	}
+	line, early, err := f.ws.readLine(f.LineMax, marked, most)
+	if err == nil && ok && bytes.HasPrefix(line, marked) {
+		f.answerMarked(marker, line, early)
+		return
+	}
 	f.answer(line, early, err)
+}
+
+// answerMarked is answer for what the gate knows better.
+func (f *first) answerMarked(marker Marker, line, early []byte) {
+	f.ws.SetReadDeadline(time.Time{})
+	err := marker.ServeMarked(f.ctx, f.ws, line, early, func(route address.Route) (net.Conn, error) {
+		f.route = route
+		f.ws.grow()
+		return f.dial()
+	})
+	switch err {
+	case nil:
+	case errClientGone:
+		f.refuse(0, err)
+	default:
+		f.refuse(f.gate.Status(err), err)
+	}
 }
 
 // answer opens, dials, answers and relays.
@@ -250,8 +279,9 @@ func (f *first) refuse(status int, err error) {
 // readLine reads the sealed line that a WebSocket begins with: the first
 // message, or what stands before its newline. It returns the line without its
 // end, "\n" or "\r\n", and what has been read behind it. The rest of the
-// message is read by Read. A line has at most limit bytes.
-func (c *Conn) readLine(limit int) (line, early []byte, err error) {
+// message is read by Read. A line has at most limit bytes, or most if it begins with
+// mark.
+func (c *Conn) readLine(limit int, mark []byte, most int) (line, early []byte, err error) {
 	limit += len("\r\n")
 	buf := make([]byte, 0, min(limit, 256))
 	for {
@@ -260,6 +290,9 @@ func (c *Conn) readLine(limit int) (line, early []byte, err error) {
 		}
 		n, err := c.readMessage(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
+		if bytes.HasPrefix(buf, mark) {
+			limit = max(limit, most+len("\r\n"))
+		}
 		if end := bytes.IndexByte(buf, '\n'); end >= 0 {
 			line, early = buf[:end], buf[end+1:]
 			break

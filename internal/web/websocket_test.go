@@ -376,7 +376,7 @@ func FuzzTheFirstMessageIsReadLikeALine(f *testing.F) {
 		at := min(int(cut), len(message))
 		go io.WriteString(client, frame(0x02, string(message[:at]))+frame(0x80, string(message[at:])))
 
-		line, early, err := c.readLine(limit)
+		line, early, err := c.readLine(limit, nil, 0)
 		want, behind, found := bytes.Cut(message, []byte("\n"))
 		want = bytes.TrimSuffix(want, []byte("\r"))
 		if len(want) > limit {

@@ -1,4 +1,4 @@
-package relay
+package main
 
 import (
 	"io"
@@ -8,15 +8,15 @@ import (
 // How bytes move where they cannot be spliced: between layers of any kind, and
 // on systems other than Linux.
 
-// Pump moves bytes by io.CopyBuffer. It is for many connections at once.
-type Pump struct {
+// pump moves bytes by io.CopyBuffer. It is for many connections at once.
+type pump struct {
 	size    int       // of a large buffer, in bytes
 	buffers sync.Pool // of *[]byte, large
 }
 
-// NewPump returns a pump with large buffers of size bytes.
-func NewPump(size int) *Pump {
-	p := &Pump{size: size}
+// newPump returns a pump with large buffers of size bytes.
+func newPump(size int) *pump {
+	p := &pump{size: size}
 	p.buffers.New = func() any {
 		b := make([]byte, size)
 		return &b
@@ -28,10 +28,10 @@ func NewPump(size int) *Pump {
 // in bytes: enough for the messages of most games.
 const restBuffer = 2 << 10
 
-// Run moves bytes from src to dst until src ends or one of them fails. The
+// run moves bytes from src to dst until src ends or one of them fails. The
 // error is io.EOF at src's end. It holds a large buffer only as long as reads fill
 // it: many tunnels that had a burst may rest.
-func (p *Pump) Run(dst io.Writer, src io.Reader) error {
+func (p *pump) run(dst io.Writer, src io.Reader) error {
 	small := make([]byte, min(restBuffer, p.size))
 	for {
 		n, err := src.Read(small)
@@ -51,7 +51,7 @@ func (p *Pump) Run(dst io.Writer, src io.Reader) error {
 
 // burst moves bytes through a large buffer up to the first read that does not
 // fill it.
-func (p *Pump) burst(dst io.Writer, src io.Reader) error {
+func (p *pump) burst(dst io.Writer, src io.Reader) error {
 	buf := p.buffers.Get().(*[]byte)
 	defer p.buffers.Put(buf)
 	b := &burst{src: src}

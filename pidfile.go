@@ -1,5 +1,4 @@
-// Package pidfile keeps a file of the process ids of those that share it.
-package pidfile
+package main
 
 import (
 	"errors"
@@ -15,7 +14,7 @@ import (
 	"gateway/internal/smallfile"
 )
 
-// File is this process's line in a pid file.
+// pidFile is this process's line in a pid file.
 //
 // Several gateways may run in one folder (that is what -reuse=1 is for), and
 // each has a line, so that
@@ -26,7 +25,7 @@ import (
 // while the pid file is changed, and byte N by the living process N. Lines
 // whose byte nobody holds are left over from a crash or a reboot, and are
 // dropped whenever the file is changed: their number may by now be a stranger.
-type File struct {
+type pidFile struct {
 	path string
 	lock *os.File
 }
@@ -37,13 +36,13 @@ const maxSize = 64 << 10
 // lockWait bounds the wait for other gateways that change the file.
 const lockWait = 5 * time.Second
 
-// Create adds this process to the pid file at path. The caller removes it with
-// Remove.
-func Create(path string) (*File, error) { return CreateInsteadOf(path, 0) }
+// createPIDFile adds this process to the pid file at path. The caller removes it with
+// remove.
+func createPIDFile(path string) (*pidFile, error) { return createPIDFileInsteadOf(path, 0) }
 
-// CreateInsteadOf is Create in the place of the line of another process, which
+// createPIDFileInsteadOf is Create in the place of the line of another process, which
 // lives on: whoever reads the file sees one of the two, and never both.
-func CreateInsteadOf(path string, other int) (*File, error) {
+func createPIDFileInsteadOf(path string, other int) (*pidFile, error) {
 	if _, err := readPIDs(path); err != nil { // before anything is made
 		return nil, explain(err)
 	}
@@ -51,7 +50,7 @@ func CreateInsteadOf(path string, other int) (*File, error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	p := &File{path, lock}
+	p := &pidFile{path, lock}
 	if err := p.add(other); err != nil {
 		lock.Close()
 		return nil, explain(err)
@@ -59,18 +58,18 @@ func CreateInsteadOf(path string, other int) (*File, error) {
 	return p, nil
 }
 
-// Reclaim puts this process's line back, which was created once, in the place of
+// reclaim puts this process's line back, which was created once, in the place of
 // that of another process.
-func (p *File) Reclaim(other int) error {
+func (p *pidFile) reclaim(other int) error {
 	if err := p.relock(); err != nil {
 		return explain(err)
 	}
 	return explain(p.add(other))
 }
 
-// Check sees whether this process could add itself to the pid file at path, and
+// checkPIDFile sees whether this process could add itself to the pid file at path, and
 // leaves nothing behind.
-func Check(path string) error {
+func checkPIDFile(path string) error {
 	if _, err := readPIDs(path); err != nil {
 		return explain(err)
 	}
@@ -145,7 +144,7 @@ func lockByte(f *os.File, offset int64) error {
 
 // add appends this process's line, and takes that of another process out. Byte 0
 // is locked before and free after.
-func (p *File) add(insteadOf int) error {
+func (p *pidFile) add(insteadOf int) error {
 	pid := os.Getpid()
 	if ok, err := filelock.TryLock(p.lock, int64(pid)); err != nil {
 		return fmt.Errorf("cannot lock %s: %w", p.lock.Name(), err)
@@ -165,7 +164,7 @@ func (p *File) add(insteadOf int) error {
 
 // relock locks byte 0 again. Somebody may have deleted the lock file, and others
 // made a new one.
-func (p *File) relock() error {
+func (p *pidFile) relock() error {
 	if isCurrent(p.lock, p.path) {
 		return lockByte(p.lock, 0)
 	}
@@ -178,9 +177,9 @@ func (p *File) relock() error {
 	return nil
 }
 
-// Remove takes this process's line out again, where it still stands; the last
+// remove takes this process's line out again, where it still stands; the last
 // process removes the file.
-func (p *File) Remove() error {
+func (p *pidFile) remove() error {
 	if err := p.relock(); err != nil {
 		return err
 	}
@@ -203,7 +202,7 @@ func (p *File) Remove() error {
 }
 
 // living returns the pids in the file of other gateways that run.
-func (p *File) living() ([]int, error) {
+func (p *pidFile) living() ([]int, error) {
 	all, err := readPIDs(p.path)
 	if err != nil {
 		return nil, err
@@ -248,7 +247,7 @@ func readPIDs(path string) ([]int, error) {
 	return pids, nil
 }
 
-func (p *File) isAlive(pid int) bool {
+func (p *pidFile) isAlive(pid int) bool {
 	ok, err := filelock.TryLock(p.lock, int64(pid))
 	if ok {
 		filelock.Unlock(p.lock, int64(pid))
@@ -257,7 +256,7 @@ func (p *File) isAlive(pid int) bool {
 }
 
 // write replaces the file in one step, so that no reader sees half of it.
-func (p *File) write(pids []int) error {
+func (p *pidFile) write(pids []int) error {
 	tmp, err := createBeside(p.path)
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package pidfile
+package main
 
 import (
 	"fmt"
@@ -17,8 +17,6 @@ import (
 
 // Gateways that change one pid file at a time, many times over. What an operator sees
 // of the file is tested in e2e/process.
-
-func TestMain(m *testing.M) { harness.Main(m) }
 
 // helper in the environment makes the test binary one of the processes below,
 // which the tests start to have somebody to share a pid file with.
@@ -68,7 +66,7 @@ func TestHelperComesAndGoes(t *testing.T) {
 	for range 50 {
 		// The others try the lock every few milliseconds and are to find it free.
 		time.Sleep(rand.N(20 * time.Millisecond))
-		p, err := Create(file)
+		p, err := createPIDFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,7 +74,7 @@ func TestHelperComesAndGoes(t *testing.T) {
 		if err != nil || !slices.Contains(strings.Fields(string(text)), fmt.Sprint(os.Getpid())) {
 			t.Errorf("%d is not in %q, %v", os.Getpid(), text, err)
 		}
-		if err := p.Remove(); err != nil {
+		if err := p.remove(); err != nil {
 			t.Error(err)
 		}
 	}
