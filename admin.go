@@ -286,6 +286,7 @@ func (o *overview) Status() admin.Status {
 	st.Reason = o.Unready()
 	st.Ready = st.Reason == ""
 
+	moved := l.moved.Load()
 	var ended int64
 	st.Tunnels.Ended = gather(l.ends, func(e ending, n int64) admin.EndCount {
 		ended += n
@@ -307,7 +308,7 @@ func (o *overview) Status() admin.Status {
 		st.Connections = append(st.Connections, c)
 	}
 	sortByText(st.Connections)
-	st.Tunnels.Active = st.Tunnels.Opened - ended
+	st.Tunnels.Active = max(0, st.Tunnels.Opened+moved-ended)
 	st.Listeners = []admin.Listener{}
 	for _, by := range l.allEntrances() {
 		n := by.accepted.Load()

@@ -84,6 +84,7 @@ type Config struct {
 	Drain          time.Duration
 	UpgradeExec    string // empty: the program that runs
 	UpgradeTimeout time.Duration
+	Handover       bool
 	HardStopAfter  time.Duration // 0: never
 	LogFormat      string        // "text" or "json"
 	LogLevel       slog.Level

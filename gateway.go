@@ -46,6 +46,7 @@ type Gateway struct {
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
 	accepting sync.WaitGroup // accept loops
+	adopting  sync.WaitGroup // TakeOver
 
 	mu        sync.Mutex
 	closed    bool                           // by Shutdown or Close
@@ -53,6 +54,14 @@ type Gateway struct {
 	cfg       *Config                        // of rules and http
 	own       []netip.AddrPort               // see Own
 	fronts    []*httpFront                   // all that serve, the last for connections to come
+	taking    *taking                        // nil: no TakeOver so far
+}
+
+// taking is what goes on in TakeOver.
+type taking struct {
+	conn *net.UnixConn
+	idle atomic.Bool // the other process has no more for now
+	over atomic.Bool
 }
 
 // NewGateway returns a gateway for a configuration that was loaded. It must be

@@ -116,6 +116,39 @@ func (l *ledger) opened(s *session, u *upstream) {
 	}
 }
 
+// adopted begins to account for a tunnel that another process has accounted for so
+// far, and that has been counted in by begin. Its client came by a listener of this
+// name.
+func (l *ledger) adopted(s *session, u *upstream, listener string) {
+	s.entrance, s.number, s.counted = l.entranceOf(listener), l.lastID.Add(1), true
+	l.moved.Add(1)
+	if b := l.backendOf(s, u); b != nil {
+		b.opened.Add(1)
+	}
+}
+
+// entranceOf returns the listener of that name, or what stands for one that there is
+// not any more.
+func (l *ledger) entranceOf(name string) *entrance {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, by := range l.entrances {
+		if by.name == name {
+			return by
+		}
+	}
+	return &entrance{name: name}
+}
+
+// departed leaves it to another process to account for a tunnel from here on.
+func (l *ledger) departed(s *session, u *upstream) {
+	l.moved.Add(-1)
+	if b := l.backendOf(s, u); b != nil {
+		b.ended.Add(1)
+	}
+	l.done(s, u)
+}
+
 // dialed accounts for an attempt to connect a backend; why is nil where that went
 // well.
 func (l *ledger) dialed(s *session, u *upstream, why *refusal) {
@@ -382,6 +415,7 @@ type tally struct {
 	requests        *count.Set[answered] // of HTTP clients
 	requestRefusals *count.Set[string]   // by reason
 	prefaced        atomic.Int64         // bytes of ours that tunnels have moved
+	moved           atomic.Int64         // tunnels that came from other processes, less those that went to them
 	dials           *count.Set[dialResult]
 	handshakes      *count.Set[tlsResult]
 	backends        *count.Table[address.Address, backendCounters]

@@ -213,6 +213,7 @@ var reloadable = map[string]func(to, from *Config){
 	"drain":             func(to, from *Config) { to.Drain = from.Drain },
 	"handshake-max":     func(to, from *Config) { to.HandshakeMax = from.HandshakeMax },
 	"handshake-timeout": func(to, from *Config) { to.HandshakeTimeout = from.HandshakeTimeout },
+	"handover":          func(to, from *Config) { to.Handover = from.Handover },
 	"hard-stop-after":   func(to, from *Config) { to.HardStopAfter = from.HardStopAfter },
 	"http-header-max":   func(to, from *Config) { to.HTTPHeaderMax = from.HTTPHeaderMax },
 	"http-idle-timeout": func(to, from *Config) { to.HTTPIdleTimeout = from.HTTPIdleTimeout },

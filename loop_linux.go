@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/handover"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
@@ -261,6 +262,27 @@ func (ls *loops) answer(ctx context.Context) error {
 
 // full tells whether there are no descriptors for another connection.
 func (ls *loops) full() bool { return ls != nil && ls.crew.full() }
+
+// handOver is crew.handOver. Where there are no loops there is nothing to hand over.
+func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+	if ls == nil {
+		return conn.Close()
+	}
+	return ls.crew.handOver(ctx, conn, told)
+}
+
+// takeOver is crew.takeOver. Where there are no loops the other process keeps what it
+// has.
+func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+	if ls == nil {
+		ls.refuse(conn, "it has no event loops (-loops)")
+		return 0, nil
+	}
+	return ls.crew.takeOver(conn, rules, idle)
+}
+
+// refuse has another process keep its tunnels, and says why. It owns the stream.
+func (*loops) refuse(conn *net.UnixConn, why string) { handover.Refuse(conn, why) }
 
 // close cuts all tunnels and ends the loops. It does not wait for them.
 func (ls *loops) close() {

@@ -233,7 +233,7 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 		}
 		return p.drain(sig)
 	}
-	p.handOver(s.Conn())
+	defer p.handOver(s.Conn())()
 
 	var stop <-chan time.Time
 	if cfg.HardStopAfter > 0 {
@@ -246,7 +246,7 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	for {
 		select {
 		case <-look.C:
-			if p.g.ledger.open() == 0 && !time.Now().Before(until) {
+			if p.g.ledger.open() == 0 && !p.g.isTaking() && !time.Now().Before(until) {
 				p.g.Close()
 				p.g.logTotals()
 				return nil
@@ -274,12 +274,41 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	}
 }
 
-// handOver sends live tunnels to the new process, over a stream of its own; what
-// stays ends here.
-func (p *service) handOver(*net.UnixConn) {}
+// handOver sends live tunnels to the new process, over a stream of its own, until stop
+// is called; what stays ends here.
+func (p *service) handOver(to *net.UnixConn) (stop func()) {
+	if !p.cfg.Load().Handover {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err := p.g.HandOver(ctx, to, func(tunnels int, took time.Duration) {
+			p.log.Info("tunnels handed over", "tunnels", tunnels, "took_ms", took.Milliseconds(), "stay", p.g.ledger.open())
+		})
+		if err != nil {
+			p.log.Warn("tunnels stay in this process until they end", "tunnels", p.g.ledger.open(), "err", err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
 
 // takeTunnels is handOver's other end.
-func (p *service) takeTunnels(*net.UnixConn) {}
+func (p *service) takeTunnels(from *net.UnixConn) {
+	if !p.cfg.Load().Handover {
+		p.g.RefuseTunnels(from, "-handover=0")
+		return
+	}
+	n, err := p.g.TakeOver(from)
+	p.log.Info("tunnels taken over", "tunnels", n, "from", p.before.PID)
+	if err != nil {
+		p.log.Warn("the old process keeps what tunnels it has left", "from", p.before.PID, "err", err)
+	}
+}
 
 // goOn serves again after the new process has ended.
 func (p *service) goOn(s *upgrade.Successor) error {

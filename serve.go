@@ -157,6 +157,44 @@ func (g *Gateway) drainFronts() {
 	}
 }
 
+// HandOver gives tunnels to another process that calls TakeOver at the stream's other
+// end: those that event loops relay, and those that will come to that while ctx lives.
+// Others stay. It owns the stream, and returns when ctx or the other process ends.
+// told is called once, when those are gone that there were at first.
+func (g *Gateway) HandOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+	return g.loops.handOver(ctx, conn, told)
+}
+
+// TakeOver adopts tunnels of another process that calls HandOver, until that has no
+// more or this gateway is shut down, and returns how many. It owns the stream. It is
+// called once.
+func (g *Gateway) TakeOver(conn *net.UnixConn) (tunnels int, err error) {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		conn.Close()
+		return 0, nil
+	}
+	g.adopting.Add(1)
+	t := &taking{conn: conn}
+	g.taking = t
+	g.mu.Unlock()
+	defer g.adopting.Done()
+	defer t.over.Store(true)
+	return g.loops.takeOver(conn, g.current, t.idle.Store)
+}
+
+// RefuseTunnels has another process that calls HandOver keep its tunnels, and says why.
+// It owns the stream.
+func (g *Gateway) RefuseTunnels(conn *net.UnixConn, why string) { g.loops.refuse(conn, why) }
+
+// isTaking tells whether TakeOver is likely to bring more tunnels at once.
+func (g *Gateway) isTaking() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.taking != nil && !g.taking.over.Load() && !g.taking.idle.Load()
+}
+
 // Shutdown stops listening at once and returns when all connections have ended
 // by themselves, or with ctx's error when ctx ends first; then Close cuts what
 // is left.
@@ -226,8 +264,14 @@ func (g *Gateway) stop(forGood bool) {
 			ln.Close()
 		}
 	}
+	if forGood && g.taking != nil {
+		g.taking.conn.SetReadDeadline(time.Unix(1, 0))
+	}
 	g.mu.Unlock()
 	g.accepting.Wait()
+	if forGood {
+		g.adopting.Wait()
+	}
 }
 
 // startAccepting returns what is closed when the accept loop of ln is to end; nil

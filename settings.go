@@ -201,6 +201,9 @@ func settings(cfg *Config) []setting {
 		{groupProcess, "upgrade-timeout", "TIME", flagvalue.Duration(&cfg.UpgradeTimeout),
 			"after which a new program that does not serve yet is killed; the old one has\n" +
 				"gone on meanwhile"},
+		{groupProcess, "handover", "0|1", flagvalue.Switch(&cfg.Handover),
+			"1 has live tunnels go on in a process that replaces this one: those that event\n" +
+				"loops relay (Linux). TLS, WebSocket, HTTP and KCP end in the old process"},
 		{groupProcess, "hard-stop-after", "TIME", flagvalue.DurationOrZero(&cfg.HardStopAfter, 0),
 			"that tunnels get to finish in a process that another has replaced; 0: as long\n" +
 				"as they take"},
@@ -274,6 +277,7 @@ func defaultConfig() *Config {
 		PIDFile:          "gateway.pid",
 		Drain:            30 * time.Second,
 		UpgradeTimeout:   30 * time.Second,
+		Handover:         true,
 		LogFormat:        "text",
 		LogLevel:         slog.LevelInfo,
 	}
