@@ -51,8 +51,9 @@ func (p *service) serve() error {
 		return err
 	}
 	defer p.g.Close()
-	for _, ln := range listeners {
+	for i, ln := range listeners {
 		p.g.Own(ln.Addr()) // all of them, before a client of any
+		p.g.limits(ln, cfg.Listen[i].own)
 	}
 	if err := p.servePprof(cfg); err != nil {
 		closeAll(listeners)
@@ -320,6 +321,7 @@ func (p *service) goOn(s *upgrade.Successor) error {
 	}
 	for _, l := range again {
 		p.g.Own(l.ln.Addr())
+		p.g.limits(l.ln, l.own)
 		p.serveListener(l.ln, l.listening)
 	}
 	if err := p.servePprof(cfg); err != nil {
