@@ -49,10 +49,12 @@ type build struct{ version, commit string }
 
 // startAdmin serves -admin on ln until stop is called. reload is Reload of admin.Source;
 // dropped tells how many lines of the log were.
-func startAdmin(ln net.Listener, cfg *Config, g *Gateway, b build, reload func() error, dropped func() int64, log *slog.Logger) (o *overview, stop func(context.Context)) {
+// ready says that all is up already.
+func startAdmin(ln net.Listener, cfg *Config, g *Gateway, b build, reload func() error, dropped func() int64, ready bool, log *slog.Logger) (o *overview, stop func(context.Context)) {
 	g.Own(ln.Addr())
 	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), reload: reload, maxPending: cfg.maxPending(), dropped: dropped}
 	o.reloaded(cfg)
+	o.started.Store(ready)
 	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Page: servePage, Metrics: g.metrics, Bans: operatorBans{g.ledger.bans}, Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {

@@ -262,7 +262,7 @@ func (p *service) serve() error {
 		return err
 	}
 	if p.before == nil {
-		p.serveAdmin(cfg)
+		p.serveAdmin(cfg, false)
 	}
 	defer p.stopAdmin(0)
 
@@ -292,8 +292,7 @@ func (p *service) serve() error {
 	if p.before != nil {
 		p.takeOver()
 		// Not before: whoever asks the old one is told how that does.
-		p.serveAdmin(cfg)
-		p.seen.ready()
+		p.serveAdmin(cfg, true)
 		for i, ln := range listeners {
 			// Datagrams are not shared as connects are: who reads one has it. The
 			// old process has read all of its own by now.
@@ -307,7 +306,7 @@ func (p *service) serve() error {
 	}
 	defer p.removePIDFile()
 	p.logListeners(cfg, listeners)
-	p.seen.ready()
+	p.seen.Load().ready()
 	p.notify.Ready("serving")
 	p.notify.Watch(p.alive)
 	if p.before != nil {
@@ -528,8 +527,7 @@ func (p *service) goOn(s *upgrade.Successor) error {
 	if err := p.openAdmin(cfg); err != nil {
 		p.log.Warn("admin is off", "err", err)
 	}
-	p.serveAdmin(cfg)
-	p.seen.ready()
+	p.serveAdmin(cfg, true)
 	if p.pid != nil {
 		if err := p.pid.reclaim(s.PID()); err != nil {
 			p.log.Error("the pid file does not name this process", "err", err)

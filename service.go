@@ -33,9 +33,9 @@ type service struct {
 	signals chan os.Signal
 
 	reloading sync.Mutex
-	pprof     func(context.Context) // stops it; nil: off
-	seen      *overview             // by -admin; nil: off
-	dropped   func() int64          // lines of the log
+	pprof     func(context.Context)    // stops it; nil: off
+	seen      atomic.Pointer[overview] // by -admin; nil: off
+	dropped   func() int64             // lines of the log
 	admin     net.Listener
 	unseen    func(context.Context) // stops -admin; nil: off
 	program   string                // to start anew
@@ -94,10 +94,12 @@ func (p *service) openAdmin(cfg *Config) error {
 	return nil
 }
 
-// serveAdmin serves at the socket that was opened.
-func (p *service) serveAdmin(cfg *Config) {
+// serveAdmin serves at the socket that was opened; ready says that all is up.
+func (p *service) serveAdmin(cfg *Config, ready bool) {
 	if p.admin != nil {
-		p.seen, p.unseen = startAdmin(p.admin, cfg, p.g, build{version, commitOf()}, p.Reload, p.dropped, p.log)
+		seen, stop := startAdmin(p.admin, cfg, p.g, build{version, commitOf()}, p.Reload, p.dropped, ready, p.log)
+		p.seen.Store(seen)
+		p.unseen = stop
 	}
 }
 
@@ -135,7 +137,7 @@ func (p *service) Reload() error {
 	}
 	p.g.Reload(next)
 	p.cfg.Store(next)
-	p.seen.reloaded(next)
+	p.seen.Load().reloaded(next)
 	next.level.Set(next.LogLevel)
 	p.log.Info("reloaded", "changed", strings.Join(changed, ","), "secrets", len(next.Secrets), "from", strings.Join(next.SecretSources, ","))
 	if len(fixed) > 0 {

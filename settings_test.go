@@ -4,14 +4,18 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"gateway/internal/flagvalue"
-	"gateway/internal/limit"
-	"gateway/internal/policy"
 	"log/slog"
+	"maps"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"gateway/internal/flagvalue"
+	"gateway/internal/limit"
+	"gateway/internal/policy"
 )
 
 type taken struct {
@@ -418,5 +422,27 @@ func TestAReloadTakesUpASettingOrNamesIt(t *testing.T) {
 	}
 	if tried < 50 {
 		t.Errorf("only %d values were tried", tried)
+	}
+}
+
+func TestTheDocumentsListWhatAReloadTakesUp(t *testing.T) {
+	t.Parallel()
+	for _, page := range []struct{ name, from, to string }{
+		{"docs/upgrading.md", "These are taken up:", "addresses above all"},
+		{"docs/upgrading.zh-CN.md", "下列设置会生效：", "其余的"},
+	} {
+		text, err := os.ReadFile(page.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, list, _ := strings.Cut(string(text), page.from)
+		list, _, _ = strings.Cut(list, page.to)
+		var names []string
+		for _, m := range regexp.MustCompile("`-([a-z0-9-]+)`").FindAllStringSubmatch(list, -1) {
+			names = append(names, m[1])
+		}
+		if want := slices.Sorted(maps.Keys(reloadable)); !slices.Equal(names, want) {
+			t.Errorf("%s lists %q, want %q", page.name, names, want)
+		}
 	}
 }
