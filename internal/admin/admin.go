@@ -50,6 +50,8 @@ type Options struct {
 	// listen; nil: there is neither. status tells how all is; ctx ends with the server.
 	Page    func(ctx context.Context, status func() Status) (page, events http.Handler)
 	Metrics *Metrics
+	// Bans, if it is not nil, are listed, added and lifted.
+	Bans Bans
 	// Log is told of every change, and who asked for it.
 	Log *slog.Logger
 }
@@ -152,13 +154,18 @@ func (s *server) routes(ctx context.Context) http.Handler {
 		answer(w, http.StatusOK, s.source.Status())
 	})
 	mux.HandleFunc("GET /api/tunnels", s.tunnels)
-	for path, do := range map[string]change{
+	changes := map[string]change{
 		"/api/tunnels/cut": s.cut,
 		"/api/drain":       s.drain(true),
 		"/api/undrain":     s.drain(false),
 		"/api/log-level":   s.logLevel,
 		"/api/reload":      s.reload,
-	} {
+	}
+	if s.Bans != nil {
+		mux.HandleFunc("GET /api/bans", s.bans)
+		changes["/api/bans"], changes["/api/bans/lift"] = s.ban, s.lift
+	}
+	for path, do := range changes {
 		mux.HandleFunc("POST "+path, s.change(do))
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Allow", "POST")
