@@ -156,11 +156,18 @@ test-alerts:
 
 # The page in clients/web, in a browser from the packages of Debian and its
 # relatives.
+AXE_CACHE   ?= $(HOME)/.cache/gateway-test
+AXE         ?= $(AXE_CACHE)/node_modules/axe-core/axe.min.js
 test-browser:
 	@command -v chromium >/dev/null || { \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; \
 	}
 	NEED_BROWSER=1 $(GO) test -race -count=1 -timeout 120s ./clients/web
+	@[ -e "$(AXE)" ] || { \
+		command -v npm >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends npm; }; \
+		npm install --no-save --prefix "$(AXE_CACHE)" axe-core@4; \
+	}
+	NEED_BROWSER=1 AXE="$(AXE)" $(GO) test -race -count=1 -timeout 120s ./internal/admin/page
 
 # The programs of docs/issuing.md against the gateway, in the languages that Debian
 # and its relatives have packages for. Where .NET is not among them, Mono will do.

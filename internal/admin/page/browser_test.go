@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -159,13 +160,13 @@ type gateway struct {
 
 func (g *gateway) status() admin.Status {
 	n, now := g.turn.Add(1), time.Now()
-	wave := n*40 + n%7*13
+	wave := n*40 + int64(900*math.Sin(float64(n)/40)+200*math.Sin(float64(n)/11))
 	reasons := []string{"bad_padding", "too_slow", "refused"}
 	st := admin.Status{Time: now, Started: now.Add(-100 * time.Hour), Version: "v1.2.3", PID: 4711, Ready: !g.ill.Load(), Reason: "starting",
 		Listeners:   []admin.Listener{{Name: "[::]:8000", Accepted: wave}, {Name: "kcp://[::]:8000", Accepted: wave / 3}},
 		Connections: []admin.ConnectionCount{{Form: "line", Count: wave / 2}, {Form: "websocket+tls", Count: wave / 3}, {Form: "http", Count: wave / 5}},
-		Refusals:    []admin.ReasonCount{{Reason: "bad_padding", Count: n / 3}},
-		Tunnels:     admin.Tunnels{Active: 31200 + n%11*20},
+		Refusals:    []admin.ReasonCount{{Reason: "bad_padding", Count: n/3 + int64(9*math.Sin(float64(n)/35))}},
+		Tunnels:     admin.Tunnels{Active: 31200 + int64(2600*math.Sin(float64(n)/150)) + n%3},
 		Bytes:       admin.Bytes{Up: admin.Moved{Spliced: wave * 90e3}, Down: admin.Moved{Spliced: wave * 700e3}},
 		Backends:    []admin.Backend{{Address: "10.20.0.7:4000", Tunnels: 16100}, {Address: "10.20.0.8:4000", Tunnels: 15100, Failures: 3}},
 		Loops:       []admin.Loop{{BusySeconds: float64(n) * .31, LongestTurnSeconds: .0021, Connections: 15600}, {BusySeconds: float64(n) * .27, LongestTurnSeconds: .0018, Connections: 15600}},
@@ -190,11 +191,14 @@ func (g *gateway) serve(t *testing.T) (stop func()) {
 	}
 	g.address = ln.Addr().String()
 	p := New(g.status)
-	for range 800 { // a history, so that there is something to see
+	p.mu.Lock()
+	p.history.next, p.history.n = 0, 0
+	for i := range 880 { // so that there is something to see
 		st := g.status()
-		st.Time = time.Now().Add(time.Duration(p.history.n-800) * time.Second)
+		st.Time = time.Now().Add(time.Duration(i-880) * time.Second)
 		p.history.add(&st)
 	}
+	p.mu.Unlock()
 	mux := http.NewServeMux()
 	mux.Handle("/", p)
 	mux.HandleFunc("/api/events", p.Events)
