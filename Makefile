@@ -1,5 +1,7 @@
 # make         builds ./gateway
 # make demo    shows the gateway at work, from a sealed line to a tunnel
+# make demo-upgrade
+#              shows a tunnel that lives while the gateway is replaced three times (Linux)
 # make test    runs everything that CI runs, but for the next five and make lint
 # make quick   is for the edit loop: vet, and tests with -short, of what has changed
 # make test-bench
@@ -35,7 +37,7 @@ RELAYING    := . ./e2e/process ./e2e/protocols
 MODULES     := . bench
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
-.PHONY: all gateway demo test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests test-alerts
+.PHONY: all gateway demo demo-upgrade test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests test-alerts
 
 all: gateway
 
@@ -45,7 +47,10 @@ gateway:
 demo: gateway
 	@$(GO) run ./demo ./gateway
 
-test: unit cross demo
+demo-upgrade: gateway
+	@$(GO) run ./demo ./gateway upgrade
+
+test: unit cross demo demo-upgrade
 
 # -count=1: what the tests ask the kernel and openssl is not in Go's cache key. The
 # gateway that many of them drive is built once for all.

@@ -1,16 +1,20 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/handover"
+	"gateway/internal/sockopt"
 	"gateway/internal/sys"
 )
 
@@ -103,9 +107,12 @@ func (l *acceptor) registerListener(i int) {
 }
 
 // unlisten accepts what stands in the queue, since closing the listener would
-// reset it, and then no more.
+// reset it, and then no more. Another process may have the listener too. The
+// registration goes first: the kernel wakes one who waits for a connection, and has
+// this loop been the one, then nobody else knows of what it does not take.
 func (l *acceptor) unlisten(fd int) {
 	l.reactor.tick()
+	unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, fd, nil)
 	for _, sl := range l.listeners {
 		if sl.fd != fd {
 			continue
@@ -118,8 +125,6 @@ func (l *acceptor) unlisten(fd int) {
 		if sl.paused {
 			sl.paused = false
 			l.pausedListeners--
-		} else {
-			unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, fd, nil)
 		}
 		sl.fd = -1
 	}
@@ -272,21 +277,7 @@ func dupConn(c net.Conn) (int, error) {
 	if !ok {
 		return -1, errors.ErrUnsupported
 	}
-	return dup(tcp)
-}
-
-// dup returns a descriptor of the caller's own for a socket of net's,
-// close-on-exec, or -1. (File().Fd() would make it blocking, for both.)
-func dup(socket syscall.Conn) (int, error) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	fd := -1
-	cerr := raw.Control(func(orig uintptr) {
-		fd, err = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	return fd, errors.Join(err, cerr)
+	return sockopt.Dup(tcp)
 }
 
 const (
@@ -322,4 +313,123 @@ func descriptorLimit() uint64 {
 		return unix.RLIM_INFINITY
 	}
 	return limit.Cur
+}
+
+// Connections also come from another process, with all that they have been so far, and
+// go to one.
+
+const (
+	// handoverPatience is how long the other process may take for an answer.
+	handoverPatience = 5 * time.Second
+	// handoverPause is the longest pause before it is looked whether there is more
+	// to hand over: handshakes end, and the slow way brings tunnels.
+	handoverPause = 200 * time.Millisecond
+)
+
+// handOver gives the tunnels of all loops to another process, those that are open
+// and those that will be, until ctx ends or the other process does. It owns the
+// stream. told gets to know how many there were in the first go.
+func (c *crew) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+	to, err := handover.NewSender(conn, handoverPatience)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	defer to.Close()
+	began := time.Now()
+	for pause := time.Millisecond; ; pause = min(2*pause, handoverPause) {
+		moved, err := c.handOverNow(ctx, to)
+		if err == nil {
+			err = to.Idle()
+		}
+		if told != nil {
+			told(moved, time.Since(began))
+			told = nil
+		}
+		if moved > 0 {
+			pause = time.Millisecond
+		}
+		if err != nil && !errors.Is(err, handover.ErrBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// handOverNow gives those tunnels away that are open now, and returns how many.
+func (c *crew) handOverNow(ctx context.Context, to *handover.Sender) (moved int, err error) {
+	for _, l := range c.all {
+		if l.load.Load() == 0 {
+			continue
+		}
+		for slot, more := 0, true; more && ctx.Err() == nil; {
+			p := &parcel{}
+			l.do(func() { slot, more = l.yield(p, slot) })
+			if len(p.tunnels) == 0 {
+				continue
+			}
+			if err := to.Send(p.states); err != nil {
+				for len(p.tunnels) > 0 { // a panic costs one
+					l.do(func() { l.resume(p) })
+				}
+				return moved, err
+			}
+			moved += len(p.tunnels)
+			for len(p.tunnels) > 0 {
+				l.do(func() { l.depart(p) })
+			}
+		}
+	}
+	return moved, nil
+}
+
+// do runs f in the loop's thread and waits for it. A loop with frozen tunnels does
+// not end.
+func (l *acceptor) do(f func()) {
+	done := make(chan struct{})
+	if l.reactor.post(func() { defer close(done); f() }) {
+		<-done
+	}
+}
+
+// takeOver adopts the tunnels of another process, until that sends no more, and returns
+// how many. It owns the stream, whose read deadline ends it. idle is told when the
+// other process has no more for now, and when it has.
+func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+	from, err := handover.NewReceiver(conn)
+	if err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil // it has none, or has ended
+		}
+		return 0, err
+	}
+	defer from.Close()
+	from.Room = func(tunnels []handover.Tunnel) error {
+		if n, most := c.all[0].ledger.connections(); most > 0 && n+len(tunnels) > most {
+			return errFull
+		}
+		return nil
+	}
+	from.Idle = idle
+	for {
+		tunnels, err := from.Next()
+		switch {
+		case err == io.EOF, errors.Is(err, os.ErrDeadlineExceeded):
+			return taken, nil
+		case err != nil:
+			return taken, err
+		}
+		taken += len(tunnels)
+		to, r := c.idlest(), rules()
+		to.load.Add(int32(len(tunnels)))
+		for i := range tunnels {
+			to.ledger.begin()
+			// No loop ends before this does, see Gateway.stop.
+			to.reactor.post(func() { to.adoptLive(&tunnels[i], r) })
+		}
+	}
 }

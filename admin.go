@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -33,10 +34,10 @@ type overview struct {
 	build   build
 	began   time.Time
 
-	certificate *certificate.Reloader // nil: no TLS
-	tokens      *token.Keys           // nil: no tokens
-	maxPending  int                   // clients that have proven nothing
-	dropped     func() int64          // lines of the log
+	files      atomic.Pointer[files]
+	reload     func() error
+	maxPending int          // clients that have proven nothing
+	dropped    func() int64 // lines of the log
 
 	started atomic.Bool // all is up
 }
@@ -44,14 +45,12 @@ type overview struct {
 // build is what the program was built from.
 type build struct{ version, commit string }
 
-// startAdmin serves -admin until stop is called.
-func startAdmin(cfg *Config, g *Gateway, b build, dropped func() int64, log *slog.Logger) (o *overview, stop func(), err error) {
-	ln, err := listenAdmin(cfg.Admin)
-	if err != nil {
-		return nil, nil, err
-	}
+// startAdmin serves -admin on ln until stop is called. reload is Reload of admin.Source;
+// dropped tells how many lines of the log were.
+func startAdmin(ln net.Listener, cfg *Config, g *Gateway, b build, reload func() error, dropped func() int64, log *slog.Logger) (o *overview, stop func(context.Context)) {
 	g.Own(ln.Addr())
-	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), certificate: cfg.certificate, tokens: cfg.tokens, maxPending: cfg.maxPending(), dropped: dropped}
+	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), reload: reload, maxPending: cfg.maxPending(), dropped: dropped}
+	o.reloaded(cfg)
 	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: g.metrics, Bans: operatorBans{g.ledger.bans}, Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
@@ -59,8 +58,24 @@ func startAdmin(cfg *Config, g *Gateway, b build, dropped func() int64, log *slo
 	} else {
 		log.Info("admin is on", "url", "http://"+at+"/")
 	}
-	return o, stop, nil
+	return o, stop
 }
+
+// reloaded is told of another configuration.
+func (o *overview) reloaded(cfg *Config) {
+	if o != nil {
+		o.files.Store(&files{cfg.certificate, cfg.tokens})
+	}
+}
+
+// files are what files of the settings hold, and tell of themselves.
+type files struct {
+	certificate *certificate.Reloader // nil: no TLS
+	tokens      *token.Keys           // nil: no tokens
+}
+
+// Reload is for admin.Source.
+func (o *overview) Reload() error { return o.reload() }
 
 // ready says that all is up.
 func (o *overview) ready() {
@@ -294,6 +309,7 @@ func (o *overview) Status() admin.Status {
 	st.Reason = o.Unready()
 	st.Ready = st.Reason == ""
 
+	moved := l.moved.Load()
 	var ended int64
 	st.Tunnels.Ended = gather(l.ends, func(e ending, n int64) admin.EndCount {
 		ended += n
@@ -315,7 +331,7 @@ func (o *overview) Status() admin.Status {
 		st.Connections = append(st.Connections, c)
 	}
 	sortByText(st.Connections)
-	st.Tunnels.Active = st.Tunnels.Opened - ended
+	st.Tunnels.Active = max(0, st.Tunnels.Opened+moved-ended)
 	st.Listeners = []admin.Listener{}
 	for _, by := range l.allEntrances() {
 		n := by.accepted.Load()
@@ -435,13 +451,16 @@ func (o *overview) protocols(st *admin.Status) {
 	reloads := func(what string, ok, failed int64) {
 		st.Reloads = append(st.Reloads, admin.ReloadCount{What: what, Result: "ok", Count: ok}, admin.ReloadCount{What: what, Result: "failed", Count: failed})
 	}
-	if o.certificate != nil {
-		st.TLS.File, st.TLS.NotAfter = o.certificate.File(), o.certificate.NotAfter()
-		ok, failed := o.certificate.Reloads()
+	reloads("settings", g.reloads.ok.Load(), g.reloads.failed.Load())
+	reloads("secrets", g.secretReloads.ok.Load(), g.secretReloads.failed.Load())
+	of := o.files.Load()
+	if of.certificate != nil {
+		st.TLS.File, st.TLS.NotAfter = of.certificate.File(), of.certificate.NotAfter()
+		ok, failed := of.certificate.Reloads()
 		reloads("certificate", ok, failed)
 	}
-	if o.tokens != nil {
-		ok, failed := o.tokens.Reloads()
+	if of.tokens != nil {
+		ok, failed := of.tokens.Reloads()
 		reloads("token_keys", ok, failed)
 	}
 	st.TLS.Handshakes = gather(l.handshakes, func(k tlsResult, n int64) admin.HandshakeCount {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -22,8 +23,15 @@ import (
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
+	"gateway/internal/smallfile"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
+)
+
+// Set by the Makefile.
+var (
+	version = "dev"
+	commit  = ""
 )
 
 // Config is a validated configuration; see parseConfig and load. What each field
@@ -80,12 +88,16 @@ type Config struct {
 	KCPIdleTimeout                  time.Duration
 	KCPMaxSessions                  int // of each listener
 
-	PIDFile    string // empty: none
-	Drain      time.Duration
-	DrainDelay time.Duration
-	LogFormat  string // "text" or "json"
-	LogLevel   slog.Level
-	Pprof      string // empty: off
+	PIDFile        string // empty: none
+	Drain          time.Duration
+	DrainDelay     time.Duration
+	UpgradeExec    string // empty: the program that runs
+	UpgradeTimeout time.Duration
+	Handover       bool
+	HardStopAfter  time.Duration // 0: never
+	LogFormat      string        // "text" or "json"
+	LogLevel       slog.Level
+	Pprof          string // empty: off
 
 	Admin          string // host:port or unix:PATH; empty: off
 	AdminTokenFile string // empty: nobody changes anything by TCP
@@ -102,10 +114,13 @@ type Config struct {
 	tlsConfig   *tls.Config           // nil: clients do not speak TLS
 	certificate *certificate.Reloader // of it
 	kcp         *kcp.Transport        // listens for KCP clients and dials KCP backends
+	watch       *smallfile.Watch      // of the files of secrets
 
 	adminToken string
 	level      *slog.LevelVar // LogLevel, or what it was changed to; nil: LogLevel
 
+	file               string // of settings; empty: none
+	inFile             int    // settings that it holds
 	secret, secretFile string
 	addr               string
 	forward            *address.Route    // of -addr
@@ -120,6 +135,10 @@ type listening struct {
 	own     *clientLimits  // those with the others, once they are loaded; nil: none
 	kcp     bool           // by KCP, on UDP
 	setting string         // the flag that said so
+
+	given   string       // by systemd, under this name; empty: not
+	ln      net.Listener // given; nil: not, or
+	packets *net.UDPConn // for KCP
 }
 
 // option is a setting of one listener.
@@ -328,4 +347,25 @@ func (cfg *Config) keepalive() (time.Duration, net.KeepAliveConfig) {
 		Interval: max(time.Second, cfg.Keepalive/3),
 		Count:    3,
 	}
+}
+
+// versionLine is what -version prints.
+func versionLine() string {
+	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commitOf())
+}
+
+// commitOf returns the commit that this was built from.
+func commitOf() string {
+	rev := commit
+	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				rev = s.Value
+			}
+		}
+	}
+	if rev == "" {
+		rev = "unknown"
+	}
+	return rev
 }

@@ -381,7 +381,7 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 		"keepalive": "30s", "tcp-user-timeout": "0",
 		"kcp": "", "kcp-mode": "fast3", "kcp-sndwnd": "1024", "kcp-rcvwnd": "1024", "kcp-mtu": "1350", "kcp-datashard": "0",
 		"kcp-parityshard": "0", "kcp-crypt": "none", "kcp-key": "", "kcp-idle-timeout": "60s", "kcp-max-sessions": "10000",
-		"pidfile": "gateway.pid", "drain": "30s", "log-format": "text", "log-level": "info", "pprof": "", "admin": "", "admin-token-file": "",
+		"config": "", "pidfile": "gateway.pid", "drain": "30s", "upgrade-exec": "", "upgrade-timeout": "30s", "handover": "1", "hard-stop-after": "0", "log-format": "text", "log-level": "info", "pprof": "", "admin": "", "admin-token-file": "",
 		"token-keys": "", "token-audience": "", "legacy": "1",
 		"seal": "", "ttl": "0", "keygen": "", "open": "", "check": "", "version": "", "status": "", "watch": "0", "tunnels": "", "cut": "",
 	}

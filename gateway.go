@@ -8,7 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,20 +36,34 @@ type Gateway struct {
 	dialer   *dialer
 	resolver *resolve.Resolver
 	relay    *relay.Relay
-	loops    *loops // nil: goroutines serve
-	http     *httpFront
-	clients  connections     // in serveConn, until another owns them
-	pending  *pending.Budget // of those that have proven nothing
-	metrics  *admin.Metrics  // nil: nobody looks
+	loops    *loops                    // nil: goroutines serve
+	http     atomic.Pointer[httpFront] // for connections to come
+	clients  connections               // in serveConn, until another owns them
+	pending  *pending.Budget           // of those that have proven nothing
+	metrics  *admin.Metrics            // nil: nobody looks
+
+	reloads, secretReloads reloadCount // of all settings, and of secrets alone
 
 	baseCtx   context.Context // ends at Close
 	cancel    context.CancelCauseFunc
-	stopping  chan struct{}  // closed by Shutdown and Close
 	accepting sync.WaitGroup // accept loops
+	adopting  sync.WaitGroup // TakeOver
 
 	mu        sync.Mutex
-	listeners map[net.Listener]struct{}
-	ownLimits map[net.Listener]*clientLimits // see limits
+	closed    bool                           // by Shutdown or Close
+	listeners map[net.Listener]chan struct{} // closed when they are to end
+	limited   map[net.Listener]listening     // see limits
+	cfg       *Config                        // of rules and http
+	own       []netip.AddrPort               // see Own
+	fronts    []*httpFront                   // all that serve, the last for connections to come
+	taking    *taking                        // nil: no TakeOver so far
+}
+
+// taking is what goes on in TakeOver.
+type taking struct {
+	conn *net.UnixConn
+	idle atomic.Bool // the other process has no more for now
+	over atomic.Bool
 }
 
 // NewGateway returns a gateway for a configuration that was loaded. It must be
@@ -60,15 +76,15 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		resolver:  resolve.New(resolve.Options{Server: cfg.Resolver, Timeout: cfg.ResolverTimeout, Log: log}),
 		baseCtx:   ctx,
 		cancel:    cancel,
-		stopping:  make(chan struct{}),
-		listeners: make(map[net.Listener]struct{}),
-		ownLimits: make(map[net.Listener]*clientLimits),
+		listeners: make(map[net.Listener]chan struct{}),
+		cfg:       cfg,
+		limited:   make(map[net.Listener]listening),
 		clients:   connections{all: make(map[net.Conn]struct{})},
 		pending:   pending.NewBudget(cfg.maxPending(), cfg.pendingShare(1)),
 	}
 	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
-	o := relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log}
+	o := relay.Options{Pump: relay.NewPump(cfg.Buffer).Run, Bounds: cfg.bounds(), Log: log}
 	if cfg.Admin != "" {
 		g.metrics = admin.NewMetrics()
 		g.ledger.watched(g.metrics)
@@ -76,7 +92,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	}
 	g.relay = relay.New(o)
 	g.ledger.hold(cfg, connBudget())
-	g.http = newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
+	g.openFront(cfg)
 	if cfg.loopCount() == 0 {
 		return g, nil
 	}
@@ -90,6 +106,77 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		log.Warn("no event loops here, goroutines serve instead", "err", err)
 	}
 	return g, nil
+}
+
+// Reload has connections to come follow another configuration, which was loaded.
+// Those that there are keep what they began with. What only a new process can take
+// up is left as it is; see Config.reload.
+func (g *Gateway) Reload(cfg *Config) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old := g.rules.Load()
+	r := newRules(cfg, old.services)
+	if cfg.Balance == g.cfg.Balance {
+		r.routes = old.routes // whose turn it is, and who has failed
+	}
+	for _, ap := range g.own {
+		r.policy.Own(ap)
+	}
+	g.rules.Store(r)
+	g.ledger.hold(cfg, connBudget())
+	g.ledger.holdAll(cfg.Listen)
+	g.loops.retime(cfg)
+	if !sameFront(cfg, g.cfg) {
+		g.openFront(cfg)
+	}
+	g.cfg = cfg
+}
+
+// reloadCount counts how often files that had changed were taken up, or could not be.
+type reloadCount struct{ ok, failed atomic.Int64 }
+
+func (c *reloadCount) add(err error) {
+	if err != nil {
+		c.failed.Add(1)
+	} else {
+		c.ok.Add(1)
+	}
+}
+
+// current returns the rules for a connection that begins now.
+func (g *Gateway) current() *rules {
+	r := g.rules.Load()
+	if r.secrets.Changed() {
+		g.reloadSecrets()
+		r = g.rules.Load()
+	}
+	return r
+}
+
+// reloadSecrets takes up secrets of files that have changed.
+func (g *Gateway) reloadSecrets() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	cfg := *g.cfg
+	cfg.Secrets, cfg.SecretSources = nil, nil
+	err := cfg.loadSecrets()
+	g.secretReloads.add(err)
+	if err != nil {
+		g.ledger.log.Error("cannot read the changed secrets, the old ones stay", "err", err)
+		return
+	}
+	r := *g.rules.Load()
+	r.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+	g.rules.Store(&r)
+	g.cfg = &cfg
+	g.ledger.log.Info("secrets changed", "secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
+}
+
+// openFront has HTTP clients to come served by a front of this configuration.
+func (g *Gateway) openFront(cfg *Config) {
+	front := newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
+	g.fronts = append(g.fronts, front)
+	g.http.Store(front)
 }
 
 // serveConn is the life of a connection: request, open, dial, answer, relay,
@@ -193,7 +280,7 @@ func (g *Gateway) serveHTTP(c *connection, early []byte) {
 	defer func() { g.ledger.became(&c.session, c.answered) }()
 	defer c.ticket.Release()
 	g.clients.remove(c.socket) // Close ends it by the front's own Close
-	g.http.serve(g.baseCtx, c, early)
+	g.http.Load().serve(g.baseCtx, c, early)
 }
 
 // serveDescriptor serves a connection that a loop has accepted but cannot

@@ -9,6 +9,7 @@ require github.com/pires/go-proxyproto v0.15.0
 require github.com/coder/websocket v1.8.15
 
 require (
+	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/go-jose/go-jose/v4 v4.1.8
 	github.com/miekg/dns v1.1.73
 	github.com/prometheus/client_golang v1.25.0

@@ -417,7 +417,7 @@ func (l *handshakes) dialFailed(t *tunnel, err error) {
 // cut ends a connection from outside.
 func (l *handshakes) cut(t *tunnel, how relay.How) {
 	switch {
-	case t.state == stateFree:
+	case t.state == stateFree, t.state == stateFrozen: // see thaw
 	case t.state == stateOpen:
 		l.tunnels.cut(t, how)
 	case how == relay.Shutdown:

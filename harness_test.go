@@ -98,6 +98,25 @@ type testGateway struct {
 	*Gateway
 	addr string
 	log  logBuffer // JSON lines from debug level on
+
+	partner *Gateway // to which tunnels may have moved; nil: none
+}
+
+// Close closes a partner too.
+func (tg *testGateway) Close() error {
+	if tg.partner != nil {
+		tg.partner.Close()
+	}
+	return tg.Gateway.Close()
+}
+
+// cuts returns how many tunnels were cut by Close.
+func (tg *testGateway) cuts() int64 {
+	n := tg.ledger.cut.Load()
+	if tg.partner != nil {
+		n += tg.partner.ledger.cut.Load()
+	}
+	return n
 }
 
 // startGateway serves on a free port of 127.0.0.1 with testSecret until the

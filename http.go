@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -104,6 +105,13 @@ func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront 
 		Log:                l.log,
 	})
 	return f
+}
+
+// sameFront tells whether two configurations have the same front.
+func sameFront(a, b *Config) bool {
+	return a.HTTPHeaderMax == b.HTTPHeaderMax && a.HandshakeMax == b.HandshakeMax &&
+		a.HandshakeTimeout == b.HandshakeTimeout && a.HTTPIdleTimeout == b.HTTPIdleTimeout &&
+		a.HealthPath == b.HealthPath && a.SendProxy == b.SendProxy && slices.Equal(a.WSOrigins, b.WSOrigins)
 }
 
 // readable tells whether a read from a connection would not block.

@@ -37,6 +37,7 @@ import (
 type ledger struct {
 	log     *slog.Logger
 	serving sync.WaitGroup // connections, from begin to done
+	served  atomic.Int64   // how many of them there are
 	cut     atomic.Int64   // tunnels ended by Close
 	denied  atomic.Int64   // clients whose backend the policy forbids
 
@@ -115,6 +116,29 @@ func (l *ledger) hold(cfg *Config, descriptors int32) {
 	l.limiter.Set(cfg.limits())
 }
 
+// holdAll has clients to come held to what listeners have of their own in a new
+// configuration. What is counted stays, but where a listener has begun to have its own.
+func (l *ledger) holdAll(list []listening) {
+	for _, by := range l.allEntrances() {
+		for _, e := range list {
+			if e.addr != by.at || e.kcp != (by.kcp != nil) {
+				continue
+			}
+			limiter := by.limiter.Load()
+			switch {
+			case e.own == nil:
+				by.most.Store(0)
+				by.limiter.Store(l.limiter)
+			case limiter == l.limiter:
+				l.holdApart(by, e.own)
+			default:
+				by.most.Store(int32(e.own.MaxConns))
+				limiter.Set(e.own.limits())
+			}
+		}
+	}
+}
+
 // holdApart has clients of a listener to come held to limits of its own, and counts
 // them apart.
 func (l *ledger) holdApart(by *entrance, own *clientLimits) {
@@ -147,7 +171,13 @@ func (l *ledger) fullAt(by *entrance) bool {
 
 // begin counts a connection among those that are served, until done. It must
 // not be called once wait has returned.
-func (l *ledger) begin() { l.serving.Add(1) }
+func (l *ledger) begin() {
+	l.serving.Add(1)
+	l.served.Add(1)
+}
+
+// open returns how many connections are served.
+func (l *ledger) open() int64 { return l.served.Load() }
 
 // entrance returns a listener as its connections know it.
 func (l *ledger) entrance(ln net.Listener, forward *address.Route) *entrance {
@@ -222,6 +252,44 @@ func (l *ledger) opened(s *session, u *upstream) {
 	}
 }
 
+// adopted begins to account for a tunnel that another process has accounted for so
+// far, and that has been counted in by begin. Its client came by a listener of this
+// name.
+func (l *ledger) adopted(s *session, u *upstream, listener string) {
+	s.entrance, s.number, s.counted = l.entranceOf(listener), l.lastID.Add(1), true
+	l.reserveBeyond(s.entrance)
+	s.reserved = true
+	if limiter := s.entrance.limiter.Load(); limiter != nil {
+		s.place = limiter.Hold(s.client.Addr())
+	}
+	l.moved.Add(1)
+	if b := l.backendOf(s, u); b != nil {
+		b.opened.Add(1)
+	}
+}
+
+// entranceOf returns the listener of that name, or what stands for one that there is
+// not any more.
+func (l *ledger) entranceOf(name string) *entrance {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, by := range l.entrances {
+		if by.name == name {
+			return by
+		}
+	}
+	return &entrance{name: name}
+}
+
+// departed leaves it to another process to account for a tunnel from here on.
+func (l *ledger) departed(s *session, u *upstream) {
+	l.moved.Add(-1)
+	if b := l.backendOf(s, u); b != nil {
+		b.ended.Add(1)
+	}
+	l.done(s, u)
+}
+
 // dialed accounts for an attempt to connect a backend; why is nil where that went
 // well.
 func (l *ledger) dialed(s *session, u *upstream, why *refusal) {
@@ -282,6 +350,7 @@ func (l *ledger) done(s *session, u *upstream) {
 		if s.reserved {
 			l.unreserve(s.entrance)
 		}
+		l.served.Add(-1)
 		l.serving.Done()
 	}
 }
@@ -506,6 +575,7 @@ type tally struct {
 	requests        *count.Set[answered] // of HTTP clients
 	requestRefusals *count.Set[string]   // by reason
 	prefaced        atomic.Int64         // bytes of ours that tunnels have moved
+	moved           atomic.Int64         // tunnels that came from other processes, less those that went to them
 	dials           *count.Set[dialResult]
 	handshakes      *count.Set[tlsResult]
 	backends        *count.Table[address.Address, backendCounters]

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -47,6 +48,9 @@ func parseConfig(args []string) (*Config, error) {
 		return cfg, nil // whatever else is wrong
 	}
 	if err := cfg.readEnvironment(fs, all); err != nil {
+		return nil, err
+	}
+	if err := cfg.readFile(all); err != nil {
 		return nil, err
 	}
 	if err := cfg.checkAdmin(); err != nil {
@@ -119,6 +123,181 @@ func (cfg *Config) readEnvironment(fs *flag.FlagSet, all []setting) error {
 	return nil
 }
 
+// maxConfigFile bounds the file of settings, in bytes.
+const maxConfigFile = 1 << 20
+
+// readFile sets what neither the command line nor the environment has.
+func (cfg *Config) readFile(all []setting) error {
+	if dir := os.Getenv("CONFIGURATION_DIRECTORY"); cfg.sources["config"] == "" && dir != "" {
+		name := filepath.Join(dir, "gateway.conf")
+		if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+			cfg.file, cfg.sources["config"] = name, "$CONFIGURATION_DIRECTORY"
+		}
+	}
+	if cfg.file == "" {
+		return nil
+	}
+	text, err := smallfile.Read(cfg.file, maxConfigFile)
+	if err != nil {
+		return fmt.Errorf("%s: %w", cfg.sources["config"], err)
+	}
+	known := make(map[string]setting)
+	names := make([]string, len(all))
+	for i, s := range all {
+		known[s.name], names[i] = s, s.name
+	}
+	seen := make(map[string]bool)
+	number := 0
+	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
+		number++
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") || strings.HasPrefix(line, ";") {
+			continue
+		}
+		at := fmt.Sprintf("%s: line %d of %s", cfg.sources["config"], number, cfg.file)
+		name, value, ok := strings.Cut(line, "=")
+		if !ok { // perhaps a secret that stands alone: not repeated
+			return fmt.Errorf("%s: want NAME=VALUE", at)
+		}
+		name, value = settingName(strings.TrimSpace(name)), unquote(strings.TrimSpace(value))
+		s, ok := known[name]
+		switch {
+		case !ok && flagvalue.Nearest(name, names) != "":
+			return fmt.Errorf("%s: there is no setting %q: did you mean %q?", at, name, flagvalue.Nearest(name, names))
+		case !ok:
+			return fmt.Errorf("%s: there is no setting of that name (gateway -help lists all)", at)
+		case s.group == groupActions || name == "config":
+			return fmt.Errorf("%s: %s is for the command line", at, name)
+		case seen[name] && name != "listen" && name != "allow" && name != "deny":
+			return fmt.Errorf("%s: %s is there twice", at, name)
+		}
+		seen[name] = true
+		cfg.inFile++
+		if cfg.sources[name] != "" && cfg.sources[name] != cfg.file {
+			continue
+		}
+		if err := s.value.Set(value); err != nil {
+			if name == "secret" || name == "kcp-key" {
+				return fmt.Errorf("%s: invalid value for %s: %w", at, name, err)
+			}
+			return fmt.Errorf("%s: invalid value %q for %s: %w", at, value, name, err)
+		}
+		cfg.sources[name] = cfg.file
+	}
+	return nil
+}
+
+// settingName returns the name of a setting that is perhaps written as a variable.
+func settingName(text string) string {
+	if rest, ok := strings.CutPrefix(text, "GATEWAY_"); ok {
+		return strings.ToLower(strings.ReplaceAll(rest, "_", "-"))
+	}
+	return strings.TrimPrefix(strings.TrimPrefix(text, "-"), "-")
+}
+
+// unquote takes the quotes off a value that has some, as systemd and shells do.
+func unquote(text string) string {
+	if n := len(text); n >= 2 && (text[0] == '"' || text[0] == '\'') && text[n-1] == text[0] {
+		return text[1 : n-1]
+	}
+	return text
+}
+
+// reloadable are the settings that a running process can take up, and how. All others
+// need a new one.
+var reloadable = map[string]func(to, from *Config){
+	"allow":                   func(to, from *Config) { to.Allow = from.Allow },
+	"allow-backends":          func(to, from *Config) { to.Allow = from.Allow },
+	"allow-clients":           func(to, from *Config) { to.AllowClients = from.AllowClients },
+	"ban":                     func(to, from *Config) { to.Ban = from.Ban },
+	"balance":                 func(to, from *Config) { to.Balance = from.Balance },
+	"config":                  func(to, from *Config) { to.file = from.file },
+	"deny":                    func(to, from *Config) { to.Deny = from.Deny },
+	"deny-backends":           func(to, from *Config) { to.Deny = from.Deny },
+	"deny-clients":            func(to, from *Config) { to.DenyClients = from.DenyClients },
+	"drain-delay":             func(to, from *Config) { to.DrainDelay = from.DrainDelay },
+	"drain":                   func(to, from *Config) { to.Drain = from.Drain },
+	"handshake-max":           func(to, from *Config) { to.HandshakeMax = from.HandshakeMax },
+	"handshake-timeout":       func(to, from *Config) { to.HandshakeTimeout = from.HandshakeTimeout },
+	"handover":                func(to, from *Config) { to.Handover = from.Handover },
+	"hard-stop-after":         func(to, from *Config) { to.HardStopAfter = from.HardStopAfter },
+	"health-path":             func(to, from *Config) { to.HealthPath = from.HealthPath },
+	"http-header-max":         func(to, from *Config) { to.HTTPHeaderMax = from.HTTPHeaderMax },
+	"http-idle-timeout":       func(to, from *Config) { to.HTTPIdleTimeout = from.HTTPIdleTimeout },
+	"ip-prefix6":              func(to, from *Config) { to.Prefix6 = from.Prefix6 },
+	"kdf":                     func(to, from *Config) { to.KDFs = from.KDFs },
+	"legacy":                  func(to, from *Config) { to.Legacy = from.Legacy },
+	"log-level":               func(to, from *Config) { to.LogLevel = from.LogLevel },
+	"max-conns":               func(to, from *Config) { to.MaxConns = from.MaxConns },
+	"max-conns-per-ip":        func(to, from *Config) { to.ConnsPerIP = from.ConnsPerIP },
+	"rate-per-ip":             func(to, from *Config) { to.RatePerIP = from.RatePerIP },
+	"retry":                   func(to, from *Config) { to.Retry = from.Retry },
+	"max-tunnels-per-backend": func(to, from *Config) { to.MaxTunnels = from.MaxTunnels },
+	"secret":                  func(to, from *Config) { to.secret = from.secret },
+	"secret-file":             func(to, from *Config) { to.secretFile = from.secretFile },
+	"send-proxy":              func(to, from *Config) { to.SendProxy = from.SendProxy },
+	"timeout":                 func(to, from *Config) { to.Timeout = from.Timeout },
+	"tls-cert":                func(to, from *Config) { to.TLSCert = from.TLSCert },
+	"tls-key":                 func(to, from *Config) { to.TLSKey = from.TLSKey },
+	"token-audience":          func(to, from *Config) { to.TokenAudience = from.TokenAudience },
+	"token-keys":              func(to, from *Config) { to.TokenKeys = from.TokenKeys },
+	"trusted-proxies":         func(to, from *Config) { to.TrustedProxies = from.TrustedProxies },
+	"upgrade-exec":            func(to, from *Config) { to.UpgradeExec = from.UpgradeExec },
+	"upgrade-timeout":         func(to, from *Config) { to.UpgradeTimeout = from.UpgradeTimeout },
+	"ws-origins":              func(to, from *Config) { to.WSOrigins = from.WSOrigins },
+}
+
+// reload reads the command line, the environment, and the files that they name
+// again. It returns the configuration to go on with: cfg, with what a running process
+// can take up; and the names of the settings that have changed, and of those among
+// them that only another process can take up.
+func (cfg *Config) reload(args []string, log *slog.Logger) (next *Config, changed, fixed []string, err error) {
+	read, err := parseConfig(args)
+	if err == nil && read.inFile == 0 && cfg.inFile > 0 {
+		// More likely an accident of who writes it than what is meant.
+		err = fmt.Errorf("%s: %s holds no setting any more (restart, if that is meant)", cmp.Or(read.sources["config"], cfg.sources["config"]), cmp.Or(read.file, cfg.file))
+	}
+	if err == nil {
+		err = read.load(log)
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	merged := *cfg
+	before, after := settings(cfg), settings(read)
+	for i, s := range after {
+		take, ok := reloadable[s.name]
+		if ok {
+			take(&merged, read)
+		}
+		if s.group == groupActions || before[i].value.String() == s.value.String() {
+			continue
+		}
+		if _, alias := aliases[s.name]; alias && cfg.sources[s.name] == "" && read.sources[s.name] == "" {
+			continue // it has changed under its other name
+		}
+		if changed = append(changed, s.name); !ok {
+			fixed = append(fixed, s.name)
+		}
+	}
+	merged.inFile = read.inFile
+	// What load has made.
+	merged.Secrets, merged.SecretSources = read.Secrets, read.SecretSources
+	merged.tokens, merged.tlsConfig, merged.sources, merged.watch = read.tokens, read.tlsConfig, read.sources, read.watch
+	merged.certificate = read.certificate
+	merged.loaded = read.loaded
+	merged.Listen = slices.Clone(cfg.Listen)
+	for i := range merged.Listen {
+		l := &merged.Listen[i]
+		for _, r := range read.Listen {
+			if r.addr == l.addr && r.kcp == l.kcp && slices.Equal(r.options, l.options) {
+				l.own = r.own // with what they inherit
+			}
+		}
+	}
+	return &merged, changed, fixed, nil
+}
+
 // load reads the files that the configuration names, and makes of them what the
 // gateway works with: what can be made is valid. Its errors name the flag,
 // variable or file at fault, and never hold a secret. log is told when one of
@@ -160,8 +339,12 @@ func (cfg *Config) load(log *slog.Logger) error {
 	}); err != nil {
 		return err // names the flag
 	}
+	cfg.watch = smallfile.NewWatch(maxSecretFile, cfg.secretFiles()...)
 	return cfg.loadSecrets()
 }
+
+// aliases are settings of which there are two names each.
+var aliases = map[string]struct{}{"allow": {}, "allow-backends": {}, "deny": {}, "deny-backends": {}}
 
 // loadLimits reads the lists of clients, of all listeners and of those that have
 // their own.
@@ -187,6 +370,17 @@ func (cfg *Config) loadLimits(log *slog.Logger) error {
 		l.own = &own
 	}
 	return nil
+}
+
+// secretFiles returns the files that hold secrets, whether they are there or not.
+func (cfg *Config) secretFiles() (names []string) {
+	if cfg.secretFile != "" {
+		names = append(names, cfg.secretFile)
+	}
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		names = append(names, filepath.Join(dir, "secret"))
+	}
+	return names
 }
 
 // loadSecrets gathers the secrets of all sources.
@@ -283,6 +477,12 @@ func targetsOf(r *address.Route) int {
 		return 0
 	}
 	return r.Len()
+}
+
+func (cfg *Config) warn(log *slog.Logger) {
+	for _, w := range cfg.warnings() {
+		log.Warn(w)
+	}
 }
 
 // warnings lists what is allowed but unwise.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/handover"
 	"gateway/internal/pending"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
@@ -85,7 +86,7 @@ func (ls *loops) serve(ln *net.TCPListener, by *entrance, stopping <-chan struct
 	// net's descriptor is registered with the runtime's poller. As long as it is, each
 	// connection wakes the thread that waits there, once any goroutine waits for any
 	// socket: that costs more than a connection's handshake.
-	fd, err := dup(ln)
+	fd, err := sockopt.Dup(ln)
 	if err != nil {
 		return err
 	}
@@ -175,6 +176,22 @@ func (ls *loops) elsewhere() (done func()) {
 	return func() { ls.crew.away.Add(-1) }
 }
 
+// retime gives the loops the times and sizes of another configuration, for what
+// begins from here on. A time that is shorter than before counts from the moment
+// on when those have passed that began with the longer one.
+func (ls *loops) retime(cfg *Config) {
+	if ls == nil {
+		return
+	}
+	ls.onAll(func(l *loop) {
+		l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
+		l.dials.after = cfg.Timeout.Nanoseconds()
+		if size := max(cfg.Buffer, cfg.HandshakeMax+len("\r\n")); size > len(l.buf) {
+			l.buf = make([]byte, size)
+		}
+	})
+}
+
 // portion is how many connections a loop looks at before others have their turn:
 // less than a millisecond's worth, none of which may be in a cache.
 const portion = 256
@@ -235,6 +252,27 @@ func (ls *loops) answer(ctx context.Context) error {
 	}
 	return nil
 }
+
+// handOver is crew.handOver. Where there are no loops there is nothing to hand over.
+func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+	if ls == nil {
+		return conn.Close()
+	}
+	return ls.crew.handOver(ctx, conn, told)
+}
+
+// takeOver is crew.takeOver. Where there are no loops the other process keeps what it
+// has.
+func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+	if ls == nil {
+		ls.refuse(conn, "it has no event loops (-loops)")
+		return 0, nil
+	}
+	return ls.crew.takeOver(conn, rules, idle)
+}
+
+// refuse has another process keep its tunnels, and says why. It owns the stream.
+func (*loops) refuse(conn *net.UnixConn, why string) { handover.Refuse(conn, why) }
 
 // close cuts all tunnels and ends the loops. It does not wait for them.
 func (ls *loops) close() {

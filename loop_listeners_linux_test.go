@@ -278,3 +278,26 @@ func TestAKernelThatRefusesWhatTheLoopsNeedIsFoundOutAtStart(t *testing.T) {
 		}
 	}
 }
+
+func TestALoopThatIsStuckDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 2 }, nil)
+	answer := func(within time.Duration) bool {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		return g.loops.answer(ctx) == nil
+	}
+	if !answer(patience) {
+		t.Fatal("loops with nothing to do do not answer")
+	}
+	stuck, free := make(chan struct{}), make(chan struct{})
+	g.loops.all[1].reactor.post(func() { close(stuck); <-free })
+	<-stuck
+	if answer(50 * time.Millisecond) {
+		t.Error("a loop that is stuck answers")
+	}
+	close(free)
+	if !answer(patience) {
+		t.Error("a loop that is stuck no longer does not answer")
+	}
+}

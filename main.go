@@ -16,8 +16,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -26,14 +24,8 @@ import (
 	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/logwriter"
-	"gateway/internal/profiling"
+	"gateway/internal/pidfile"
 	"gateway/internal/token"
-)
-
-// Set by the Makefile.
-var (
-	version = "dev"
-	commit  = ""
 )
 
 const (
@@ -83,18 +75,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 		if err := checkListening(cfg); err != nil {
 			return fail(stderr, exitUsage, err)
 		}
-		if err := checkPIDFile(cfg.PIDFile); err != nil {
-			return fail(stderr, exitUsage, err)
+		if cfg.PIDFile != "" {
+			if err := pidfile.Check(cfg.PIDFile); err != nil {
+				return fail(stderr, exitUsage, fmt.Errorf("-pidfile: %w", err))
+			}
 		}
-		warn(cfg, newLogger(cfg, stderr))
+		cfg.warn(newLogger(cfg, stderr))
 		fmt.Fprintln(stdout, "the configuration is valid")
 		return exitOK
 	}
-	return serveLogged(cfg, stderr)
+	return serveLogged(args, cfg, stderr)
 }
 
 // serveLogged serves until a signal ends it, and logs to stderr.
-func serveLogged(cfg *Config, stderr io.Writer) int {
+func serveLogged(args []string, cfg *Config, stderr io.Writer) int {
 	// Who reads the log may die, now or later; the gateway need not follow.
 	signal.Ignore(syscall.SIGPIPE)
 	lines := logwriter.New(stderr, func(n int) []byte {
@@ -105,20 +99,17 @@ func serveLogged(cfg *Config, stderr io.Writer) int {
 	log := newLogger(cfg, lines)
 	code, err := exitUsage, cfg.load(log)
 	if err == nil {
-		warn(cfg, log)
-		code, err = exitFailure, serve(cfg, log, lines.Dropped)
+		// The standard library has something to tell now and then.
+		slog.SetDefault(log)
+		stdlog.SetOutput(libraryLog{log})
+		cfg.warn(log)
+		code, err = exitFailure, serve(args, cfg, log, lines.Dropped)
 	}
 	lines.Close(time.Second)
 	if err != nil {
 		return fail(stderr, code, err)
 	}
 	return exitOK
-}
-
-func warn(cfg *Config, log *slog.Logger) {
-	for _, w := range cfg.warnings() {
-		log.Warn(w)
-	}
 }
 
 // sealRoute prints the sealed line or the token for the route of -seal.
@@ -211,138 +202,6 @@ func newLogger(cfg *Config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, opts))
 }
 
-// sameSignal is how long after a signal another is the same one, delivered twice:
-// timeout(1) and supervisors signal a process and its group.
-const sameSignal = time.Second
-
-// serve runs a gateway until a signal ends it. dropped tells how many lines of the log
-// were.
-func serve(cfg *Config, log *slog.Logger, dropped func() int64) error {
-	// Before anything that a signal would have to clean up.
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-	// The standard library has something to tell now and then.
-	slog.SetDefault(log)
-	stdlog.SetOutput(libraryLog{log})
-
-	listeners, err := listenAll(cfg)
-	if err != nil {
-		return err
-	}
-	if n := cfg.loopCount(); n > 0 && os.Getenv("GOMAXPROCS") == "" {
-		// The loops' threads, and one for everything else. Without it the rest
-		// would have to take a processor from a loop.
-		runtime.GOMAXPROCS(n + 1)
-	}
-	g, err := NewGateway(cfg, log)
-	if err != nil {
-		closeAll(listeners)
-		return err
-	}
-	defer g.Close()
-	for i, ln := range listeners {
-		g.Own(ln.Addr()) // all of them, before a client of any
-		g.limits(ln, cfg.Listen[i].own)
-	}
-	if cfg.Pprof != "" {
-		ln, err := listenPprof(cfg.Pprof)
-		if err != nil {
-			closeAll(listeners)
-			return err
-		}
-		defer profiling.Serve(ln, log)()
-		log.Info("pprof is on", "url", fmt.Sprintf("http://%s/debug/pprof/", ln.Addr()))
-		g.Own(ln.Addr())
-	}
-	var seen *overview
-	if cfg.Admin != "" {
-		var stop func()
-		if seen, stop, err = startAdmin(cfg, g, build{version, commitOf()}, dropped, log); err != nil {
-			closeAll(listeners)
-			return err
-		}
-		defer stop()
-	}
-	served := make(chan error, len(listeners))
-	for i, ln := range listeners {
-		go func() {
-			if to := cfg.Listen[i].forward; to != nil {
-				served <- g.ServeForward(ln, *to)
-			} else {
-				served <- g.Serve(ln)
-			}
-		}()
-	}
-
-	if cfg.PIDFile != "" {
-		p, err := createPIDFile(cfg.PIDFile)
-		if err != nil {
-			return pidFileFailure(err)
-		}
-		defer func() {
-			if err := p.remove(); err != nil {
-				log.Warn("cannot clean up the pid file", "err", err)
-			}
-		}()
-	}
-	for i, ln := range listeners {
-		attrs := []any{"addr", ln.Addr().String(), "pid", os.Getpid(), "version", version}
-		if cfg.Listen[i].kcp {
-			attrs = append(attrs, "protocol", "kcp")
-		} else {
-			attrs = append(attrs, "relay", g.relaying())
-		}
-		if to := cfg.Listen[i].forward; to != nil {
-			attrs = append(attrs, "forward", to.String())
-		} else {
-			attrs = append(attrs, "secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
-		}
-		log.Info("listening", attrs...)
-	}
-	seen.ready()
-
-	var sig os.Signal
-	select {
-	case sig = <-signals:
-	case err := <-served:
-		return err // it cannot listen
-	}
-	hurry, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	first := time.Now()
-	go func() {
-		for {
-			select {
-			case again := <-signals:
-				if again == sig && time.Since(first) < sameSignal {
-					log.Info("the same signal once more", "signal", sig.String())
-					continue
-				}
-				log.Info("ending at once", "signal", again.String())
-				cancel()
-			case <-hurry.Done():
-			}
-			return
-		}
-	}()
-	if cfg.DrainDelay > 0 {
-		log.Info("lame duck: clients are served, and told to go elsewhere", "signal", sig.String(), "drain_delay", cfg.DrainDelay.String())
-		g.ledger.leaving.Store(true)
-		select {
-		case <-time.After(cfg.DrainDelay):
-		case <-hurry.Done():
-		}
-	}
-	log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
-	ctx, stop := context.WithTimeout(hurry, cfg.Drain)
-	defer stop()
-	g.Shutdown(ctx)
-	g.Close()
-	g.logTotals()
-	return nil
-}
-
 // libraryLog takes what the standard library logs. Of a backend that speaks out
 // of turn net/http quotes up to 4 KiB: that is no business of the log.
 type libraryLog struct{ log *slog.Logger }
@@ -351,24 +210,4 @@ func (l libraryLog) Write(line []byte) (int, error) {
 	text, _, _ := strings.Cut(strings.TrimSpace(string(line)), " starting with ")
 	l.log.Info("standard library", "text", text)
 	return len(line), nil
-}
-
-func versionLine() string {
-	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commitOf())
-}
-
-// commitOf returns the commit that this was built from.
-func commitOf() string {
-	rev := commit
-	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				rev = s.Value
-			}
-		}
-	}
-	if rev == "" {
-		rev = "unknown"
-	}
-	return rev
 }

@@ -38,7 +38,21 @@ func onEveryRelayWith(t *testing.T, configure func(*Config), test func(t *testin
 			test(t, startConfigured(t, func(cfg *Config) { choose(cfg); configure(cfg) }, nil))
 		})
 	}
+	for name, disturb := range disturbances {
+		if testing.Short() {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := startConfigured(t, func(cfg *Config) { cfg.Loops = 2; configure(cfg) }, nil)
+			disturb(t, g)
+			test(t, g)
+		})
+	}
 }
+
+// disturbances are what tunnels should not notice.
+var disturbances = map[string]func(testing.TB, *testGateway){}
 
 // noise returns n bytes that differ everywhere.
 func noise(seed uint64, n int) []byte {
@@ -406,8 +420,8 @@ func TestCloseCutsTunnelsAndCountsThem(t *testing.T) {
 			}
 		}
 		line := g.log.waitLine(t, "tunnel", 5)
-		if line["ended_by"] != "gateway" || line["how"] != "shutdown" || g.ledger.cut.Load() != 5 {
-			t.Errorf("%d cut, account: %v", g.ledger.cut.Load(), line)
+		if line["ended_by"] != "gateway" || line["how"] != "shutdown" || g.cuts() != 5 {
+			t.Errorf("%d cut, account: %v", g.cuts(), line)
 		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"gateway/internal/handshake"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
+	"gateway/internal/smallfile"
 	"gateway/internal/token"
 )
 
@@ -28,8 +29,9 @@ type rules struct {
 	handshakeTimeout time.Duration  // from accept to the end of the request
 	handshakeMax     int            // of a sealed line, in bytes
 
-	keys   *keyring    // opens sealed lines; nil: none is
-	tokens *token.Keys // opens tokens; nil: none is
+	keys    *keyring         // opens sealed lines; nil: none is
+	secrets *smallfile.Watch // of the files of their secrets
+	tokens  *token.Keys      // opens tokens; nil: none is
 
 	policy     *policy.Policy // where backends may be
 	routes     *balance.Table // whose turn it is among several backends
@@ -65,7 +67,7 @@ func newRules(cfg *Config, services directory) *rules {
 		sendProxy:        cfg.proxyVersion(),
 	}
 	if cfg.Legacy {
-		r.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+		r.keys, r.secrets = newKeyring(cfg.Secrets, cfg.KDFs), cfg.watch
 	}
 	return r
 }

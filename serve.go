@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"gateway/internal/address"
@@ -30,16 +31,18 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	g.Own(ln.Addr())
 	by := g.ledger.entrance(ln, forward)
 	g.mu.Lock()
-	if own := g.ownLimits[ln]; own != nil {
-		g.ledger.holdApart(by, own)
-	}
+	l := g.limited[ln]
 	g.mu.Unlock()
-	if !g.startAccepting(ln) {
+	if by.at = l.addr; l.own != nil {
+		g.ledger.holdApart(by, l.own)
+	}
+	stopping := g.startAccepting(ln)
+	if stopping == nil {
 		return ErrGatewayClosed
 	}
 	defer g.stopAccepting(ln)
 	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		if err := g.loops.serve(tcp, by, g.stopping, g.rules.Load); err != nil {
+		if err := g.loops.serve(tcp, by, stopping, g.current); err != nil {
 			return err
 		}
 		return ErrGatewayClosed
@@ -50,20 +53,22 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 		conn, err := ln.Accept()
 		if err == nil {
 			pace.reset()
-			g.awaitRoom(by)
+			g.awaitRoom(by, stopping)
 			g.accepted(conn, by)
 			continue
 		}
-		if g.isStopping() {
+		select {
+		case <-stopping:
 			g.acceptQueued(ln, by)
 			return ErrGatewayClosed
+		default:
 		}
 		// Out of descriptors most of the time: connections that end free some.
 		delay := pace.next()
 		g.ledger.warnCannotAccept(err, delay)
 		select {
 		case <-time.After(delay):
-		case <-g.stopping:
+		case <-stopping:
 		}
 	}
 }
@@ -79,40 +84,49 @@ func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
 	if err != nil {
 		return
 	}
-	l.SetDeadline(time.Time{}) // instead of the one that woke us
 	acceptQueue(func() bool {
 		if !sockopt.Readable(raw) {
 			return false
 		}
+		// Instead of the one that woke us; short, since another process that has the
+		// same socket may be quicker.
+		l.SetDeadline(time.Now().Add(100 * time.Millisecond))
 		conn, err := ln.Accept()
 		if err == nil {
-			g.awaitRoom(by)
+			g.ledger.reserveBeyond(by)
 			g.accepted(conn, by)
 		}
 		return err == nil
 	})
 }
 
-// limits has clients of a listener held to limits of their own; nil: to those of all.
-// It is called before Serve.
-func (g *Gateway) limits(ln net.Listener, own *clientLimits) {
+// limits has clients of a listener held to limits of their own, if it has any. It is
+// called before Serve.
+func (g *Gateway) limits(ln net.Listener, l listening) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.ownLimits[ln] = own
+	g.limited[ln] = l
 }
 
 // Own tells the gateway of an address that belongs to it, besides those that it
 // serves: no client gets there.
 func (g *Gateway) Own(a net.Addr) {
-	if ap := layer.AddrPort(a); ap.IsValid() {
-		g.rules.Load().policy.Own(ap)
+	ap := layer.AddrPort(a)
+	if !ap.IsValid() {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.rules.Load().policy.Own(ap)
+	if !slices.Contains(g.own, ap) {
+		g.own = append(g.own, ap)
 	}
 }
 
 // awaitRoom waits until there may be another connection, and counts it; or until no
 // more are to come, and counts it then. In the meantime the others stand in the
 // listener's queue.
-func (g *Gateway) awaitRoom(by *entrance) {
+func (g *Gateway) awaitRoom(by *entrance, stopping <-chan struct{}) {
 	var pace backoff
 	for {
 		err := g.ledger.reserve(by)
@@ -124,7 +138,7 @@ func (g *Gateway) awaitRoom(by *entrance) {
 		for end := time.Now().Add(delay); g.ledger.fullAt(by) && time.Now().Before(end); {
 			select {
 			case <-time.After(5 * time.Millisecond):
-			case <-g.stopping:
+			case <-stopping:
 				g.ledger.reserveBeyond(by)
 				return
 			}
@@ -135,8 +149,11 @@ func (g *Gateway) awaitRoom(by *entrance) {
 // accepted starts the life of a connection, which has been reserved.
 func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	g.ledger.begin()
-	r := g.rules.Load()
+	r := g.current()
 	c := &connection{Conn: conn, socket: conn, rules: r}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		g.setKeepalive(tcp) // a listener that was made elsewhere has others
+	}
 	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), by.forward)
 	g.ledger.arrived(&c.session, by)
 	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
@@ -150,12 +167,83 @@ func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	go g.serveConn(c, nil)
 }
 
+// isStopping tells whether Shutdown or Close was called.
+func (g *Gateway) isStopping() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closed
+}
+
+// Withdraw ends all calls of Serve, which return ErrGatewayClosed, and lets
+// connections be, but for HTTP clients' that rest. It closes the listeners: what stands
+// in their queues is accepted before, unless another process has the same sockets
+// and is quicker. Serve may be called again after Return.
+func (g *Gateway) Withdraw() {
+	g.stop(false)
+	g.drainFronts()
+}
+
+// Return undoes what Withdraw has done to HTTP clients.
+func (g *Gateway) Return() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.openFront(g.cfg)
+}
+
+// drainFronts has HTTP connections end with the exchange that they are in.
+func (g *Gateway) drainFronts() {
+	g.mu.Lock()
+	fronts := slices.Clone(g.fronts)
+	g.mu.Unlock()
+	for _, f := range fronts {
+		f.server.Shutdown()
+	}
+}
+
+// HandOver gives tunnels to another process that calls TakeOver at the stream's other
+// end: those that event loops relay, and those that will come to that while ctx lives.
+// Others stay. It owns the stream, and returns when ctx or the other process ends.
+// told is called once, when those are gone that there were at first.
+func (g *Gateway) HandOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+	return g.loops.handOver(ctx, conn, told)
+}
+
+// TakeOver adopts tunnels of another process that calls HandOver, until that has no
+// more or this gateway is shut down, and returns how many. It owns the stream. It is
+// called once.
+func (g *Gateway) TakeOver(conn *net.UnixConn) (tunnels int, err error) {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		conn.Close()
+		return 0, nil
+	}
+	g.adopting.Add(1)
+	t := &taking{conn: conn}
+	g.taking = t
+	g.mu.Unlock()
+	defer g.adopting.Done()
+	defer t.over.Store(true)
+	return g.loops.takeOver(conn, g.current, t.idle.Store)
+}
+
+// RefuseTunnels has another process that calls HandOver keep its tunnels, and says why.
+// It owns the stream.
+func (g *Gateway) RefuseTunnels(conn *net.UnixConn, why string) { g.loops.refuse(conn, why) }
+
+// isTaking tells whether TakeOver is likely to bring more tunnels at once.
+func (g *Gateway) isTaking() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.taking != nil && !g.taking.over.Load() && !g.taking.idle.Load()
+}
+
 // Shutdown stops listening at once and returns when all connections have ended
 // by themselves, or with ctx's error when ctx ends first; then Close cuts what
 // is left.
 func (g *Gateway) Shutdown(ctx context.Context) error {
-	g.stop()
-	g.http.server.Shutdown()
+	g.stop(true)
+	g.drainFronts()
 	idle := make(chan struct{})
 	go func() {
 		g.ledger.wait()
@@ -172,12 +260,17 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 // Close stops listening, cuts all connections and returns when they are
 // accounted for. It always returns nil.
 func (g *Gateway) Close() error {
-	g.stop()
+	g.stop(true)
 	g.cancel(errShutdown)
 	g.clients.abort()
 	g.relay.Close()
 	g.loops.close()
-	g.http.server.Close()
+	g.mu.Lock()
+	fronts := slices.Clone(g.fronts)
+	g.mu.Unlock()
+	for _, f := range fronts {
+		f.server.Close()
+	}
 	g.ledger.wait()
 	g.resolver.Close()
 	return nil
@@ -193,48 +286,56 @@ func (g *Gateway) logTotals() {
 }
 
 // stop ends the accept loops and waits for them, so that no connection begins
-// after it. A deadline wakes an accept loop and leaves the listener open for
-// what is queued; a listener without deadlines is closed.
-func (g *Gateway) stop() {
+// after it; for good or not. A deadline wakes an accept loop and leaves the listener
+// open for what is queued; a listener without deadlines is closed.
+func (g *Gateway) stop(forGood bool) {
 	g.mu.Lock()
-	if !g.isStopping() {
-		close(g.stopping)
-	}
-	for ln := range g.listeners {
+	g.closed = g.closed || forGood
+	for ln, stopping := range g.listeners {
+		select {
+		case <-stopping:
+			continue
+		default:
+			close(stopping)
+		}
 		if l, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
 			l.SetDeadline(time.Unix(1, 0))
+		} else if l, ok := ln.(interface{ Detach() error }); ok && !forGood {
+			if err := l.Detach(); err != nil {
+				g.ledger.log.Warn("KCP sessions do not all outlast the upgrade", "err", err)
+			}
 		} else {
 			ln.Close()
 		}
 	}
+	if forGood && g.taking != nil {
+		g.taking.conn.SetReadDeadline(time.Unix(1, 0))
+	}
 	g.mu.Unlock()
 	g.accepting.Wait()
-}
-
-func (g *Gateway) isStopping() bool {
-	select {
-	case <-g.stopping:
-		return true
-	default:
-		return false
+	if forGood {
+		g.adopting.Wait()
 	}
 }
 
-func (g *Gateway) startAccepting(ln net.Listener) bool {
+// startAccepting returns what is closed when the accept loop of ln is to end; nil
+// if it is not to begin.
+func (g *Gateway) startAccepting(ln net.Listener) <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.isStopping() {
-		return false
+	if g.closed {
+		return nil
 	}
 	g.accepting.Add(1)
-	g.listeners[ln] = struct{}{}
-	return true
+	stopping := make(chan struct{})
+	g.listeners[ln] = stopping
+	return stopping
 }
 
 func (g *Gateway) stopAccepting(ln net.Listener) {
 	g.mu.Lock()
 	delete(g.listeners, ln)
-	delete(g.ownLimits, ln)
+	delete(g.limited, ln)
 	g.mu.Unlock()
 	g.accepting.Done()
 }

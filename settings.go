@@ -211,6 +211,10 @@ func settings(cfg *Config) []setting {
 			"of the listener, at which new ones are dropped; they count as connections for\n" +
 				"-max-conns too"},
 
+		{groupProcess, "config", "FILE", flagvalue.String(&cfg.file),
+			"settings, NAME=VALUE or GATEWAY_NAME=VALUE a line, which SIGHUP reads again,\n" +
+				"with all files that they name; blank lines and lines that start with # are\n" +
+				"skipped. A flag wins over a variable, and both over the file"},
 		{groupProcess, "pidfile", "FILE", flagvalue.String(&cfg.PIDFile),
 			"holds the process id while the gateway runs, with a line for each gateway\n" +
 				"that names the file; empty: none"},
@@ -221,6 +225,19 @@ func settings(cfg *Config) []setting {
 		{groupProcess, "drain", "TIME", flagvalue.DurationOrZero(&cfg.Drain, 0),
 			"that tunnels get to finish after SIGTERM or SIGINT; a second signal ends them\n" +
 				"at once"},
+		{groupProcess, "upgrade-exec", "FILE", flagvalue.String(&cfg.UpgradeExec),
+			"program that SIGUSR2 starts in this one's place, with the same flags, which\n" +
+				"takes over the listening sockets (Linux); empty: this program's path, and\n" +
+				"whatever is there by then"},
+		{groupProcess, "upgrade-timeout", "TIME", flagvalue.Duration(&cfg.UpgradeTimeout),
+			"after which a new program that does not serve yet is killed; the old one has\n" +
+				"gone on meanwhile"},
+		{groupProcess, "handover", "0|1", flagvalue.Switch(&cfg.Handover),
+			"1 has live tunnels go on in a process that replaces this one: those that event\n" +
+				"loops relay (Linux). TLS, WebSocket, HTTP and KCP end in the old process"},
+		{groupProcess, "hard-stop-after", "TIME", flagvalue.DurationOrZero(&cfg.HardStopAfter, 0),
+			"that tunnels get to finish in a process that another has replaced; 0: as long\n" +
+				"as they take"},
 		{groupProcess, "log-format", "text|json", flagvalue.OneOf(&cfg.LogFormat, "text", "json"),
 			"of the log on standard error"},
 		{groupProcess, "log-level", "debug|info|warn|error", flagvalue.Parsed(&cfg.LogLevel, parseLevel, levelText),
@@ -292,6 +309,8 @@ func defaultConfig() *Config {
 		KCPMaxSessions:   10_000,
 		PIDFile:          "gateway.pid",
 		Drain:            30 * time.Second,
+		UpgradeTimeout:   30 * time.Second,
+		Handover:         true,
 		LogFormat:        "text",
 		LogLevel:         slog.LevelInfo,
 	}
@@ -417,7 +436,19 @@ func (v *actionValue) IsBoolFlag() bool {
 // listenValue is a list of addresses to listen on.
 type listenValue []listening
 
-func (v *listenValue) String() string { return "" }
+func (v *listenValue) String() string {
+	var words []string
+	for _, l := range *v {
+		switch {
+		case l.setting != "listen":
+		case l.forward != nil:
+			words = append(words, l.addr+"=forward:"+l.forward.String()+optionsText(l.options))
+		default:
+			words = append(words, l.addr+"=sealed"+optionsText(l.options))
+		}
+	}
+	return strings.Join(words, " ")
+}
 
 func (v *listenValue) Set(s string) error {
 	for word := range strings.FieldsSeq(s) {
@@ -459,6 +490,15 @@ func parsePath(s string) (string, error) {
 		return "", errors.New("want a path that begins with /, of plain ASCII characters")
 	}
 	return s, nil
+}
+
+// optionsText is what parseOptions reads, with a semicolon before it.
+func optionsText(list []option) string {
+	var b strings.Builder
+	for _, o := range list {
+		b.WriteString(";" + o.name + "=" + o.value)
+	}
+	return b.String()
 }
 
 // parseOptions reads the limits of one listener, name=value with semicolons between.

@@ -184,6 +184,16 @@ var settingTests = []struct {
 	{"drain", func(c *Config) any { return c.Drain }, 30 * time.Second,
 		[]taken{{"0", time.Duration(0)}, {"5", 5 * time.Second}, {"1h", time.Hour}},
 		[]string{"", "-1", "-1s", "forever"}},
+	{"config", func(c *Config) any { return c.file }, "", nil, nil}, // see config_test.go
+	{"upgrade-exec", func(c *Config) any { return c.UpgradeExec }, "",
+		[]taken{{"", ""}, {"/usr/local/bin/gateway", "/usr/local/bin/gateway"}}, nil},
+	{"upgrade-timeout", func(c *Config) any { return c.UpgradeTimeout }, 30 * time.Second,
+		[]taken{{"5", 5 * time.Second}, {"500ms", 500 * time.Millisecond}}, []string{"", "0", "-1s", "soon"}},
+	{"handover", func(c *Config) any { return c.Handover }, true,
+		[]taken{{"1", true}, {"0", false}},
+		[]string{"", "2", "no"}},
+	{"hard-stop-after", func(c *Config) any { return c.HardStopAfter }, time.Duration(0),
+		[]taken{{"0", time.Duration(0)}, {"2h", 2 * time.Hour}}, []string{"", "-1", "never"}},
 	{"log-format", func(c *Config) any { return c.LogFormat }, "text",
 		[]taken{{"text", "text"}, {"json", "json"}},
 		[]string{"", "xml", "text,json"}},
@@ -348,5 +358,47 @@ func TestHelpIsNoError(t *testing.T) {
 		if _, err := loadConfig(args); !errors.Is(err, flag.ErrHelp) {
 			t.Errorf("%q: %v", args, err)
 		}
+	}
+}
+
+func TestAReloadTakesUpASettingOrNamesIt(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.DiscardHandler)
+	base := []string{"-secret=" + testSecret}
+	tried := 0
+	for _, tt := range settingTests {
+		for _, value := range tt.takes {
+			cfg := configOf(t, base...)
+			if err := cfg.load(log); err != nil {
+				t.Fatal(err)
+			}
+			before := tt.get(cfg)
+			if value.want == before || tt.name == "secret" {
+				continue
+			}
+			next, changed, fixed, err := cfg.reload(append(base, "-"+tt.name+"="+value.text), log)
+			if err != nil {
+				continue // it takes others too
+			}
+			tried++
+			want := before
+			if _, ok := reloadable[tt.name]; ok {
+				want = value.want
+			} else if !slices.Contains(fixed, tt.name) {
+				t.Errorf("-%s=%s is not named as what needs a restart: %q", tt.name, value.text, fixed)
+			}
+			if got := tt.get(next); got != want {
+				t.Errorf("-%s=%s after a reload: %v, want %v", tt.name, value.text, got, want)
+			}
+			if !slices.Contains(changed, tt.name) {
+				t.Errorf("-%s=%s is not among what has changed: %q", tt.name, value.text, changed)
+			}
+			if got := tt.get(cfg); got != before {
+				t.Errorf("-%s=%s has changed the configuration in use", tt.name, value.text)
+			}
+		}
+	}
+	if tried < 50 {
+		t.Errorf("only %d values were tried", tried)
 	}
 }

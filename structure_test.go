@@ -52,8 +52,8 @@ func TestTheRootImportsOnlyTheStandardLibrarySysAndRooms(t *testing.T) {
 }
 
 // floor are the rooms whose words the others may use: the addresses of backends,
-// connections of every kind, and files.
-var floor = []string{"gateway/internal/address", "gateway/internal/layer", "gateway/internal/smallfile", "gateway/internal/sockopt"}
+// connections of every kind, files and their locks.
+var floor = []string{"gateway/internal/address", "gateway/internal/filelock", "gateway/internal/layer", "gateway/internal/smallfile", "gateway/internal/sockopt"}
 
 func TestRoomsShareOnlyTheFloor(t *testing.T) {
 	rooms, err := filepath.Glob("internal/*")

@@ -2,9 +2,13 @@ package main
 
 import (
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/address"
+	"gateway/internal/handover"
+	"gateway/internal/handshake"
 	"gateway/internal/pending"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
@@ -48,6 +52,7 @@ const (
 	stateDial                       // the backend connects
 	stateOpen                       // bytes flow
 	stateLinger                     // refused; the client reads the status
+	stateFrozen                     // on its way to another process, see yield
 )
 
 // The two sockets of a tunnel, and its two directions by their source.
@@ -247,4 +252,117 @@ func (d *deadlines) due(now int64) (t *tunnel, at int64) {
 		return e.t, e.at
 	}
 	return nil, 0
+}
+
+// describe tells what another process has to know of an open tunnel. now is the
+// reactor's clock. The result refers to bytes of
+// the tunnel's, which do not change as long as that is frozen.
+func (t *tunnel) describe(now int64) handover.Tunnel {
+	s, u := &t.session, &t.upstream
+	h := handover.Tunnel{
+		Client:    describeSide(&t.sockets[clientSide]),
+		Backend:   describeSide(&t.sockets[backendSide]),
+		Up:        describeFlow(&t.flows[clientSide]),
+		Down:      describeFlow(&t.flows[backendSide]),
+		Deaf:      t.deaf,
+		Optioned:  t.keepalive,
+		EndedBy:   t.end.By.String(),
+		How:       t.end.How.String(),
+		Age:       time.Since(s.accepted),
+		Addr:      s.client,
+		Local:     s.local,
+		Idle:      time.Duration(now - t.movedAt),
+		Listener:  s.entranceName(),
+		Form:      s.form.String(),
+		Secure:    s.secure,
+		Proxied:   s.proxied,
+		Hops:      s.hops,
+		Header:    s.header,
+		Target:    u.backend.String(),
+		BackendID: u.id,
+		Preface:   int(u.preface),
+	}
+	if t.swept {
+		h.Rest = t.rest.Rested(t.progress(), t.halfClosed(), now)
+	}
+	if s.forward != nil {
+		h.Forward = s.forward.String()
+	}
+	if u.dialed != nil {
+		h.Dialed = *u.dialed
+	}
+	if u.choice != nil {
+		h.Route = u.choice.group.Route()
+	}
+	return h
+}
+
+func describeSide(s *socket) handover.Side {
+	return handover.Side{FD: int(s.fd), Hung: s.hung, Stalled: s.wantOut}
+}
+
+func describeFlow(f *flow) handover.Flow {
+	h := handover.Flow{Moved: f.moved, Unsent: f.unsent, InPipe: int(f.inPipe),
+		Bulk: f.bulk, Large: f.large, Ended: f.ended, Done: f.done}
+	if f.inPipe > 0 {
+		h.Pipe = handover.Pipe{R: f.pipe.R, W: f.pipe.W}
+	}
+	return h
+}
+
+// restore makes a tunnel what it was in another process, but for its account. It owns
+// the descriptors; a pipe too many is emptied into memory.
+func (t *tunnel) restore(h *handover.Tunnel, r *rules, pipes *pipe.Pool, now int64) {
+	t.state, t.rules = stateOpen, r
+	t.sockets[clientSide] = socket{fd: int32(h.Client.FD), hung: h.Client.Hung, wantOut: h.Client.Stalled}
+	t.sockets[backendSide] = socket{fd: int32(h.Backend.FD), hung: h.Backend.Hung, wantOut: true}
+	t.flows[clientSide] = restoreFlow(&h.Up, pipes)
+	t.flows[backendSide] = restoreFlow(&h.Down, pipes)
+	t.deaf, t.keepalive = h.Deaf, h.Optioned
+	t.end = relay.ParseEnding(h.EndedBy, h.How)
+	t.session = session{
+		client:   h.Addr,
+		local:    h.Local,
+		accepted: time.Now().Add(-h.Age),
+		form:     handshake.ParseForm(h.Form),
+		secure:   h.Secure,
+		proxied:  h.Proxied,
+		hops:     h.Hops,
+		header:   h.Header,
+	}
+	if route, err := address.ParseRoute(h.Forward); err == nil {
+		t.session.forward = &route
+	}
+	t.upstream = restoreUpstream(h, r)
+	t.openedAt, t.movedAt = now-h.Age.Nanoseconds(), now-h.Idle.Nanoseconds()
+}
+
+func restoreFlow(h *handover.Flow, pipes *pipe.Pool) flow {
+	f := flow{moved: h.Moved, unsent: h.Unsent, bulk: h.Bulk, large: h.Large, ended: h.Ended, done: h.Done}
+	if h.InPipe == 0 {
+		return f
+	}
+	if f.pipe = pipes.Adopt(h.Pipe.R, h.Pipe.W); f.pipe != nil {
+		f.inPipe = int32(h.InPipe)
+	} else {
+		f.unsent = append(f.unsent, pipe.Empty(h.Pipe.R, h.Pipe.W, h.InPipe)...)
+	}
+	return f
+}
+
+// restoreUpstream is the backend's end of a tunnel of another process. It counts among
+// the connections of its target.
+func restoreUpstream(h *handover.Tunnel, r *rules) upstream {
+	u := upstream{id: h.BackendID, preface: int32(h.Preface)}
+	if addr, err := address.Parse(h.Target); err == nil {
+		u.backend = addr
+	}
+	if h.Dialed.IsValid() {
+		u.dialed = &h.Dialed
+	}
+	if route, err := address.ParseRoute(h.Route); err == nil {
+		group := r.routes.Group(route, balanceClock())
+		u.choice = &choice{group: group, attempt: group.Join(u.backend), service: route.Service() != ""}
+	}
+	return u
 }

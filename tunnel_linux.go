@@ -1,12 +1,14 @@
 package main
 
 import (
+	"math"
 	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/handover"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
 	"gateway/internal/sys"
@@ -250,6 +252,141 @@ func (l *tunnels) sweepOne(t *tunnel) {
 	if t.rest.TooLong(l.bounds, progress, half, l.reactor.now) {
 		l.cut(t, relay.Timeout)
 	}
+}
+
+// How live tunnels go from the loops of one process to those of the next. A tunnel
+// is frozen, sent away with its sockets, and forgotten once the other process has
+// said that it has it; or else it goes on here:
+//
+//	open → yield → frozen → depart
+//	  ↑                ↓
+//	  ←──── resume ←───
+//
+// Between two portions loops go on with their work. The other process adopts a
+// tunnel as it was. What had been an edge while nobody watched makes one again when
+// the sockets are registered: epoll looks at them then.
+
+// What a parcel holds at most: as much as keeps nobody waiting for a millisecond.
+const (
+	parcelTunnels     = 64
+	parcelDescriptors = handover.MaxDescriptors - 6 // what one tunnel may have
+	parcelPipes       = 8
+	parcelBytes       = 256 << 10
+	parcelSlots       = 512 // that are looked at
+)
+
+// parcel is frozen tunnels of one loop.
+type parcel struct {
+	tunnels     []*tunnel
+	states      []handover.Tunnel
+	descriptors int
+	bytes       int
+}
+
+func (p *parcel) full() bool {
+	return len(p.tunnels) >= parcelTunnels || p.descriptors > parcelDescriptors || p.bytes >= parcelBytes ||
+		p.descriptors-2*len(p.tunnels) >= 2*parcelPipes
+}
+
+func (p *parcel) add(t *tunnel, h handover.Tunnel) {
+	p.tunnels, p.states = append(p.tunnels, t), append(p.states, h)
+	p.descriptors += h.Descriptors()
+	p.bytes += len(h.Up.Unsent) + len(h.Down.Unsent)
+}
+
+// yield fills p with open tunnels of slots from one on, and returns the slot to go on
+// with; more says whether there is one.
+func (l *tunnels) yield(p *parcel, slot int) (next int, more bool) {
+	l.reactor.tick()
+	end := min(slot+parcelSlots, len(l.slots))
+	for ; slot < end && !p.full(); slot++ {
+		t := l.slots[slot]
+		if t.state != stateOpen || t.broken {
+			continue
+		}
+		l.current = t
+		h := t.describe(l.reactor.now)
+		l.freeze(t)
+		p.add(t, h)
+	}
+	l.current = nil
+	return slot, slot < len(l.slots)
+}
+
+// freeze has nothing done for a tunnel until resume or depart. Its registrations go:
+// the other process has the same open files, and as long as these are not closed,
+// events would come here.
+func (l *tunnels) freeze(t *tunnel) {
+	t.state = stateFrozen
+	for i := range t.sockets {
+		if s := &t.sockets[i]; s.watched {
+			s.watched = false
+			sys.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, s.fd, nil)
+		}
+	}
+}
+
+// resume goes on with tunnels that stay.
+func (l *tunnels) resume(p *parcel) {
+	for len(p.tunnels) > 0 {
+		l.current = p.tunnels[0]
+		p.tunnels = p.tunnels[1:]
+		l.thaw(l.current)
+	}
+	l.current = nil
+}
+
+// thaw goes on with a tunnel as if every edge there is had come. Those that there
+// will be come by themselves, since the sockets are registered first.
+func (l *tunnels) thaw(t *tunnel) {
+	t.state = stateOpen
+	if l.closing {
+		l.cut(t, relay.Shutdown)
+		return
+	}
+	for i := range t.sockets {
+		s := &t.sockets[i]
+		s.readable, s.writable = true, true
+		if err := l.watch(t, s); err != nil {
+			l.cut(t, relay.Failure)
+			return
+		}
+	}
+	l.move(t)
+}
+
+// depart forgets tunnels that are another process's. Closing tells the peers
+// nothing: the other process has the same sockets.
+func (l *tunnels) depart(p *parcel) {
+	for len(p.tunnels) > 0 {
+		t := p.tunnels[0]
+		p.tunnels = p.tunnels[1:]
+		s, u := t.session, t.upstream
+		l.release(t)
+		l.ledger.departed(&s, &u)
+	}
+}
+
+// adoptLive goes on with a tunnel of another process, which has been counted in, and
+// owns its descriptors.
+func (l *tunnels) adoptLive(h *handover.Tunnel, r *rules) {
+	l.reactor.tick()
+	t := l.alloc()
+	l.current = t
+	t.restore(h, r, &l.pipes, l.reactor.now)
+	l.ledger.adopted(&t.session, &t.upstream, h.Listener)
+	if r.maxTunnels > 0 {
+		t.upstream.sit(&l.ledger.seats, math.MaxInt)
+	}
+	if l.bounds.Idle > 0 || !t.keepalive || t.halfClosed() {
+		l.sweepFor(t)
+	}
+	t.rest.Resume(t.progress(), t.halfClosed(), h.Rest, l.reactor.now)
+	l.thaw(t)
+	if t.state == stateOpen && t.swept {
+		l.sweepOne(t) // what is due is due, however often it moves
+	}
+	l.current = nil
 }
 
 // Two gateways that forward to each other by mistake pass a client on and on,

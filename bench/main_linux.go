@@ -77,6 +77,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		fmt.Fprintf(stderr, "bench: %v; going on in the machine's\n", err)
 	}
+	if opt.upgrades > 0 {
+		if err := upgradesAlone(opt, inside, dir, stdout, stderr); err != nil {
+			return fail(err)
+		}
+		return 0
+	}
 	report, err := measureAll(opt, inside, dir, stderr)
 	if report != nil {
 		if err := errors.Join(err, report.publish(opt, stdout)); err != nil {
@@ -112,6 +118,21 @@ type report struct {
 	Unpinned *table            `json:",omitempty"`
 	Bars     []verdict         `json:",omitempty"`
 	rows     []workload
+}
+
+// upgradesAlone is measureAll for -upgrades.
+func upgradesAlone(opt *options, inside bool, dir string, stdout, stderr io.Writer) error {
+	runtime.LockOSThread() // see measureAll
+	if inside {
+		if err := furnishNamespace(stderr); err != nil {
+			return err
+		}
+	}
+	files, err := raiseFileLimit()
+	if err != nil {
+		return err
+	}
+	return measureUpgrades(opt, newFleet(dir, nil), runtime.NumCPU(), min(files, 1<<16), stdout)
 }
 
 // leastFiles is what 1000 tunnels take, with some to spare.

@@ -24,6 +24,7 @@ type options struct {
 	pinned   bool
 	unpinned bool
 	own      bool // make a network namespace
+	upgrades int  // of each contender, instead of the workloads; 0: none
 	json     string
 	svg      string
 }
@@ -63,6 +64,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.BoolVar(&opt.pinned, "pinned", false, "only the judged table: everything on one CPU")
 	fs.BoolVar(&opt.unpinned, "unpinned", false, "only the second table: all CPUs (with neither flag or both: both tables)")
 	fs.BoolVar(&opt.own, "namespace", true, "measure in a network namespace of our own, with cubic, where that is allowed")
+	fs.IntVar(&opt.upgrades, "upgrades", 0, "instead of workloads: what clients notice of this many upgrades of each")
 	fs.StringVar(&opt.json, "json", "", "write everything that was measured to `FILE`")
 	fs.StringVar(&opt.svg, "svg", "", "write charts to `DIRECTORY`")
 	fs.BoolVar(&quick, "quick", false, "a look in about a minute: -rounds=2 -time=150ms -pinned,\nwhere these are not given")
@@ -84,6 +86,8 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 		return nil, errors.New("-rounds: want 1 to 1000")
 	case opt.time < time.Millisecond || opt.time > time.Minute:
 		return nil, errors.New("-time: want 1ms to 1m")
+	case opt.upgrades < 0 || opt.upgrades > 1000:
+		return nil, errors.New("-upgrades: want 0 to 1000")
 	case opt.idle < 1 || opt.idle > 100_000:
 		return nil, errors.New("-idle: want 1 to 100000")
 	case len(opt.workloads()) == 0:

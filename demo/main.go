@@ -1,7 +1,8 @@
 // Command demo shows the gateway at work on this machine: it starts the
 // gateway binary named by its argument with a fresh secret, and an echo server
 // as the backend; seals the backend's address; and talks to it through the
-// gateway as a player's client would. It prints the conversation.
+// gateway as a player's client would. It prints the conversation. With "upgrade" as the
+// second argument it shows a tunnel that lives while the gateway is replaced three times.
 package main
 
 import (
@@ -30,8 +31,11 @@ func main() {
 const patience = 10 * time.Second
 
 func run(args []string) error {
+	if len(args) == 2 && args[1] == "upgrade" {
+		return upgrades(args[0])
+	}
 	if len(args) != 1 {
-		return errors.New("usage: demo PATH-OF-THE-GATEWAY-BINARY")
+		return errors.New("usage: demo PATH-OF-THE-GATEWAY-BINARY [upgrade]")
 	}
 	binary, secret := args[0], rand.Text()
 

@@ -22,6 +22,7 @@ var (
 	readmes    = []string{"README.md", "README.zh-CN.md"}
 	flagPages  = []string{"docs/flags.md", "docs/flags.zh-CN.md"}
 	operating  = []string{"docs/operating.md", "docs/operating.zh-CN.md"}
+	upgrading  = []string{"docs/upgrading.md", "docs/upgrading.zh-CN.md"}
 	sealing    = []string{"docs/sealing.md", "docs/sealing.zh-CN.md"}
 	issuing    = []string{"docs/issuing.md", "docs/issuing.zh-CN.md"}
 	backends   = []string{"docs/backends.md", "docs/backends.zh-CN.md"}
@@ -34,7 +35,7 @@ var (
 )
 
 // translated are the pages in both languages.
-var translated = [][]string{readmes, flagPages, operating, sealing, issuing, backends, protocols, kcpPages, migrating,
+var translated = [][]string{readmes, flagPages, operating, upgrading, sealing, issuing, backends, protocols, kcpPages, migrating,
 	kubernetes, consul, webPages}
 
 // documents are all of them.

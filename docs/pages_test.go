@@ -114,13 +114,13 @@ func TestDocumentedCommandsUseRealFlagsAndVariables(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("-keygen: code %d", code)
 	}
-	for name, text := range map[string]string{"secret": harness.Secret + "\n", "keys.json": keys} {
+	for name, text := range map[string]string{"secret": harness.Secret + "\n", "keys.json": keys, "gateway.conf": "retry=2\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	harness.WriteCertificate(t, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), "gateway.test")
-	files := []string{"secret", "keys.json", "cert.pem", "key.pem"}
+	files := []string{"secret", "keys.json", "cert.pem", "key.pem", "gateway.conf"}
 	variables := map[string]bool{"GATEWAY_NAME": true} // NAME stands for any
 	for _, s := range settings(t) {
 		variables[s.env()] = true

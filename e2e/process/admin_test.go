@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -305,4 +306,41 @@ func TestAGatewayThatWasKilledLeavesNoSocketInTheWay(t *testing.T) {
 	if status, _ := a.Do(t, "GET", "/readyz", ""); status != 200 {
 		t.Errorf("status %d", status)
 	}
+}
+
+func TestAFullGatewayIsNotReady(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("how many there may be is known on Linux alone")
+	}
+	a := harness.NewAdmin(t)
+	cmd := harness.Command(t, nil, "-secret="+harness.Secret, "-addr=127.0.0.1:0", "-pidfile=", "-log-format=json", "-loops=1", "-drain=0", a.Flag)
+	cmd.Args = append([]string{"sh", "-c", `ulimit -n 200 && exec "$@"`, "sh", cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = "/bin/sh"
+	p := harness.StartCommand(t, cmd)
+	echo := harness.StartEcho(t)
+	limit := int(a.Metrics(t)["gateway_connections_limit"])
+	if limit < 1 || limit > 100 {
+		t.Fatalf("there is room for %d connections", limit)
+	}
+	for range limit - 1 {
+		harness.OpenTunnel(t, p.Addr, echo)
+	}
+	if status, text := a.Do(t, "GET", "/readyz", ""); status != 200 {
+		t.Errorf("with room for one: status %d, %s", status, text)
+	}
+	last := harness.OpenTunnel(t, p.Addr, echo)
+	status, text := a.Do(t, "GET", "/readyz", "")
+	if status != 503 || !strings.Contains(text, "out of descriptors") {
+		t.Errorf("with none: status %d, %s", status, text)
+	}
+	if status, _ := a.Do(t, "GET", "/healthz", ""); status != 200 {
+		t.Errorf("/healthz: status %d", status)
+	}
+	harness.Finish(t, last)
+	harness.Eventually(t, "it is ready again", func() bool {
+		status, _ := a.Do(t, "GET", "/readyz", "")
+		return status == 200
+	})
+	p.End(t)
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,6 +38,8 @@ type Source interface {
 	Drain(on bool)
 	// SetLogLevel says what is logged from now on.
 	SetLogLevel(slog.Level)
+	// Reload takes up settings that have changed; an error says why all is as it was.
+	Reload() error
 }
 
 // Options say how a Server serves.
@@ -62,7 +65,9 @@ const (
 )
 
 // Serve serves on ln, which it owns, until stop is called. It returns at once.
-func Serve(ln net.Listener, source Source, o Options) (stop func()) {
+//
+// Those whom it serves have until the end of stop's ctx.
+func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Context)) {
 	s := &server{Options: o, source: withDescriptors{source}}
 	srv := &http.Server{
 		Handler:           s.routes(),
@@ -76,8 +81,44 @@ func Serve(ln net.Listener, source Source, o Options) (stop func()) {
 		Protocols:         new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	go srv.Serve(newLimited(ln))
-	return func() { srv.Close() }
+	return serveUntilStopped(srv, newLimited(ln))
+}
+
+// serveUntilStopped returns what stops a server. Its Shutdown would close connections
+// whose request it has just read (net/http's conn.serve); here all requests are answered
+// that have come when ctx ends, since another process goes on at the same address.
+func serveUntilStopped(srv *http.Server, ln net.Listener) (stop func(ctx context.Context)) {
+	var open atomic.Int64
+	srv.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			open.Add(-1)
+		}
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		srv.Serve(ln)
+	}()
+	return func(ctx context.Context) {
+		ln.Close()
+		select {
+		case <-served:
+		case <-ctx.Done(): // no place is free, so nobody accepts
+		}
+		srv.SetKeepAlivesEnabled(false)
+		look := time.NewTicker(2 * time.Millisecond)
+		defer look.Stop()
+		for open.Load() > 0 && ctx.Err() == nil {
+			select {
+			case <-look.C:
+			case <-ctx.Done():
+			}
+		}
+		srv.Close()
+	}
 }
 
 // withDescriptors is a Source that knows of the descriptors of the process.
@@ -112,6 +153,7 @@ func (s *server) routes() http.Handler {
 		"/api/drain":       s.drain(true),
 		"/api/undrain":     s.drain(false),
 		"/api/log-level":   s.logLevel,
+		"/api/reload":      s.reload,
 	}
 	if s.Bans != nil {
 		mux.HandleFunc("GET /api/bans", s.bans)

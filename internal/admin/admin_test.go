@@ -75,11 +75,15 @@ func TestWhatIsChangedIsLoggedWithWhoAsked(t *testing.T) {
 		post(200, `"draining":false`, "/api/undrain", "")
 		post(200, `"level":"debug"`, "/api/log-level", `{"level":"debug"}`)
 		post(200, `"cut":2`, "/api/tunnels/cut", `{"client":"192.0.2.0/24"}`)
+		post(200, `"reloaded":true`, "/api/reload", "")
+		s.fails = errors.New("line 3 of gateway.conf")
+		post(422, "line 3 of gateway.conf", "/api/reload", "")
+		s.fails = nil
 		if !slices.Equal(s.drained, []bool{true, false}) || s.level != -4 || len(s.cuts) != 1 {
 			t.Errorf("it was told %v, %v, %v", s.drained, s.level, s.cuts)
 		}
 		lines := s.log.Lines("admin request")
-		if len(lines) != 4 {
+		if len(lines) != 5 {
 			t.Fatalf("%d lines: %v", len(lines), lines)
 		}
 		by := lines[3]["by"].(string)

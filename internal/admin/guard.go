@@ -79,6 +79,9 @@ func (s *server) change(do change) http.HandlerFunc {
 		case errors.As(err, &bad):
 			refuse(http.StatusBadRequest, err.Error())
 			return
+		case errors.As(err, new(badSettings)):
+			refuse(http.StatusUnprocessableEntity, err.Error())
+			return
 		case err != nil:
 			refuse(http.StatusInternalServerError, err.Error())
 			return
@@ -99,6 +102,9 @@ func (s *server) hasToken(r *http.Request) bool {
 type badRequest string
 
 func (b badRequest) Error() string { return string(b) }
+
+// badSettings is why a reload has changed nothing.
+type badSettings struct{ error }
 
 // decode reads a JSON object that has nothing but the fields of v.
 func decode(r *http.Request, v any) error {

@@ -67,6 +67,7 @@ func (f *fake) Cut(_ context.Context, what Filter) (int, error) {
 
 func (f *fake) Drain(on bool)                { f.drained = append(f.drained, on) }
 func (f *fake) SetLogLevel(level slog.Level) { f.level = level }
+func (f *fake) Reload() error                { return f.fails }
 
 // served is a server of a fake, and a client of it.
 type served struct {
@@ -116,7 +117,7 @@ func serve(t testing.TB, ln net.Listener, o Options) *served {
 	stop := Serve(ln, s.fake, o)
 	t.Cleanup(func() {
 		s.client.CloseIdleConnections()
-		stop()
+		stop(t.Context())
 	})
 	return s
 }

@@ -137,6 +137,30 @@ type unixListener struct {
 	once sync.Once
 }
 
+// Inherited returns the listener on a Unix socket that this process has of another
+// one. When it is closed, it removes the file as the other's would have.
+func Inherited(ln net.Listener) net.Listener {
+	u, ok := ln.(*net.UnixListener)
+	if !ok {
+		return ln
+	}
+	u.SetUnlinkOnClose(false)
+	path := u.Addr().String()
+	own, err := os.Lstat(path)
+	if err != nil {
+		return ln // nobody finds it there
+	}
+	return &unixListener{UnixListener: u, path: path, own: own}
+}
+
+// Leave has a listener's file stay when it is closed: another process listens on the
+// same socket.
+func Leave(ln net.Listener) {
+	if u, ok := ln.(*unixListener); ok {
+		u.once.Do(func() {})
+	}
+}
+
 func (l *unixListener) Close() error {
 	l.once.Do(func() {
 		if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.own) {

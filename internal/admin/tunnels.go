@@ -257,3 +257,10 @@ func (s *server) logLevel(r *http.Request) (any, []any, error) {
 	s.source.SetLogLevel(level)
 	return map[string]string{"level": body.Level}, []any{"level", body.Level}, nil
 }
+
+func (s *server) reload(*http.Request) (any, []any, error) {
+	if err := s.source.Reload(); err != nil {
+		return nil, nil, badSettings{err}
+	}
+	return map[string]bool{"reloaded": true}, nil, nil
+}

@@ -40,8 +40,9 @@ type Group struct {
 
 // list is the targets of a group at one time. It is replaced, never changed.
 type list struct {
-	source []Target // what it was made from
-	levels []*level // the best first
+	source []Target  // what it was made from
+	levels []*level  // the best first
+	known  []*server // others, of which connections are known; see Join
 }
 
 // newGroup makes a group of the targets that stand in the route's text.
@@ -141,7 +142,40 @@ func (l *list) server(a address.Address, nth int) *server {
 			nth--
 		}
 	}
+	for _, s := range l.known {
+		if s.addr == a && nth == 0 {
+			return s
+		}
+	}
 	return nil
+}
+
+// Route returns the text of the group's route.
+func (g *Group) Route() string { return g.key }
+
+// Join returns an attempt that holds a target, for a connection to it that was made
+// elsewhere. The target need not be one of the group's: that of a service may have
+// none yet. It is not counted if there are too many of those.
+func (g *Group) Join(a address.Address) Attempt {
+	l := g.list.Load()
+	s := l.server(a, 0)
+	if s == nil {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		l = g.list.Load()
+		if s = l.server(a, 0); s == nil {
+			if len(l.known) >= MaxTargets {
+				return Attempt{list: l}
+			}
+			s = &server{addr: a, hash: hashTarget(a, 0)}
+			more := *l
+			more.known = append(slices.Clone(l.known), s)
+			g.list.Store(&more)
+		}
+	}
+	attempt := Attempt{list: l}
+	attempt.take(s, health(0))
+	return attempt
 }
 
 // Len returns the number of targets.

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"gateway/internal/address"
 )
 
 func TestAServiceHasNoTargetsBeforeItsFirstUpdate(t *testing.T) {
@@ -189,5 +191,43 @@ func TestOfTooManyTargetsTheSameBestOnesAreUsed(t *testing.T) {
 	g = newService(t, RoundRobin, level...)
 	if names := strings.Fields(order(g, noon)); len(names) != MaxTargets {
 		t.Errorf("%d of %d targets of one priority came", len(names), MaxTargets)
+	}
+}
+
+func TestAConnectionThatWasMadeElsewhereCountsAsOneOfItsTarget(t *testing.T) {
+	g := newTestGroup(t, LeastConn, "a,b")
+	held := g.Join(address.Address{Host: "a", Port: 1})
+	for range 3 {
+		a := g.Start(anyone)
+		if got := next(&a, noon); got != "b" {
+			t.Errorf("the next client gets %s", got)
+		}
+		a.Release()
+	}
+	held.Release()
+	held.Release()
+	a := g.Start(anyone)
+	defer a.Release()
+	if got := next(&a, noon); got != "a" {
+		t.Errorf("once it has ended, the next client gets %s", got)
+	}
+}
+
+func TestAConnectionIsCountedBeforeItsServiceIsKnown(t *testing.T) {
+	g := newGroup(LeastConn, parseRoute(t, "srv:games"))
+	held := g.Join(target("a", 0, 1).Addr)
+	defer held.Release()
+	for i := range 2 * MaxTargets { // bounded, and no harm
+		a := g.Join(address.Address{Host: "gone", Port: uint16(1 + i)})
+		defer a.Release()
+	}
+	g.Update([]Target{target("a", 0, 1), target("b", 0, 1)})
+	if n := g.Len(); n != 2 {
+		t.Errorf("%d targets", n)
+	}
+	a := g.Start(anyone)
+	defer a.Release()
+	if got := next(&a, noon); got != "b" {
+		t.Errorf("the next client gets %s", got)
 	}
 }

@@ -28,6 +28,16 @@ func (f Form) String() string {
 	return [...]string{"unknown", "line", "prefixed", "binary", "http", "tls", "websocket", "forward"}[f]
 }
 
+// ParseForm returns the Form of a name; Unknown if there is none.
+func ParseForm(name string) Form {
+	for f := Unknown; f <= Forward; f++ {
+		if f.String() == name {
+			return f
+		}
+	}
+	return Unknown
+}
+
 // A Status is the three ASCII bytes with which a request is answered. The
 // empty status answers nothing: nobody is there to read it.
 type Status string

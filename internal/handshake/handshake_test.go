@@ -282,3 +282,14 @@ func FuzzSniff(f *testing.F) {
 		}
 	})
 }
+
+func TestFormsAreReadByTheirNames(t *testing.T) {
+	for f := Unknown; f <= Forward; f++ {
+		if got := ParseForm(f.String()); got != f {
+			t.Errorf("%v is read as %v", f, got)
+		}
+	}
+	if got := ParseForm("smoke"); got != Unknown {
+		t.Errorf("nonsense is read as %v", got)
+	}
+}

@@ -42,6 +42,6 @@ func (g *guard) challenge(c *Conn) {
 	}
 	packet := c.cookie.challenge(c.who.conv)
 	if c.affords(len(packet) + f.overhead()) {
-		g.send(c.who.source, f, packet)
+		g.sendTo(c, f, packet)
 	}
 }

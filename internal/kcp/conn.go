@@ -78,6 +78,9 @@ type Conn struct {
 	remote    net.Addr
 	forget    func(*Conn) // called once, at the end
 
+	// own is the session's own socket, once the shared one is another process's.
+	own atomic.Pointer[net.UDPConn]
+
 	// session is nil until kcp-go has made it of the first datagram.
 	session atomic.Pointer[kcpgo.UDPSession]
 

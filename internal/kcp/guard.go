@@ -68,6 +68,8 @@ type guard struct {
 	warnAt   int64                    // not before that
 	closed   bool                     // no new sessions; the socket closes after the last
 
+	handover *handover // nil: the shared socket is this process's
+
 	strangers chan stranger // to be challenged
 
 	// handed holds a token for each opening that has been given to kcp-go and
@@ -100,7 +102,7 @@ func newGuard(t *Transport, socket *net.UDPConn) *guard {
 // an error only when the socket is closed.
 func (g *guard) ReadFrom(b []byte) (int, net.Addr, error) {
 	for {
-		d, source, err := g.batch.read()
+		d, source, err := g.read()
 		if errors.Is(err, net.ErrClosed) {
 			return 0, nil, err
 		}
@@ -298,6 +300,9 @@ func (g *guard) forget(c *Conn) {
 	if g.sessions[c.who.source] == c {
 		delete(g.sessions, c.who.source)
 	}
+	if own := c.own.Load(); own != nil {
+		own.Close()
+	}
 	if c.cause != errCrowded {
 		g.graves.add(c.who, sinceStart())
 	}
@@ -315,6 +320,10 @@ func (g *guard) close() {
 func (g *guard) closeAfterLast() {
 	if g.closed && len(g.sessions) == 0 {
 		g.UDPConn.Close()
+		if h := g.handover; h != nil && !h.ended {
+			h.ended = true
+			close(h.over)
+		}
 	}
 }
 
@@ -323,9 +332,22 @@ func (g *guard) closeAfterLast() {
 func (g *guard) WriteTo(packet []byte, to net.Addr) (int, error) {
 	c := to.(peer).Conn
 	if c.gives(len(packet)+c.frame.overhead(), packet) {
-		g.send(c.who.source, c.frame, packet)
+		g.sendTo(c, c.frame, packet)
 	}
 	return len(packet), nil
+}
+
+// sendTo sends a packet to a session's client.
+func (g *guard) sendTo(c *Conn, f *frame, packet []byte) {
+	own := c.own.Load()
+	if own == nil {
+		g.send(c.who.source, f, packet)
+		return
+	}
+	f.seal(packet, func(d []byte) error {
+		_, err := own.Write(d)
+		return err
+	})
 }
 
 func (g *guard) send(to netip.AddrPort, f *frame, packet []byte) {

@@ -3,6 +3,9 @@ package kcp
 import (
 	"net"
 	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
 
 	kcpgo "github.com/xtaci/kcp-go/v5"
 )
@@ -23,6 +26,8 @@ type Listener struct {
 	listener *kcpgo.Listener
 	backlog  chan *Conn
 	once     sync.Once
+	detached atomic.Bool // by Detach
+	left     atomic.Bool // leftover has waited for those on their way
 	closed   chan struct{}
 }
 
@@ -100,7 +105,9 @@ func (l *Listener) collect() {
 		}
 		select {
 		case <-l.closed:
-			l.clear()
+			if !l.detached.Load() {
+				l.clear()
+			}
 		default:
 		}
 	}
@@ -111,15 +118,34 @@ func (l *Listener) collect() {
 func (l *Listener) Accept() (*Conn, error) {
 	select {
 	case <-l.closed:
-		return nil, net.ErrClosed
+		return l.leftover()
 	default:
 	}
 	select {
 	case c := <-l.backlog:
 		return c, nil
 	case <-l.closed:
-		return nil, net.ErrClosed
+		return l.leftover()
 	}
+}
+
+// leftover returns a session that began before Detach.
+func (l *Listener) leftover() (*Conn, error) {
+	for range 20 {
+		select {
+		case c := <-l.backlog:
+			return c, nil
+		default:
+		}
+		if !l.detached.Load() {
+			break
+		}
+		if len(l.guard.handed) == 0 && l.left.Swap(true) {
+			break
+		}
+		time.Sleep(time.Millisecond) // on its way through kcp-go
+	}
+	return nil, net.ErrClosed
 }
 
 // Addr returns the socket's address, a *net.UDPAddr.
@@ -155,3 +181,6 @@ func (l *Listener) clear() {
 		}
 	}
 }
+
+// SyscallConn returns the socket, for who wants to have it too.
+func (l *Listener) SyscallConn() (syscall.RawConn, error) { return l.guard.SyscallConn() }

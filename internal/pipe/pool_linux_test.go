@@ -59,3 +59,30 @@ func TestPipesAreFewAndNeverLentWithBytesInThem(t *testing.T) {
 		t.Errorf("%d pipes are counted, %d descriptors open, %d before", budget.Made(), n, before)
 	}
 }
+
+func TestAPipeOfAnotherProcessCountsOrIsEmptied(t *testing.T) {
+	before := openDescriptors(t)
+	budget := &Budget{Max: 1}
+	pool := NewPool(budget, 1)
+	for _, adopted := range []bool{true, false} {
+		p := open()
+		unix.Write(p.W, []byte("hello"))
+		got := pool.Adopt(p.R, p.W)
+		if (got != nil) != adopted || budget.Made() != 1 {
+			t.Fatalf("adopted: %+v, %d counted", got, budget.Made())
+		}
+		if adopted {
+			if got.Size != p.Size {
+				t.Errorf("its size is %d, not %d", got.Size, p.Size)
+			}
+			defer func() {
+				pool.Put(got, false)
+				if n := openDescriptors(t); n != before || budget.Made() != 0 {
+					t.Errorf("%d descriptors, %d before; %d pipes counted", n, before, budget.Made())
+				}
+			}()
+		} else if b := Empty(p.R, p.W, 5); string(b) != "hello" {
+			t.Errorf("it held %q", b)
+		}
+	}
+}

@@ -2,6 +2,7 @@
 package profiling
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"net/http"
@@ -9,16 +10,20 @@ import (
 	"time"
 )
 
-// Serve serves net/http/pprof on ln, which it owns, until stop is called. It
-// returns at once.
-func Serve(ln net.Listener, log *slog.Logger) (stop func()) {
+// Serve serves net/http/pprof on ln, which it owns, until stop is called; those
+// whom it serves have until the end of ctx then. It returns at once.
+func Serve(ln net.Listener, log *slog.Logger) (stop func(ctx context.Context)) {
 	srv := &http.Server{
 		Handler:           mux(),
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	go srv.Serve(ln)
-	return func() { srv.Close() }
+	return func(ctx context.Context) {
+		if srv.Shutdown(ctx) != nil {
+			srv.Close()
+		}
+	}
 }
 
 // mux has every handler of net/http/pprof but cmdline, which would show the

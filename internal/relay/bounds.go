@@ -38,6 +38,19 @@ type Rest struct {
 // Begin has a tunnel rest from now on, in nanoseconds of the sweeper's clock.
 func (r *Rest) Begin(progress, now int64) { r.progress, r.since = progress, now }
 
+// Rested returns for how long a tunnel has rested, as far as a sweep has seen it.
+func (r *Rest) Rested(progress int64, halfClosed bool, now int64) time.Duration {
+	if progress != r.progress || halfClosed != r.half {
+		return 0
+	}
+	return time.Duration(max(0, now-r.since))
+}
+
+// Resume has a tunnel go on to rest that has rested elsewhere.
+func (r *Rest) Resume(progress int64, halfClosed bool, rested time.Duration, now int64) {
+	*r = Rest{progress, now - rested.Nanoseconds(), halfClosed}
+}
+
 // TooLong tells, from what a sweep sees of a tunnel, whether it has rested for
 // longer than its bound.
 func (r *Rest) TooLong(b Bounds, progress int64, halfClosed bool, now int64) bool {

@@ -76,6 +76,15 @@ func (h How) String() string {
 	return [...]string{"", "fin", "reset", "timeout", "shutdown", "cut", "error"}[h]
 }
 
+// ParseEnding returns the Ending of these words; what is unknown is an error.
+func ParseEnding(by, how string) (e Ending) {
+	for e.By = Client; e.By < Gateway && e.By.String() != by; e.By++ {
+	}
+	for e.How = unended; e.How < Failure && e.How.String() != how; e.How++ {
+	}
+	return e
+}
+
 // Note records who ended the tunnel and how. The first reset, time-out or cut
 // tells more than a FIN, before or after it.
 func (e *Ending) Note(by Side, how How) {

@@ -288,3 +288,31 @@ func TestTheSweepIsFineEnoughForItsBounds(t *testing.T) {
 		}
 	}
 }
+
+func TestATunnelRestsOnElsewhere(t *testing.T) {
+	b := Bounds{Idle: time.Minute, HalfClosed: time.Minute}
+	var here, there Rest
+	here.TooLong(b, 5, false, 1000)
+	rested := here.Rested(5, false, 1000+int64(50*time.Second))
+	if rested != 50*time.Second || here.Rested(6, false, 2000) != 0 || here.Rested(5, true, 2000) != 0 {
+		t.Errorf("rested for %v", rested)
+	}
+	there.Resume(5, false, rested, 7)
+	if there.TooLong(b, 5, false, 7+int64(9*time.Second)) || !there.TooLong(b, 5, false, 7+int64(10*time.Second)) {
+		t.Error("it does not rest for the minute that it may")
+	}
+}
+
+func TestEndingsAreReadAsTheyAreWritten(t *testing.T) {
+	for by := Client; by <= Gateway; by++ {
+		for how := unended; how <= Failure; how++ {
+			e := Ending{by, how}
+			if got := ParseEnding(by.String(), how.String()); got != e {
+				t.Errorf("%v is read as %v", e, got)
+			}
+		}
+	}
+	if got := ParseEnding("nobody", "never"); got != (Ending{Gateway, Failure}) {
+		t.Errorf("nonsense is read as %v", got)
+	}
+}

@@ -1,4 +1,4 @@
-package main
+package relay
 
 import (
 	"io"
@@ -8,14 +8,15 @@ import (
 // How bytes move where they cannot be spliced: between layers of any kind, and
 // on systems other than Linux.
 
-// pump moves bytes by io.CopyBuffer. It is for many connections at once.
-type pump struct {
+// Pump moves bytes by io.CopyBuffer. It is for many connections at once.
+type Pump struct {
 	size    int       // of a large buffer, in bytes
 	buffers sync.Pool // of *[]byte, large
 }
 
-func newPump(size int) *pump {
-	p := &pump{size: size}
+// NewPump returns a pump with large buffers of size bytes.
+func NewPump(size int) *Pump {
+	p := &Pump{size: size}
 	p.buffers.New = func() any {
 		b := make([]byte, size)
 		return &b
@@ -27,10 +28,10 @@ func newPump(size int) *pump {
 // in bytes: enough for the messages of most games.
 const restBuffer = 2 << 10
 
-// run moves bytes from src to dst until src ends or one of them fails. The
+// Run moves bytes from src to dst until src ends or one of them fails. The
 // error is io.EOF at src's end. It holds a large buffer only as long as reads fill
 // it: many tunnels that had a burst may rest.
-func (p *pump) run(dst io.Writer, src io.Reader) error {
+func (p *Pump) Run(dst io.Writer, src io.Reader) error {
 	small := make([]byte, min(restBuffer, p.size))
 	for {
 		n, err := src.Read(small)
@@ -50,7 +51,7 @@ func (p *pump) run(dst io.Writer, src io.Reader) error {
 
 // burst moves bytes through a large buffer up to the first read that does not
 // fill it.
-func (p *pump) burst(dst io.Writer, src io.Reader) error {
+func (p *Pump) burst(dst io.Writer, src io.Reader) error {
 	buf := p.buffers.Get().(*[]byte)
 	defer p.buffers.Put(buf)
 	b := &burst{src: src}

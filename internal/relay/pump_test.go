@@ -1,4 +1,4 @@
-package main
+package relay
 
 import (
 	"bytes"
@@ -37,7 +37,7 @@ func TestThePumpMovesPiecesOfEverySize(t *testing.T) {
 			}
 			var got bytes.Buffer
 			src := &pieces{sizes: append([]int(nil), sizes...), err: end}
-			if err := newPump(1<<14).run(&got, src); !errors.Is(err, end) || got.Len() != want {
+			if err := NewPump(1<<14).Run(&got, src); !errors.Is(err, end) || got.Len() != want {
 				t.Errorf("of %v and %v: %d bytes and %v", sizes, end, got.Len(), err)
 			}
 		}
@@ -45,10 +45,10 @@ func TestThePumpMovesPiecesOfEverySize(t *testing.T) {
 }
 
 func TestThePumpHoldsALargeBufferOnlyForBursts(t *testing.T) {
-	p := newPump(1 << 16)
+	p := NewPump(1 << 16)
 	small, large := &pieces{sizes: []int{100, 100}, err: io.EOF}, &pieces{sizes: []int{restBuffer, 100, 100}, err: io.EOF}
-	p.run(struct{ io.Writer }{io.Discard}, small) // which would read by itself
-	p.run(struct{ io.Writer }{io.Discard}, large)
+	p.Run(struct{ io.Writer }{io.Discard}, small) // which would read by itself
+	p.Run(struct{ io.Writer }{io.Discard}, large)
 	if small.largest != restBuffer || large.largest != 1<<16 {
 		t.Errorf("messages are read into %d bytes, bursts into %d", small.largest, large.largest)
 	}
@@ -58,7 +58,7 @@ func TestThePumpEndsWithItsReceiver(t *testing.T) {
 	for _, size := range []int{1, 1 << 20} {
 		r, w := io.Pipe()
 		r.CloseWithError(io.ErrClosedPipe)
-		err := newPump(1<<14).run(struct{ io.Writer }{w}, &pieces{sizes: []int{size}, err: io.EOF})
+		err := NewPump(1<<14).Run(struct{ io.Writer }{w}, &pieces{sizes: []int{size}, err: io.EOF})
 		if !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("%d bytes: %v", size, err)
 		}

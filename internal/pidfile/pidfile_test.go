@@ -1,4 +1,4 @@
-package main
+package pidfile
 
 import (
 	"fmt"
@@ -18,13 +18,15 @@ import (
 // Gateways that change one pid file at a time, many times over. What an operator sees
 // of the file is tested in e2e/process.
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 // helper in the environment makes the test binary one of the processes below,
 // which the tests start to have somebody to share a pid file with.
 const helper = "PIDFILE_HELPER"
 
 // startHelper runs the test of a helper's name in another process. It ends
 // when the returned function is called, which returns what it printed.
-func startHelper(t testing.TB, name, args string) (out *logBuffer, wait func() string) {
+func startHelper(t testing.TB, name, args string) (out *harness.Log, wait func() string) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -36,7 +38,7 @@ func startHelper(t testing.TB, name, args string) (out *logBuffer, wait func() s
 	if err != nil {
 		t.Fatal(err)
 	}
-	out = &logBuffer{}
+	out = &harness.Log{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -66,7 +68,7 @@ func TestHelperComesAndGoes(t *testing.T) {
 	for range 50 {
 		// The others try the lock every few milliseconds and are to find it free.
 		time.Sleep(rand.N(20 * time.Millisecond))
-		p, err := createPIDFile(file)
+		p, err := Create(file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +76,7 @@ func TestHelperComesAndGoes(t *testing.T) {
 		if err != nil || !slices.Contains(strings.Fields(string(text)), fmt.Sprint(os.Getpid())) {
 			t.Errorf("%d is not in %q, %v", os.Getpid(), text, err)
 		}
-		if err := p.remove(); err != nil {
+		if err := p.Remove(); err != nil {
 			t.Error(err)
 		}
 	}

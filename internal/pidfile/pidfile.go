@@ -1,10 +1,12 @@
-package main
+// Package pidfile keeps a file of the process ids of those that share it.
+package pidfile
 
 import (
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,7 +15,7 @@ import (
 	"gateway/internal/smallfile"
 )
 
-// pidFile is this process's line in the pid file.
+// File is this process's line in a pid file.
 //
 // Several gateways may run in one folder (that is what -reuse=1 is for), and
 // each has a line, so that
@@ -24,64 +26,74 @@ import (
 // while the pid file is changed, and byte N by the living process N. Lines
 // whose byte nobody holds are left over from a crash or a reboot, and are
 // dropped whenever the file is changed: their number may by now be a stranger.
-type pidFile struct {
+type File struct {
 	path string
 	lock *os.File
 }
 
-// maxPIDFile bounds the file, in bytes: some thousand gateways.
-const maxPIDFile = 64 << 10
+// maxSize bounds the file, in bytes: some thousand gateways.
+const maxSize = 64 << 10
 
-// pidLockWait bounds the wait for other gateways that change the file.
-const pidLockWait = 5 * time.Second
+// lockWait bounds the wait for other gateways that change the file.
+const lockWait = 5 * time.Second
 
-// createPIDFile adds this process to the pid file at path. The caller removes
-// it with remove.
-func createPIDFile(path string) (*pidFile, error) {
+// Create adds this process to the pid file at path. The caller removes it with
+// Remove.
+func Create(path string) (*File, error) { return CreateInsteadOf(path, 0) }
+
+// CreateInsteadOf is Create in the place of the line of another process, which
+// lives on: whoever reads the file sees one of the two, and never both.
+func CreateInsteadOf(path string, other int) (*File, error) {
 	if _, err := readPIDs(path); err != nil { // before anything is made
-		return nil, err
+		return nil, explain(err)
 	}
-	lock, err := openPIDLock(path)
+	lock, err := openLock(path)
 	if err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
-	p := &pidFile{path, lock}
-	if err := p.add(); err != nil {
+	p := &File{path, lock}
+	if err := p.add(other); err != nil {
 		lock.Close()
-		return nil, err
+		return nil, explain(err)
 	}
 	return p, nil
 }
 
-// checkPIDFile sees whether this process could add itself to the pid file at path,
-// if there is to be one, and leaves nothing behind.
-func checkPIDFile(path string) error {
-	if path == "" {
-		return nil
+// Reclaim puts this process's line back, which was created once, in the place of
+// that of another process.
+func (p *File) Reclaim(other int) error {
+	if err := p.relock(); err != nil {
+		return explain(err)
 	}
+	return explain(p.add(other))
+}
+
+// Check sees whether this process could add itself to the pid file at path, and
+// leaves nothing behind.
+func Check(path string) error {
 	if _, err := readPIDs(path); err != nil {
-		return pidFileFailure(err)
+		return explain(err)
 	}
 	lock, err := os.OpenFile(path+".lock", os.O_RDWR, 0)
 	if err == nil {
 		lock.Close()
 	} else if !errors.Is(err, os.ErrNotExist) {
-		return pidFileFailure(err)
+		return explain(err)
 	}
 	tmp, err := createBeside(path)
 	if err != nil {
-		return pidFileFailure(err)
+		return explain(err)
 	}
 	tmp.Close()
 	return os.Remove(tmp.Name())
 }
 
-// pidFileFailure says of an error what to do about it.
-func pidFileFailure(err error) error {
+// explain says of an error what to do about it; nil for none.
+func explain(err error) error {
 	if errors.Is(err, os.ErrPermission) {
-		err = fmt.Errorf("%w (name a file in a folder that this user may write to, or none with -pidfile=)", err)
+		return fmt.Errorf("%w (name a file in a folder that this user may write to, or none with -pidfile=)", err)
 	}
-	return fmt.Errorf("-pidfile: %w", err)
+	return err
 }
 
 // createBeside creates the file that is to become the pid file at path.
@@ -89,8 +101,8 @@ func createBeside(path string) (*os.File, error) {
 	return os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 }
 
-// openPIDLock opens the lock file and locks its byte 0.
-func openPIDLock(path string) (*os.File, error) {
+// openLock opens the lock file and locks its byte 0.
+func openLock(path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o644)
 		if err != nil {
@@ -117,7 +129,7 @@ func isCurrent(f *os.File, path string) bool {
 }
 
 func lockByte(f *os.File, offset int64) error {
-	for deadline := time.Now().Add(pidLockWait); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(5 * time.Millisecond) {
 		ok, err := filelock.TryLock(f, offset)
 		if ok {
 			return nil
@@ -126,13 +138,14 @@ func lockByte(f *os.File, offset int64) error {
 			return fmt.Errorf("cannot lock %s: %w", f.Name(), err)
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s has been locked by another process for %v", f.Name(), pidLockWait)
+			return fmt.Errorf("%s has been locked by another process for %v", f.Name(), lockWait)
 		}
 	}
 }
 
-// add appends this process's line. Byte 0 is locked before and free after.
-func (p *pidFile) add() error {
+// add appends this process's line, and takes that of another process out. Byte 0
+// is locked before and free after.
+func (p *File) add(insteadOf int) error {
 	pid := os.Getpid()
 	if ok, err := filelock.TryLock(p.lock, int64(pid)); err != nil {
 		return fmt.Errorf("cannot lock %s: %w", p.lock.Name(), err)
@@ -143,27 +156,33 @@ func (p *pidFile) add() error {
 	if err != nil {
 		return err
 	}
+	pids = slices.DeleteFunc(pids, func(other int) bool { return other == insteadOf })
 	if err := p.write(append(pids, pid)); err != nil {
 		return err
 	}
 	return filelock.Unlock(p.lock, 0)
 }
 
-// remove takes this process's line out again; the last process removes the
-// file.
-func (p *pidFile) remove() error {
-	// Somebody may have deleted the lock file, and others made a new one.
+// relock locks byte 0 again. Somebody may have deleted the lock file, and others
+// made a new one.
+func (p *File) relock() error {
 	if isCurrent(p.lock, p.path) {
-		if err := lockByte(p.lock, 0); err != nil {
-			return err
-		}
-	} else {
-		p.lock.Close()
-		lock, err := openPIDLock(p.path)
-		if err != nil {
-			return err
-		}
-		p.lock = lock
+		return lockByte(p.lock, 0)
+	}
+	p.lock.Close()
+	lock, err := openLock(p.path)
+	if err != nil {
+		return err
+	}
+	p.lock = lock
+	return nil
+}
+
+// Remove takes this process's line out again, where it still stands; the last
+// process removes the file.
+func (p *File) Remove() error {
+	if err := p.relock(); err != nil {
+		return err
 	}
 	defer p.lock.Close() // drops all our locks
 
@@ -184,7 +203,7 @@ func (p *pidFile) remove() error {
 }
 
 // living returns the pids in the file of other gateways that run.
-func (p *pidFile) living() ([]int, error) {
+func (p *File) living() ([]int, error) {
 	all, err := readPIDs(p.path)
 	if err != nil {
 		return nil, err
@@ -211,7 +230,7 @@ func readPIDs(path string) ([]int, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file; -pidfile= writes none", path)
 	}
-	text, err := smallfile.Read(path, maxPIDFile)
+	text, err := smallfile.Read(path, maxSize)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil // removed since
 	}
@@ -229,7 +248,7 @@ func readPIDs(path string) ([]int, error) {
 	return pids, nil
 }
 
-func (p *pidFile) isAlive(pid int) bool {
+func (p *File) isAlive(pid int) bool {
 	ok, err := filelock.TryLock(p.lock, int64(pid))
 	if ok {
 		filelock.Unlock(p.lock, int64(pid))
@@ -238,7 +257,7 @@ func (p *pidFile) isAlive(pid int) bool {
 }
 
 // write replaces the file in one step, so that no reader sees half of it.
-func (p *pidFile) write(pids []int) error {
+func (p *File) write(pids []int) error {
 	tmp, err := createBeside(p.path)
 	if err != nil {
 		return err
