@@ -328,14 +328,20 @@ const (
 
 // handOver gives the tunnels of all loops to another process, those that are open
 // and those that will be, until ctx ends or the other process does. It owns the
-// stream. told gets to know how many there were in the first go.
-func (c *crew) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+// stream. state is what the other process has to know before, by names. told gets to
+// know how many tunnels there were in the first go.
+func (c *crew) handOver(ctx context.Context, conn *net.UnixConn, state map[string][]byte, told func(tunnels int, took time.Duration)) error {
 	to, err := handover.NewSender(conn, handoverPatience)
 	if err != nil {
 		conn.Close()
 		return err
 	}
 	defer to.Close()
+	for name, text := range state {
+		if err := to.State(name, text); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, handoverPause) {
 		moved, err := c.handOverNow(ctx, to)
@@ -397,9 +403,9 @@ func (l *acceptor) do(f func()) {
 }
 
 // takeOver adopts the tunnels of another process, until that sends no more, and returns
-// how many. It owns the stream, whose read deadline ends it. idle is told when the
-// other process has no more for now, and when it has.
-func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+// how many. It owns the stream, whose read deadline ends it. state gets what the other
+// process lets know; idle is told when that has no more for now, and when it has.
+func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, state func(name string, text []byte), idle func(bool)) (taken int, err error) {
 	from, err := handover.NewReceiver(conn)
 	if err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -414,7 +420,7 @@ func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)
 		}
 		return nil
 	}
-	from.Idle = idle
+	from.State, from.Idle = state, idle
 	for {
 		tunnels, err := from.Next()
 		switch {

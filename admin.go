@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"runtime"
@@ -17,6 +18,7 @@ import (
 
 	"gateway/internal/address"
 	"gateway/internal/admin"
+	"gateway/internal/admin/page"
 	"gateway/internal/certificate"
 	"gateway/internal/count"
 	"gateway/internal/handshake"
@@ -51,7 +53,7 @@ func startAdmin(ln net.Listener, cfg *Config, g *Gateway, b build, reload func()
 	g.Own(ln.Addr())
 	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), reload: reload, maxPending: cfg.maxPending(), dropped: dropped}
 	o.reloaded(cfg)
-	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: g.metrics, Bans: operatorBans{g.ledger.bans}, Log: log})
+	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Page: servePage, Metrics: g.metrics, Bans: operatorBans{g.ledger.bans}, Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
 		log.Info("admin is on", "socket", at)
@@ -59,6 +61,13 @@ func startAdmin(ln net.Listener, cfg *Config, g *Gateway, b build, reload func()
 		log.Info("admin is on", "url", "http://"+at+"/")
 	}
 	return o, stop
+}
+
+// servePage makes the status page and the events that it listens to.
+func servePage(ctx context.Context, status func() admin.Status) (http.Handler, http.Handler) {
+	p := page.New(status)
+	context.AfterFunc(ctx, p.Stop)
+	return p, http.HandlerFunc(p.Events)
 }
 
 // reloaded is told of another configuration.

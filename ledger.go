@@ -278,7 +278,9 @@ func (l *ledger) entranceOf(name string) *entrance {
 			return by
 		}
 	}
-	return &entrance{name: name}
+	by := &entrance{name: name}
+	by.limiter.Store(l.limiter)
+	return by
 }
 
 // departed leaves it to another process to account for a tunnel from here on.
@@ -346,11 +348,11 @@ func (l *ledger) done(s *session, u *upstream) {
 			l.refusals.Add(errInternal.reason, 1)
 		}
 		u.release()
+		l.served.Add(-1)
 		s.place.Release()
 		if s.reserved {
 			l.unreserve(s.entrance)
 		}
-		l.served.Add(-1)
 		l.serving.Done()
 	}
 }

@@ -208,15 +208,15 @@ func unquote(text string) string {
 var reloadable = map[string]func(to, from *Config){
 	"allow":                   func(to, from *Config) { to.Allow = from.Allow },
 	"allow-backends":          func(to, from *Config) { to.Allow = from.Allow },
-	"allow-clients":           func(to, from *Config) { to.AllowClients = from.AllowClients },
+	"allow-clients":           takeLimits,
 	"ban":                     func(to, from *Config) { to.Ban = from.Ban },
 	"balance":                 func(to, from *Config) { to.Balance = from.Balance },
 	"config":                  func(to, from *Config) { to.file = from.file },
 	"deny":                    func(to, from *Config) { to.Deny = from.Deny },
 	"deny-backends":           func(to, from *Config) { to.Deny = from.Deny },
-	"deny-clients":            func(to, from *Config) { to.DenyClients = from.DenyClients },
-	"drain-delay":             func(to, from *Config) { to.DrainDelay = from.DrainDelay },
+	"deny-clients":            takeLimits,
 	"drain":                   func(to, from *Config) { to.Drain = from.Drain },
+	"drain-delay":             func(to, from *Config) { to.DrainDelay = from.DrainDelay },
 	"handshake-max":           func(to, from *Config) { to.HandshakeMax = from.HandshakeMax },
 	"handshake-timeout":       func(to, from *Config) { to.HandshakeTimeout = from.HandshakeTimeout },
 	"handover":                func(to, from *Config) { to.Handover = from.Handover },
@@ -224,15 +224,15 @@ var reloadable = map[string]func(to, from *Config){
 	"health-path":             func(to, from *Config) { to.HealthPath = from.HealthPath },
 	"http-header-max":         func(to, from *Config) { to.HTTPHeaderMax = from.HTTPHeaderMax },
 	"http-idle-timeout":       func(to, from *Config) { to.HTTPIdleTimeout = from.HTTPIdleTimeout },
-	"ip-prefix6":              func(to, from *Config) { to.Prefix6 = from.Prefix6 },
+	"ip-prefix6":              func(to, from *Config) { takeLimits(to, from); to.Prefix6 = from.Prefix6 },
 	"kdf":                     func(to, from *Config) { to.KDFs = from.KDFs },
 	"legacy":                  func(to, from *Config) { to.Legacy = from.Legacy },
 	"log-level":               func(to, from *Config) { to.LogLevel = from.LogLevel },
-	"max-conns":               func(to, from *Config) { to.MaxConns = from.MaxConns },
-	"max-conns-per-ip":        func(to, from *Config) { to.ConnsPerIP = from.ConnsPerIP },
-	"rate-per-ip":             func(to, from *Config) { to.RatePerIP = from.RatePerIP },
-	"retry":                   func(to, from *Config) { to.Retry = from.Retry },
+	"max-conns":               takeLimits,
+	"max-conns-per-ip":        takeLimits,
 	"max-tunnels-per-backend": func(to, from *Config) { to.MaxTunnels = from.MaxTunnels },
+	"rate-per-ip":             takeLimits,
+	"retry":                   func(to, from *Config) { to.Retry = from.Retry },
 	"secret":                  func(to, from *Config) { to.secret = from.secret },
 	"secret-file":             func(to, from *Config) { to.secretFile = from.secretFile },
 	"send-proxy":              func(to, from *Config) { to.SendProxy = from.SendProxy },
@@ -246,6 +246,9 @@ var reloadable = map[string]func(to, from *Config){
 	"upgrade-timeout":         func(to, from *Config) { to.UpgradeTimeout = from.UpgradeTimeout },
 	"ws-origins":              func(to, from *Config) { to.WSOrigins = from.WSOrigins },
 }
+
+// takeLimits takes all of them: they are loaded as one.
+func takeLimits(to, from *Config) { to.clientLimits = from.clientLimits }
 
 // reload reads the command line, the environment, and the files that they name
 // again. It returns the configuration to go on with: cfg, with what a running process

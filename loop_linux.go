@@ -254,21 +254,21 @@ func (ls *loops) answer(ctx context.Context) error {
 }
 
 // handOver is crew.handOver. Where there are no loops there is nothing to hand over.
-func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, state map[string][]byte, told func(tunnels int, took time.Duration)) error {
 	if ls == nil {
 		return conn.Close()
 	}
-	return ls.crew.handOver(ctx, conn, told)
+	return ls.crew.handOver(ctx, conn, state, told)
 }
 
 // takeOver is crew.takeOver. Where there are no loops the other process keeps what it
 // has.
-func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, state func(string, []byte), idle func(bool)) (taken int, err error) {
 	if ls == nil {
 		ls.refuse(conn, "it has no event loops (-loops)")
 		return 0, nil
 	}
-	return ls.crew.takeOver(conn, rules, idle)
+	return ls.crew.takeOver(conn, rules, state, idle)
 }
 
 // refuse has another process keep its tunnels, and says why. It owns the stream.

@@ -39,10 +39,10 @@ func (*loops) close()                                {}
 func (*loops) moved() (spliced, copied int64)        { return 0, 0 }
 func (*loops) movedFrom() (spliced, copied [2]int64) { return spliced, copied }
 func (*loops) kind() string                          { return "" }
-func (*loops) handOver(_ context.Context, conn *net.UnixConn, _ func(int, time.Duration)) error {
+func (*loops) handOver(_ context.Context, conn *net.UnixConn, _ map[string][]byte, _ func(int, time.Duration)) error {
 	return conn.Close()
 }
-func (*loops) takeOver(conn *net.UnixConn, _ func() *rules, _ func(bool)) (int, error) {
+func (*loops) takeOver(conn *net.UnixConn, _ func() *rules, _ func(string, []byte), _ func(bool)) (int, error) {
 	return 0, conn.Close()
 }
 func (*loops) refuse(conn *net.UnixConn, _ string) { conn.Close() }

@@ -227,7 +227,10 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	p.sockets.drop(func(name string) bool { return !s.Took(name) })
 	p.before.Bye() // it is of no more use, and may have ended
 	p.log.Info("handed over", "new_pid", s.PID(), "tunnels", p.g.ledger.open(), "hard_stop_after", cfg.HardStopAfter.String())
-	if sig != nil {
+	if sig != nil { // who sent it meant whoever serves
+		if err := s.End(); err != nil {
+			p.log.Warn("the new process serves on", "new_pid", s.PID(), "err", err)
+		}
 		return p.drain(sig)
 	}
 	defer p.handOver(s.Conn())()

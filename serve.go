@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"slices"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/balance"
 	"gateway/internal/layer"
 	"gateway/internal/sockopt"
 )
@@ -59,7 +61,7 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 		}
 		select {
 		case <-stopping:
-			g.acceptQueued(ln, by)
+			g.acceptQueued(ln, by, stopping)
 			return ErrGatewayClosed
 		default:
 		}
@@ -75,7 +77,7 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
-func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
+func (g *Gateway) acceptQueued(ln net.Listener, by *entrance, stopping <-chan struct{}) {
 	l, ok := ln.(*net.TCPListener)
 	if !ok {
 		return
@@ -205,7 +207,7 @@ func (g *Gateway) drainFronts() {
 // Others stay. It owns the stream, and returns when ctx or the other process ends.
 // told is called once, when those are gone that there were at first.
 func (g *Gateway) HandOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
-	return g.loops.handOver(ctx, conn, told)
+	return g.loops.handOver(ctx, conn, g.bequest(), told)
 }
 
 // TakeOver adopts tunnels of another process that calls HandOver, until that has no
@@ -220,11 +222,39 @@ func (g *Gateway) TakeOver(conn *net.UnixConn) (tunnels int, err error) {
 	}
 	g.adopting.Add(1)
 	t := &taking{conn: conn}
+	t.idle.Store(true) // it may never have any
 	g.taking = t
 	g.mu.Unlock()
 	defer g.adopting.Done()
 	defer t.over.Store(true)
-	return g.loops.takeOver(conn, g.current, t.idle.Store)
+	return g.loops.takeOver(conn, g.current, g.inherit, t.idle.Store)
+}
+
+// The names of what goes to another process besides tunnels.
+const balanceState = "balance"
+
+// bequest is what another process should know that takes this one's place, in JSON.
+func (g *Gateway) bequest() map[string][]byte {
+	text, err := json.Marshal(g.rules.Load().routes.Snapshot(balanceClock()))
+	if err != nil {
+		g.ledger.log.Warn("the new process does not know which backends fail", "err", err)
+		return nil
+	}
+	return map[string][]byte{balanceState: text}
+}
+
+// inherit takes up a part of another process's bequest. It leaves out what it does
+// not know.
+func (g *Gateway) inherit(name string, text []byte) {
+	if name != balanceState {
+		return
+	}
+	var s balance.State
+	if err := json.Unmarshal(text, &s); err != nil {
+		g.ledger.log.Warn("the old process does not tell which backends fail", "err", err)
+		return
+	}
+	g.rules.Load().routes.Restore(s, balanceClock())
 }
 
 // RefuseTunnels has another process that calls HandOver keep its tunnels, and says why.

@@ -193,45 +193,30 @@ func (p *service) logListeners(cfg *Config, listeners []net.Listener) {
 	}
 }
 
-// sameSignal is how long after a signal another is the same one, delivered twice:
-// timeout(1) and supervisors signal a process and its group.
-const sameSignal = time.Second
-
-// hurried calls cancel at a signal to end that comes after a first one, and returns when
-// done is closed.
-func (p *service) hurried(first os.Signal, done <-chan struct{}, cancel func()) {
-	since := time.Now()
-	for {
-		select {
-		case sig := <-p.signals:
-			switch {
-			case sig == syscall.SIGHUP || sig == upgrade.Signal:
-			case sig == first && time.Since(since) < sameSignal:
-				p.log.Info("the same signal once more", "signal", sig.String())
-			default:
-				p.log.Info("ending at once", "signal", sig.String())
-				cancel()
-			}
-		case <-done:
-			return
-		}
-	}
-}
-
 // drain lets connections end, and the process with them.
 func (p *service) drain(sig os.Signal) error {
 	cfg := p.cfg.Load()
 	hurry, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go p.hurried(sig, hurry.Done(), cancel)
-	if cfg.DrainDelay > 0 {
-		p.log.Info("lame duck: clients are served, and told to go elsewhere", "signal", sig.String(), "drain_delay", cfg.DrainDelay.String())
-		p.g.ledger.leaving.Store(true)
-		select {
-		case <-time.After(cfg.DrainDelay):
-		case <-hurry.Done():
+	first := time.Now()
+	go func() {
+		for {
+			select {
+			case again := <-p.signals:
+				switch {
+				case again == syscall.SIGHUP, again == upgrade.Signal:
+				case again == sig && time.Since(first) < sameSignal:
+					p.log.Info("the same signal once more", "signal", sig.String())
+				default:
+					p.log.Info("ending at once", "signal", again.String())
+					cancel()
+				}
+			case <-hurry.Done():
+				return
+			}
 		}
-	}
+	}()
+	p.lameDuck(hurry, sig, cfg.DrainDelay)
 	beforeGone := p.before.Stop()
 	p.log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
 	p.notify.Stopping(p.status("draining"))
@@ -248,6 +233,24 @@ func (p *service) drain(sig os.Signal) error {
 	p.g.Close()
 	p.g.logTotals()
 	return nil
+}
+
+// sameSignal is how long after a signal another is the same one, delivered twice:
+// timeout(1) and supervisors signal a process and its group.
+const sameSignal = time.Second
+
+// lameDuck serves clients for a while that are told to go elsewhere. ctx ends it early.
+func (p *service) lameDuck(ctx context.Context, sig os.Signal, delay time.Duration) {
+	if delay <= 0 {
+		return
+	}
+	p.log.Info("lame duck: clients are served, and told to go elsewhere", "signal", sig.String(), "drain_delay", delay.String())
+	p.g.ledger.leaving.Store(true)
+	p.notify.Stopping(p.status("about to drain"))
+	select {
+	case <-time.After(delay):
+	case <-ctx.Done():
+	}
 }
 
 // tellInterval is how often systemd hears how the draining goes.

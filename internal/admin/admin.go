@@ -46,9 +46,10 @@ type Source interface {
 type Options struct {
 	// Token is what a client by TCP has to bring to change anything; empty: none may.
 	Token string
-	// Page serves "/", and Events what it listens to; nil: there is none.
-	Page, Events http.Handler
-	Metrics      *Metrics
+	// Page makes what serves "/", and what serves /api/events, to which that may
+	// listen; nil: there is neither. status tells how all is; ctx ends with the server.
+	Page    func(ctx context.Context, status func() Status) (page, events http.Handler)
+	Metrics *Metrics
 	// Bans, if it is not nil, are listed, added and lifted.
 	Bans Bans
 	// Log is told of every change, and who asked for it.
@@ -69,8 +70,9 @@ const (
 // Those whom it serves have until the end of stop's ctx.
 func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Context)) {
 	s := &server{Options: o, source: withDescriptors{source}}
+	ctx, cancel := context.WithCancel(context.Background())
 	srv := &http.Server{
-		Handler:           s.routes(),
+		Handler:           s.routes(ctx),
 		ReadHeaderTimeout: headTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -81,7 +83,11 @@ func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Con
 		Protocols:         new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	return serveUntilStopped(srv, newLimited(ln))
+	end := serveUntilStopped(srv, newLimited(ln))
+	return func(ctx context.Context) {
+		cancel()
+		end(ctx)
+	}
 }
 
 // serveUntilStopped returns what stops a server. Its Shutdown would close connections
@@ -137,7 +143,7 @@ type server struct {
 	source Source
 }
 
-func (s *server) routes() http.Handler {
+func (s *server) routes(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
@@ -170,10 +176,9 @@ func (s *server) routes() http.Handler {
 		fail(w, http.StatusNotFound, "there is no such path")
 	})
 	if s.Page != nil {
-		mux.Handle("/", onlyGET(s.Page))
-	}
-	if s.Events != nil {
-		mux.Handle("GET /api/events", unbounded(s.Events))
+		page, events := s.Page(ctx, s.source.Status)
+		mux.Handle("/", onlyGET(page))
+		mux.Handle("GET /api/events", unbounded(events))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
