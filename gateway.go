@@ -54,7 +54,7 @@ type Gateway struct {
 	mu        sync.Mutex
 	closed    bool                           // by Shutdown or Close
 	listeners map[net.Listener]chan struct{} // closed when they are to end
-	ownLimits map[net.Listener]*clientLimits // see limits
+	limited   map[net.Listener]listening     // see limits
 	cfg       *Config                        // of rules and http
 	own       []netip.AddrPort               // see Own
 	fronts    []*httpFront                   // all that serve, the last for connections to come
@@ -81,7 +81,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		cancel:    cancel,
 		listeners: make(map[net.Listener]chan struct{}),
 		cfg:       cfg,
-		ownLimits: make(map[net.Listener]*clientLimits),
+		limited:   make(map[net.Listener]listening),
 		clients:   connections{all: make(map[net.Conn]struct{})},
 		pending:   pending.NewBudget(cfg.maxPending(), cfg.pendingShare(1)),
 	}
@@ -130,6 +130,7 @@ func (g *Gateway) Reload(cfg *Config) {
 	}
 	g.rules.Store(r)
 	g.ledger.hold(cfg, connBudget())
+	g.ledger.holdAll(cfg.Listen)
 	g.loops.retime(cfg)
 	if !sameFront(cfg, g.cfg) {
 		g.openFront(cfg)

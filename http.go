@@ -114,7 +114,7 @@ func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront 
 func sameFront(a, b *Config) bool {
 	return a.HTTPHeaderMax == b.HTTPHeaderMax && a.HandshakeMax == b.HandshakeMax &&
 		a.HandshakeTimeout == b.HandshakeTimeout && a.HTTPIdleTimeout == b.HTTPIdleTimeout &&
-		a.SendProxy == b.SendProxy && slices.Equal(a.WSOrigins, b.WSOrigins)
+		a.HealthPath == b.HealthPath && a.SendProxy == b.SendProxy && slices.Equal(a.WSOrigins, b.WSOrigins)
 }
 
 // readable tells whether a read from a connection would not block.

@@ -117,6 +117,29 @@ func (l *ledger) hold(cfg *Config, descriptors int32) {
 	l.limiter.Set(cfg.limits())
 }
 
+// holdAll has clients to come held to what listeners have of their own in a new
+// configuration. What is counted stays, but where a listener has begun to have its own.
+func (l *ledger) holdAll(list []listening) {
+	for _, by := range l.allEntrances() {
+		for _, e := range list {
+			if e.addr != by.at || e.kcp != (by.kcp != nil) {
+				continue
+			}
+			limiter := by.limiter.Load()
+			switch {
+			case e.own == nil:
+				by.most.Store(0)
+				by.limiter.Store(l.limiter)
+			case limiter == l.limiter:
+				l.holdApart(by, e.own)
+			default:
+				by.most.Store(int32(e.own.MaxConns))
+				limiter.Set(e.own.limits())
+			}
+		}
+	}
+}
+
 // holdApart has clients of a listener to come held to limits of its own, and counts
 // them apart.
 func (l *ledger) holdApart(by *entrance, own *clientLimits) {
@@ -236,7 +259,10 @@ func (l *ledger) opened(s *session, u *upstream) {
 func (l *ledger) adopted(s *session, u *upstream, listener string) {
 	s.entrance, s.number, s.counted = l.entranceOf(listener), l.lastID.Add(1), true
 	l.reserveBeyond(s.entrance)
-	s.reserved, s.place = true, s.entrance.limiter.Load().Hold(s.client.Addr())
+	s.reserved = true
+	if limiter := s.entrance.limiter.Load(); limiter != nil {
+		s.place = limiter.Hold(s.client.Addr())
+	}
 	l.moved.Add(1)
 	if b := l.backendOf(s, u); b != nil {
 		b.opened.Add(1)

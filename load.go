@@ -225,6 +225,7 @@ var reloadable = map[string]func(to, from *Config){
 	"handshake-timeout":       func(to, from *Config) { to.HandshakeTimeout = from.HandshakeTimeout },
 	"handover":                func(to, from *Config) { to.Handover = from.Handover },
 	"hard-stop-after":         func(to, from *Config) { to.HardStopAfter = from.HardStopAfter },
+	"health-path":             func(to, from *Config) { to.HealthPath = from.HealthPath },
 	"http-header-max":         func(to, from *Config) { to.HTTPHeaderMax = from.HTTPHeaderMax },
 	"http-idle-timeout":       func(to, from *Config) { to.HTTPIdleTimeout = from.HTTPIdleTimeout },
 	"ip-prefix6":              func(to, from *Config) { takeLimits(to, from); to.Prefix6 = from.Prefix6 },
@@ -279,6 +280,9 @@ func (cfg *Config) reload(args []string, log *slog.Logger) (next *Config, change
 		if s.group == groupActions || before[i].value.String() == s.value.String() {
 			continue
 		}
+		if _, alias := aliases[s.name]; alias && cfg.sources[s.name] == "" && read.sources[s.name] == "" {
+			continue // it has changed under its other name
+		}
 		if changed = append(changed, s.name); !ok {
 			fixed = append(fixed, s.name)
 		}
@@ -288,6 +292,16 @@ func (cfg *Config) reload(args []string, log *slog.Logger) (next *Config, change
 	merged.Secrets, merged.SecretSources = read.Secrets, read.SecretSources
 	merged.tokens, merged.tlsConfig, merged.sources, merged.watch = read.tokens, read.tlsConfig, read.sources, read.watch
 	merged.certificate = read.certificate
+	merged.loaded = read.loaded
+	merged.Listen = slices.Clone(cfg.Listen)
+	for i := range merged.Listen {
+		l := &merged.Listen[i]
+		for _, r := range read.Listen {
+			if r.addr == l.addr && r.kcp == l.kcp && slices.Equal(r.options, l.options) {
+				l.own = r.own // with what they inherit
+			}
+		}
+	}
 	return &merged, changed, fixed, nil
 }
 
@@ -357,16 +371,8 @@ func (cfg *Config) loadTicketSecrets() error {
 	return err
 }
 
-// secretFiles returns the files that hold secrets, whether they are there or not.
-func (cfg *Config) secretFiles() (names []string) {
-	if cfg.secretFile != "" {
-		names = append(names, cfg.secretFile)
-	}
-	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
-		names = append(names, filepath.Join(dir, "secret"))
-	}
-	return names
-}
+// aliases are settings of which there are two names each.
+var aliases = map[string]struct{}{"allow": {}, "allow-backends": {}, "deny": {}, "deny-backends": {}}
 
 // loadLimits reads the lists of clients, of all listeners and of those that have
 // their own.
@@ -392,6 +398,17 @@ func (cfg *Config) loadLimits(log *slog.Logger) error {
 		l.own = &own
 	}
 	return nil
+}
+
+// secretFiles returns the files that hold secrets, whether they are there or not.
+func (cfg *Config) secretFiles() (names []string) {
+	if cfg.secretFile != "" {
+		names = append(names, cfg.secretFile)
+	}
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		names = append(names, filepath.Join(dir, "secret"))
+	}
+	return names
 }
 
 // loadSecrets gathers the secrets of all sources.

@@ -248,9 +248,8 @@ func (p *service) serve() error {
 		return err
 	}
 	defer p.g.Close()
-	for i, ln := range listeners {
+	for _, ln := range listeners {
 		p.g.Own(ln.Addr()) // all of them, before a client of any
-		p.g.limits(ln, cfg.Listen[i].own)
 	}
 	if err := p.servePprof(cfg); err != nil {
 		closeAll(listeners)
@@ -518,7 +517,6 @@ func (p *service) goOn(s *upgrade.Successor) error {
 	}
 	for _, l := range again {
 		p.g.Own(l.ln.Addr())
-		p.g.limits(l.ln, l.own)
 		p.serveListener(l.ln, l.listening)
 	}
 	if err := p.servePprof(cfg); err != nil {

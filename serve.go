@@ -33,10 +33,11 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	g.Own(ln.Addr())
 	by := g.ledger.entrance(ln, forward)
 	g.mu.Lock()
-	if own := g.ownLimits[ln]; own != nil {
-		g.ledger.holdApart(by, own)
-	}
+	l := g.limited[ln]
 	g.mu.Unlock()
+	if by.at = l.addr; l.own != nil {
+		g.ledger.holdApart(by, l.own)
+	}
 	stopping := g.startAccepting(ln)
 	if stopping == nil {
 		return ErrGatewayClosed
@@ -136,19 +137,19 @@ func (g *Gateway) acceptQueued(ln net.Listener, by *entrance, stopping <-chan st
 		l.SetDeadline(time.Now().Add(100 * time.Millisecond))
 		conn, err := ln.Accept()
 		if err == nil {
-			g.awaitRoom(by, stopping)
+			g.ledger.reserveBeyond(by)
 			g.accepted(conn, by)
 		}
 		return err == nil
 	})
 }
 
-// limits has clients of a listener held to limits of their own; nil: to those of all.
-// It is called before Serve.
-func (g *Gateway) limits(ln net.Listener, own *clientLimits) {
+// limits has clients of a listener held to limits of their own, if it has any. It is
+// called before Serve.
+func (g *Gateway) limits(ln net.Listener, l listening) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.ownLimits[ln] = own
+	g.limited[ln] = l
 }
 
 // Own tells the gateway of an address that belongs to it, besides those that it
@@ -197,7 +198,6 @@ func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		g.setKeepalive(tcp) // a listener that was made elsewhere has others
 	}
-	g.admit(c)
 	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), by.forward)
 	g.ledger.arrived(&c.session, by)
 	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
@@ -415,7 +415,7 @@ func (g *Gateway) startAccepting(ln net.Listener) <-chan struct{} {
 func (g *Gateway) stopAccepting(ln net.Listener) {
 	g.mu.Lock()
 	delete(g.listeners, ln)
-	delete(g.ownLimits, ln)
+	delete(g.limited, ln)
 	g.mu.Unlock()
 	g.accepting.Done()
 }

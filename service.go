@@ -44,6 +44,7 @@ type service struct {
 
 // serveListener serves until the gateway withdraws from the listener.
 func (p *service) serveListener(ln net.Listener, l listening) {
+	p.g.limits(ln, l)
 	go func() {
 		var err error
 		switch {

@@ -48,6 +48,7 @@ type entrance struct {
 
 	kcp func() kcp.Stats // of a listener for KCP; nil for others
 
+	at      string                        // its address in the settings; empty in tests
 	limiter atomic.Pointer[limit.Limiter] // of its clients; nil in tests: none
 	most    atomic.Int32                  // connections at a time; 0: any number
 	live    atomic.Int32                  // connections, those being accepted included

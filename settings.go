@@ -476,9 +476,9 @@ func (v *listenValue) String() string {
 		switch {
 		case l.setting != "listen":
 		case l.forward != nil:
-			words = append(words, l.addr+"=forward:"+l.forward.String())
+			words = append(words, l.addr+"=forward:"+l.forward.String()+optionsText(l.options))
 		default:
-			words = append(words, l.addr+"=sealed")
+			words = append(words, l.addr+"=sealed"+optionsText(l.options))
 		}
 	}
 	return strings.Join(words, " ")
@@ -524,6 +524,15 @@ func parsePath(s string) (string, error) {
 		return "", errors.New("want a path that begins with /, of plain ASCII characters")
 	}
 	return s, nil
+}
+
+// optionsText is what parseOptions reads, with a semicolon before it.
+func optionsText(list []option) string {
+	var b strings.Builder
+	for _, o := range list {
+		b.WriteString(";" + o.name + "=" + o.value)
+	}
+	return b.String()
 }
 
 // parseOptions reads the limits of one listener, name=value with semicolons between.

@@ -141,9 +141,12 @@ func (l *Limiter) Strike(client netip.Addr, now time.Time) bool {
 // Fold returns what is counted for a client.
 func (l *Limiter) Fold(client netip.Addr) netip.Addr { return Fold(client, l.limits.Load().Prefix6) }
 
-// Hold counts a connection that was admitted elsewhere, whatever the limits, until
-// the Place is released.
+// Hold counts a connection that was admitted elsewhere, where Admit would, whatever the
+// limits, until the Place is released.
 func (l *Limiter) Hold(client netip.Addr) Place {
+	if limits := l.limits.Load(); limits.ConnsPerIP == 0 && limits.Rate.every == 0 {
+		return Place{}
+	}
 	return Place{&l.table, l.table.hold(Fold(client, l.limits.Load().Prefix6))}
 }
 
