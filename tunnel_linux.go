@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -374,6 +375,9 @@ func (l *tunnels) adoptLive(h *handover.Tunnel, r *rules) {
 	l.current = t
 	t.restore(h, r, &l.pipes, l.reactor.now)
 	l.ledger.adopted(&t.session, &t.upstream, h.Listener)
+	if r.maxTunnels > 0 {
+		t.upstream.sit(&l.ledger.seats, math.MaxInt)
+	}
 	if l.bounds.Idle > 0 || !t.keepalive || t.halfClosed() {
 		l.sweepFor(t)
 	}
