@@ -45,15 +45,6 @@ func (c *crew) idlest() *acceptor {
 	return best
 }
 
-// conns returns how many connections have descriptors.
-func (c *crew) conns() int32 {
-	n := c.away.Load()
-	for _, a := range c.all {
-		n += a.load.Load()
-	}
-	return n
-}
-
 // acceptor is a loop's part in accepting.
 type acceptor struct {
 	handshakes
@@ -415,7 +406,7 @@ func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, state func(name
 	}
 	defer from.Close()
 	from.Room = func(tunnels []handover.Tunnel) error {
-		if c.conns()+int32(len(tunnels)) > c.maxConns {
+		if n, most := c.all[0].ledger.connections(); most > 0 && n+len(tunnels) > most {
 			return errFull
 		}
 		return nil
