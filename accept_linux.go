@@ -45,15 +45,6 @@ func (c *crew) idlest() *acceptor {
 	return best
 }
 
-// conns returns how many connections have descriptors.
-func (c *crew) conns() int32 {
-	n := c.away.Load()
-	for _, a := range c.all {
-		n += a.load.Load()
-	}
-	return n
-}
-
 // acceptor is a loop's part in accepting.
 type acceptor struct {
 	handshakes

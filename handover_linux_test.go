@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"testing"
@@ -338,6 +339,43 @@ func TestABackendThatFailsIsSkippedByTheNextProcess(t *testing.T) {
 		t.Errorf("known: %+v", failing)
 	}
 	finish(t, c)
+}
+
+func TestTheNextProcessHoldsClientsToTheirLimits(t *testing.T) {
+	t.Parallel()
+	g := startLoops(t, 1, func(cfg *Config) { cfg.MaxTunnels = 1 })
+	to := another(t, g)
+	g.partner = to
+	banned := netip.MustParsePrefix("192.0.2.0/24")
+	if err := g.ledger.bans.Add(banned, time.Hour, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	backend := startEcho(t)
+	c := openTunnel(t, g.addr, backend)
+	client := addrOf(c).Addr()
+	pass(t, g.Gateway, to)
+	eventually(t, "the tunnel is in the other gateway's loop", func() bool { return to.loops.all[0].load.Load() == 1 })
+	eventually(t, "its client is counted there, and only there", func() bool {
+		return to.ledger.limiter.Conns(client) == 1 && g.ledger.limiter.Conns(client) == 0
+	})
+	if !to.ledger.bans.Banned(banned.Addr(), time.Now()) {
+		t.Error("a ban is forgotten")
+	}
+	if live, _ := to.ledger.connections(); live != 1 {
+		t.Errorf("%d connections are counted", live)
+	}
+	addr, err := address.Parse(backend)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if to.ledger.seats.Take(addr, 1) {
+		t.Error("its backend has room for another")
+	}
+	finish(t, c)
+	eventually(t, "its seat is free", func() bool { return to.ledger.seats.Take(addr, 1) })
+	if live, _ := to.ledger.connections(); live != 0 || to.ledger.limiter.Conns(client) != 0 {
+		t.Errorf("%d connections are counted, %d of the client", live, to.ledger.limiter.Conns(client))
+	}
 }
 
 func mustRoute(t testing.TB, text string) address.Route {

@@ -11,6 +11,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/balance"
 	"gateway/internal/layer"
+	"gateway/internal/limit"
 	"gateway/internal/sockopt"
 )
 
@@ -278,30 +279,51 @@ func (g *Gateway) TakeOver(conn *net.UnixConn) (tunnels int, err error) {
 }
 
 // The names of what goes to another process besides tunnels.
-const balanceState = "balance"
+const (
+	balanceState = "balance" // backends that fail
+	limitState   = "limits"  // bans, and clients that come too fast
+)
 
 // bequest is what another process should know that takes this one's place, in JSON.
 func (g *Gateway) bequest() map[string][]byte {
-	text, err := json.Marshal(g.rules.Load().routes.Snapshot(balanceClock()))
-	if err != nil {
-		g.ledger.log.Warn("the new process does not know which backends fail", "err", err)
-		return nil
+	var limits limit.State
+	g.ledger.limiter.Snapshot(&limits, time.Now())
+	g.ledger.bans.Snapshot(&limits, time.Now())
+	all := make(map[string][]byte)
+	for name, state := range map[string]any{
+		balanceState: g.rules.Load().routes.Snapshot(balanceClock()),
+		limitState:   limits,
+	} {
+		text, err := json.Marshal(state)
+		if err != nil { // only for a bug
+			g.ledger.log.Error("the new process has to do without what this one knows", "of", name, "err", err)
+			continue
+		}
+		all[name] = text
 	}
-	return map[string][]byte{balanceState: text}
+	return all
 }
 
 // inherit takes up a part of another process's bequest. It leaves out what it does
 // not know.
 func (g *Gateway) inherit(name string, text []byte) {
-	if name != balanceState {
-		return
+	var err error
+	switch name {
+	case balanceState:
+		var s balance.State
+		if err = json.Unmarshal(text, &s); err == nil {
+			g.rules.Load().routes.Restore(s, balanceClock())
+		}
+	case limitState:
+		var s limit.State
+		if err = json.Unmarshal(text, &s); err == nil {
+			g.ledger.limiter.Restore(s, time.Now())
+			g.ledger.bans.Restore(s, time.Now())
+		}
 	}
-	var s balance.State
-	if err := json.Unmarshal(text, &s); err != nil {
-		g.ledger.log.Warn("the old process does not tell which backends fail", "err", err)
-		return
+	if err != nil {
+		g.ledger.log.Warn("what the old process knows is of no use", "of", name, "err", err)
 	}
-	g.rules.Load().routes.Restore(s, balanceClock())
 }
 
 // RefuseTunnels has another process that calls HandOver keep its tunnels, and says why.
