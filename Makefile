@@ -18,6 +18,7 @@
 #              validates deploy/kubernetes, and deploy/consul where Consul is there
 # make test-clients
 #              runs the client kits in every language
+# make dist    fills dist/ with the archives of a release
 # make bench   compares the gateway with HAProxy, nginx and others (Linux; see
 #              bench/README.md); make bench-peers installs those
 GO          ?= go
@@ -206,5 +207,10 @@ test-clients:
 	fi
 	NEED_KITS=1 $(GO) test -race -count=1 -timeout 900s ./clients/suite
 
+# Archives of a release for all platforms, with SHA256SUMS, the same for all who make them.
+.PHONY: dist
+dist:
+	sh deploy/dist.sh dist '$(VERSION)' '$(or $(COMMIT),HEAD)' $(PLATFORMS)
+
 clean:
-	rm -rf gateway bin
+	rm -rf gateway bin dist
