@@ -13,6 +13,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
+	"gateway/internal/limit"
 	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
@@ -97,6 +98,8 @@ func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront 
 		PingInterval:       cfg.Keepalive,
 		Origins:            cfg.WSOrigins,
 		ShareBackends:      cfg.proxyVersion() == 0,
+		HealthPath:         cfg.HealthPath,
+		Unhealthy:          l.unready,
 		Readable:           readable,
 		Broken:             layer.Broken,
 		Log:                l.log,
@@ -188,8 +191,9 @@ func (f *httpFront) Relay(ctx context.Context, client *web.Conn, backend net.Con
 	c := connectionOf(ctx)
 	s, u := c.session, c.takeUpstream()
 	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
-	u.preface = 0            // it went before the tunnel began
-	c.session.counted = true // as that tunnel
+	s.place, s.reserved = limit.Place{}, false // as the connection's
+	u.preface = 0                              // it went before the tunnel began
+	c.session.counted = true                   // as that tunnel
 	f.ledger.begin()
 	f.ledger.opened(&s, &u)
 	f.ledger.ended(&s, &u, f.relay.RunAs(joined{&s, &u}, client, backend, early))
