@@ -18,6 +18,9 @@
 #              runs the tests of deploy/prometheus by promtool
 # make test-manifests
 #              validates deploy/kubernetes, and deploy/consul where Consul is there
+# make test-clients
+#              runs the client kits in every language
+# make dist    fills dist/ with the archives of a release
 # make bench   compares the gateway with HAProxy, nginx and others (Linux; see
 #              bench/README.md); make bench-peers installs those
 GO          ?= go
@@ -203,5 +206,23 @@ test-manifests: gateway
 		echo "no consul here: deploy/consul is not validated"; \
 	fi
 
+# The client kits, in the languages that Debian and its relatives have packages for.
+.PHONY: test-clients
+test-clients:
+	@for c in node:nodejs tsc:node-typescript g++:g++ mcs:mono-mcs mono:mono-runtime javac:default-jdk-headless \
+		lua5.1:lua5.1 lua5.4:lua5.4 luajit:luajit python3:python3; do \
+		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
+	done; \
+	[ -e /usr/share/lua/5.4/socket.lua ] || missing="$$missing lua-socket"; \
+	if [ -n "$$missing" ]; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
+	fi
+	NEED_KITS=1 $(GO) test -race -count=1 -timeout 900s ./clients/suite
+
+# Archives of a release for all platforms, with SHA256SUMS, the same for all who make them.
+.PHONY: dist
+dist:
+	sh deploy/dist.sh dist '$(VERSION)' '$(or $(COMMIT),HEAD)' $(PLATFORMS)
+
 clean:
-	rm -rf gateway bin
+	rm -rf gateway bin dist

@@ -1,0 +1,106 @@
+// Driver MODE GATEWAYS LINES MILLISECONDS TEXT; see ../suite_test.go.
+using System;
+using System.IO;
+using System.Linq;
+using System.Text;
+using System.Threading.Tasks;
+using Gateway.Client;
+
+static class Driver
+{
+    static byte[] Bytes(string hex) =>
+        Enumerable.Range(0, hex.Length / 2).Select(i => Convert.ToByte(hex.Substring(2 * i, 2), 16)).ToArray();
+    static string Hex(byte[] b) => string.Concat(b.Select(x => x.ToString("x2")));
+
+    static string Answer(string[] w)
+    {
+        switch (w[0])
+        {
+            case "key":
+                var own = X25519.PublicKey(Bytes(w[1]));
+                return Session.Base64Url(own) + " " + Hex(Session.SessionKey(Bytes(w[1]), own, Bytes(w[2])));
+            case "open": return Session.OpenLine(Bytes(w[1]), w[2]).TrimEnd();
+            case "resume":
+                return Session.ResumeLine(Bytes(w[1]), w[2], ulong.Parse(w[3]), ulong.Parse(w[4]), ulong.Parse(w[5])).TrimEnd();
+        }
+        var s = new Session(Enumerable.Repeat((byte)1, 32).ToArray());
+        var reads = "";
+        var buffer = new byte[4096];
+        foreach (var step in w.Skip(2))
+        {
+            var value = Bytes(step.Substring(step.IndexOf(':') + 1).Length == step.Length ? "" : step.Substring(step.IndexOf(':') + 1));
+            if (step.StartsWith("receive"))
+            {
+                foreach (var b in value) s.Input(new[] { b }, 0, 1);
+                if (s.Key != null) s.Key = Bytes(w[1]);
+            }
+            else if (step.StartsWith("write"))
+            {
+                s.Send(value, 0, value.Length);
+                s.Output(0);
+            }
+            else if (step == "finish")
+            {
+                s.Finish();
+                s.Output(0);
+            }
+            else s.Reattach();
+            int n = s.Take(buffer, 0, buffer.Length, 0);
+            reads += Hex(buffer.Take(n).ToArray());
+        }
+        var line = s.Reattach().TrimEnd();
+        return line + " " + Hex(s.Output(0)) + " " + reads;
+    }
+
+    static async Task<string> Run(string[] args)
+    {
+        var lines = args[2].Split(',');
+        var dialer = new Dialer(args[1].Split(','))
+        {
+            Plain = args[0] == "talk",
+            Timeout = TimeSpan.FromMilliseconds(int.Parse(args[3])),
+            Hold = TimeSpan.FromSeconds(10),
+            NewLine = e => Task.FromResult(lines.Length > 1 ? lines[1] : null),
+        };
+        var t = await dialer.DialAsync(lines[0]);
+        bool bulk = args[0] == "bulk";
+        var want = bulk ? Enumerable.Range(0, int.Parse(args[4])).Select(i => (byte)(i * 7 + i / 251)).ToArray() : Encoding.UTF8.GetBytes(args[4]);
+        var got = new MemoryStream();
+        var buffer = new byte[4096];
+        var writing = Task.Run(async () =>
+        {
+            for (int i = 0; i < want.Length; i += 4096)
+            {
+                await t.WriteAsync(want, i, Math.Min(4096, want.Length - i));
+                while (bulk && got.Length < i) await Task.Delay(1);
+            }
+            await t.CloseWriteAsync();
+        });
+        for (int n; (n = await t.ReadAsync(buffer, 0, buffer.Length)) > 0;) got.Write(buffer, 0, n);
+        await writing;
+        await t.CloseAsync();
+        if (!bulk) return "ok " + (t.Resumable ? "resumable " : "plain ") + Encoding.UTF8.GetString(got.ToArray());
+        return got.ToArray().SequenceEqual(want) ? $"ok {got.Length} " + (t.Resumes > 0 ? "resumed" : "not resumed") : "other bytes";
+    }
+
+    static int Main(string[] args)
+    {
+        if (args[0] == "vectors")
+        {
+            for (string line; (line = Console.ReadLine()) != null;)
+            {
+                try { Console.WriteLine(Answer(line.Split(' '))); }
+                catch (ViolationException) { Console.WriteLine("refused"); }
+            }
+            return 0;
+        }
+        try { Console.WriteLine(Run(args).GetAwaiter().GetResult()); }
+        catch (GatewayException e)
+        {
+            var advice = string.Concat(e.Advice.ToString().Select(c => char.IsUpper(c) ? " " + char.ToLower(c) : c.ToString())).Trim();
+            Console.WriteLine($"error {e.Status} {advice}");
+        }
+        Environment.Exit(0);
+        return 0;
+    }
+}

@@ -1,0 +1,127 @@
+"""python3 driver.py [aio] MODE GATEWAYS LINES MILLISECONDS TEXT; see ../suite_test.go."""
+
+import asyncio
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../python"))
+
+from gateway_client import Dialer, GatewayError, aio, session  # noqa: E402
+
+
+def vectors():
+    for request in sys.stdin:
+        word, *rest = request.rstrip("\n").split(" ")
+        try:
+            print(globals()["vector_" + word](*rest))
+        except session.Violation:
+            print("refused")
+
+
+def vector_key(private, gateway):
+    s = session.Session(bytes.fromhex(private))
+    return session.base64url(s.public) + " " + session.session_key(s.private, s.public, bytes.fromhex(gateway)).hex()
+
+
+def vector_open(public, sealed):
+    return session.open_line(bytes.fromhex(public), sealed).rstrip("\n")
+
+
+def vector_resume(key, ticket, seq, start, recv):
+    return session.resume_line(bytes.fromhex(key), ticket, seq, start, recv).rstrip("\n")
+
+
+def vector_session(key, *steps):
+    s = session.Session()
+    line = reads = b""
+    for step in steps:
+        what, _, value = step.partition(":")
+        if what == "receive":
+            for b in bytes.fromhex(value):
+                s.input(bytes((b,)))
+            if s.key:
+                s.key = bytes.fromhex(key)
+        elif what == "write":
+            s.send(bytes.fromhex(value))
+            s.output(0)
+        elif what == "finish":
+            s.finish()
+            s.output(0)
+        elif what == "resume":
+            s.reattach()
+        reads += s.take(1 << 20, 0)
+    line = s.reattach().rstrip("\n")
+    return f"{line} {s.output(0).hex()} {reads.hex()}"
+
+
+def options(lines, milliseconds):
+    more = iter(lines[1:])
+    return dict(new_line=lambda error: next(more, None), timeout=int(milliseconds) / 1000, hold=10)
+
+
+def pattern(n):
+    return bytes((i * 7 + i // 251) & 255 for i in range(n))
+
+
+def run(mode, gateways, lines, milliseconds, text):
+    lines = lines.split(",")
+    t = Dialer(gateways.split(","), plain=mode == "talk", **options(lines, milliseconds)).dial(lines[0])
+    if mode == "bulk":
+        want, got = pattern(int(text)), b""
+        for at in range(0, len(want), 4096):
+            t.write(want[at:at + 4096])
+            end = min(len(want), at + 4096)
+            while len(got) < end:
+                part = t.read()
+                if not part:
+                    return "the end came early"
+                got += part
+        t.close()
+        return f"ok {len(got)} {'resumed' if t.resumes else 'not resumed'}" if got == want else "other bytes"
+    t.write(text.encode())
+    if not gateways.startswith("ws"):
+        t.close_write()
+    got = b""
+    while gateways.startswith("ws") and len(got) < len("welcome" + text) or not gateways.startswith("ws"):
+        part = t.read()
+        if not part:
+            break
+        got += part
+    t.close()
+    return f"ok {'resumable' if t.resumable else 'plain'} {got.decode()}"
+
+
+async def run_async(mode, gateways, lines, milliseconds, text):
+    lines = lines.split(",")
+    t = await aio.dial(lines[0], gateways.split(","), plain=mode == "talk", **options(lines, milliseconds))
+    async with t:
+        want, got = text.encode(), b""
+        if mode == "bulk":
+            want = pattern(int(text))
+
+        async def write():
+            await t.write(want)
+            await t.close_write()
+
+        writing = asyncio.create_task(write())
+        while part := await t.read():
+            got += part
+        await writing
+    if mode == "bulk":
+        return f"ok {len(got)} {'resumed' if t.resumes else 'not resumed'}" if got == want else "other bytes"
+    return f"ok {'resumable' if t.resumable else 'plain'} {got.decode()}"
+
+
+def main(mode, *args):
+    if mode == "vectors":
+        return vectors()
+    try:
+        if mode == "aio":
+            print(asyncio.run(run_async(*args)))
+        else:
+            print(run(mode, *args))
+    except GatewayError as e:
+        print(f"error {e.status} {e.advice}")
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,142 @@
+package suite
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"gateway/internal/harness"
+)
+
+// needKits makes a kit whose runtime is missing a failure: in CI, which installs them
+// (make test-clients).
+var needKits = os.Getenv("NEED_KITS") == "1"
+
+// A kit is a client in one language, with a driver: a program that takes a MODE,
+// GATEWAYS and LINES, each several by commas, MILLISECONDS and a TEXT, and prints one
+// line.
+//
+//	talk     sends the text by a plain tunnel, finishes writing, and prints
+//	         "ok plain " and all it reads
+//	resume   the same by a resumable one, if the gateway has it: "ok resumable "
+//	bulk     sends that many bytes through an echo and checks them: "ok N resumed"
+//	vectors  answers the requests of vectors_test.go on its standard input
+//
+// Of a GatewayError it prints "error STATUS ADVICE". The first line is given to dial,
+// the others come by the callback for new lines.
+type kit struct {
+	name    string
+	needs   []string // programs that have to be there
+	command func(t *testing.T, dir string, found map[string]string) []string
+	without []string // scenarios that do not fit
+	slow    bool     // its numbers are: of storms a smaller one does
+
+	miniGame bool // gateways may be wx://
+}
+
+// driver returns how a driver is run that needs no building.
+func driver(program, file string, more ...string) func(*testing.T, string, map[string]string) []string {
+	return func(t *testing.T, _ string, found map[string]string) []string {
+		path, err := filepath.Abs(filepath.Join("drivers", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append([]string{found[program], path}, more...)
+	}
+}
+
+var kits = []kit{
+	{name: "typescript", needs: []string{"node", "tsc"}, command: buildTypeScript, miniGame: true},
+	{name: "csharp", needs: []string{"mcs", "mono"}, command: buildCSharp, without: []string{"WebSocket"}, slow: true},
+	{name: "cpp", needs: []string{"g++"}, command: buildCPP, without: []string{"WebSocket"}},
+	{name: "java", needs: []string{"javac", "java"}, command: buildJava, without: []string{"WebSocket"}, slow: true},
+	{name: "lua 5.4", needs: []string{"lua5.4"}, command: driver("lua5.4", "driver.lua"), without: []string{"WebSocket"}, slow: true},
+	{name: "lua 5.1", needs: []string{"lua5.1"}, command: driver("lua5.1", "driver.lua"), without: []string{"WebSocket"}, slow: true},
+	{name: "luajit", needs: []string{"luajit"}, command: driver("luajit", "driver.lua"), without: []string{"WebSocket"}},
+	{name: "python", needs: []string{"python3"}, command: driver("python3", "driver.py")},
+	{name: "python asyncio", needs: []string{"python3"}, command: driver("python3", "driver.py", "aio"),
+		without: []string{"vectors", "WebSocket"}},
+}
+
+func buildTypeScript(t *testing.T, dir string, found map[string]string) []string {
+	compile(t, abs(t, "typescript"), "sh", "build.sh", dir)
+	compile(t, dir, found["node"], "--input-type=module", "-e", "import { Dialer } from '"+dir+"/esm/index.js'; if (!Dialer) throw 1")
+	return []string{found["node"], abs(t, "suite", "drivers", "driver.js"), dir}
+}
+
+func buildCPP(t *testing.T, dir string, found map[string]string) []string {
+	compile(t, abs(t, "suite", "drivers"), found["g++"], "-std=c++17", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror",
+		"-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", abs(t, "cpp", "include"),
+		"-o", filepath.Join(dir, "driver"), "driver.cpp", "-pthread")
+	return []string{filepath.Join(dir, "driver")}
+}
+
+func buildCSharp(t *testing.T, dir string, found map[string]string) []string {
+	sources, err := filepath.Glob(abs(t, "csharp", "Runtime", "*.cs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "driver.exe")
+	compile(t, dir, found["mcs"], append([]string{"-langversion:7.2", "-out:" + program, abs(t, "suite", "drivers", "Driver.cs")}, sources...)...)
+	return []string{found["mono"], program}
+}
+
+func buildJava(t *testing.T, dir string, found map[string]string) []string {
+	sources, err := filepath.Glob(abs(t, "java", "src", "main", "java", "io", "gateway", "client", "*.java"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compile(t, dir, found["javac"], append([]string{"--release", "8", "-Xlint:all,-options", "-Werror", "-d", dir,
+		abs(t, "suite", "drivers", "java", "Driver.java")}, sources...)...)
+	return []string{found["java"], "-cp", dir, "io.gateway.client.Driver"}
+}
+
+// build returns the command that runs a kit's driver.
+func (k *kit) build(t *testing.T) []string {
+	t.Helper()
+	found := make(map[string]string)
+	for _, name := range k.needs {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			if needKits {
+				t.Fatal(err)
+			}
+			t.Skipf("%v (make test-clients installs it)", err)
+		}
+		found[name] = path
+	}
+	return k.command(t, t.TempDir(), found)
+}
+
+// compile runs a compiler.
+func compile(t *testing.T, dir, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+}
+
+// abs returns the absolute path of a file of the clients'.
+func abs(t *testing.T, parts ...string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join(append([]string{".."}, parts...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// run runs a driver to its end, with what it reads, and returns what it prints.
+func run(t *testing.T, input string, command []string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*harness.Patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, command[0], append(command[1:len(command):len(command)], args...)...)
+	cmd.WaitDelay = time.Second
+	return output(t, cmd, input)
+}
