@@ -21,9 +21,6 @@ import (
 // How the loops accept: from one socket, all of them, and only as many
 // connections as there are descriptors for.
 
-// errFull is why accepting pauses before the descriptors run out.
-var errFull = errors.New("as many connections as the limit of descriptors allows (ulimit -n)")
-
 // crew are the loops as those that accept see them.
 type crew struct {
 	all      []*acceptor
@@ -48,10 +45,6 @@ func (c *crew) idlest() *acceptor {
 	return best
 }
 
-// full tells whether another connection might not get its two descriptors.
-// Then it is better off in the listener's queue than with a 502.
-func (c *crew) full() bool { return c.conns() >= c.maxConns }
-
 // conns returns how many connections have descriptors.
 func (c *crew) conns() int32 {
 	n := c.away.Load()
@@ -65,6 +58,7 @@ func (c *crew) conns() int32 {
 type acceptor struct {
 	handshakes
 	crew            *crew
+	newcomers       newcomers
 	listeners       []*sharedListener
 	pausedListeners int
 }
@@ -75,10 +69,15 @@ type sharedListener struct {
 	fd       int // -1: no more
 	entrance *entrance
 	rules    func() *rules // for the next client
-	paused   bool          // out of descriptors
+	paused   bool          // out of descriptors, or full
+	full     bool          // as many connections as there may be: that is why
 	resumeAt int64
 	pace     backoff
 }
+
+// fullPause is the longest pause of accepting where there are as many connections as
+// there may be, in nanoseconds. One that ends in the same loop ends it at once.
+const fullPause = 50e6
 
 // An event of a listener has listenerEvent in its Fd field, and the index of the
 // listener in Pad.
@@ -140,12 +139,13 @@ func (l *acceptor) pause(sl *sharedListener, err error) {
 	if !sl.paused {
 		l.pausedListeners++
 	}
+	sl.full = false
 	sl.paused, sl.resumeAt = true, l.reactor.now+delay.Nanoseconds()
 }
 
 func (l *acceptor) resumeListeners() {
 	for i, sl := range l.listeners {
-		if sl.paused && l.reactor.now >= sl.resumeAt {
+		if sl.paused && (l.reactor.now >= sl.resumeAt || sl.full && !l.ledger.fullAt(sl.entrance)) {
 			sl.paused = false
 			l.pausedListeners--
 			l.registerListener(i)
@@ -158,12 +158,16 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	if sl.fd < 0 {
 		return false // an event of before unlisten
 	}
-	if l.crew.full() {
+	if err := l.ledger.reserve(sl.entrance); err != nil {
 		l.reactor.tick()
-		l.pause(sl, errFull)
+		l.pause(sl, err)
+		sl.full, sl.resumeAt = true, min(sl.resumeAt, l.reactor.now+fullPause)
 		return false
 	}
 	fd, err := sys.Accept(sl.fd, &l.sockaddr)
+	if err != nil {
+		l.ledger.unreserve(sl.entrance)
+	}
 	switch err {
 	case nil:
 	case unix.EAGAIN: // another loop was quicker
@@ -181,6 +185,75 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	return true
 }
 
+// Tunnels that are established come first. What else a loop has to do waits until
+// their messages have been relayed, and then gets a share of the turn; what is left
+// waits for the next. So a flood of connects, or of requests that have to be opened,
+// costs a message no more than that share.
+
+// newcomerShare is how long a turn deals with clients that have proven nothing, one of
+// them at least.
+const newcomerShare = 100 * time.Microsecond
+
+// newcomers are what a loop has put off: listeners of this turn, of which epoll tells
+// again, and events of clients, of which it does not.
+type newcomers struct {
+	knocked []int32 // listeners
+	events  []unix.EpollEvent
+	head    int // of events: those before it have been dealt with
+}
+
+func (n *newcomers) empty() bool { return n.head == len(n.events) }
+
+// knock puts off a connection that can be accepted.
+func (n *newcomers) knock(listener int32) { n.knocked = append(n.knocked, listener) }
+
+// putOff puts off an event of a client that has proven nothing, once: another one of the
+// same client adds to it.
+func (n *newcomers) putOff(t *tunnel, ev *unix.EpollEvent) {
+	if t.later == 0 {
+		n.events = append(n.events, *ev)
+	}
+	t.later |= ev.Events
+}
+
+// next returns the event that waits the longest.
+func (n *newcomers) next() unix.EpollEvent {
+	ev := n.events[n.head]
+	if n.head++; n.head == len(n.events) || n.head >= 1024 {
+		n.events, n.head = n.events[:copy(n.events, n.events[n.head:])], 0
+	}
+	return ev
+}
+
+// serveNewcomers gives newcomers their share of a turn.
+func (l *acceptor) serveNewcomers() {
+	n := &l.newcomers
+	for len(n.knocked) > 0 {
+		last := len(n.knocked) - 1
+		i := n.knocked[last]
+		n.knocked = n.knocked[:last]
+		l.accept(l.listeners[i])
+		l.current = nil
+	}
+	if n.empty() {
+		return
+	}
+	for end := time.Now().Add(newcomerShare); ; {
+		ev := n.next()
+		if t, s := l.of(&ev); t != nil && t.later != 0 {
+			events := t.later
+			t.later = 0
+			l.current = t
+			s.noteEvents(events)
+			l.event(t, s, events)
+			l.current = nil
+		}
+		if n.empty() || !time.Now().Before(end) {
+			return
+		}
+	}
+}
+
 // place gives a connection to the loop with the fewest, unless this one has
 // hardly more.
 func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
@@ -193,7 +266,7 @@ func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 		l.begin(fd, r, peer, by)
 	} else if !to.reactor.post(func() { to.begin(fd, r, peer, by) }) {
 		unix.Close(fd)
-		s, u := session{}, upstream{}
+		s, u := session{entrance: by, reserved: true}, upstream{}
 		l.ledger.done(&s, &u)
 	}
 }
@@ -227,6 +300,12 @@ func budget(limit uint64) (conns, pipes int32) {
 	return max(16, (n-putBy)/2-pipes), pipes
 }
 
+// connBudget returns for how many connections the descriptors suffice.
+func connBudget() int32 {
+	conns, _ := budget(descriptorLimit())
+	return conns
+}
+
 // descriptorLimit returns how many descriptors this process may have.
 func descriptorLimit() uint64 {
 	var limit unix.Rlimit
@@ -249,14 +328,20 @@ const (
 
 // handOver gives the tunnels of all loops to another process, those that are open
 // and those that will be, until ctx ends or the other process does. It owns the
-// stream. told gets to know how many there were in the first go.
-func (c *crew) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+// stream. state is what the other process has to know before, by names. told gets to
+// know how many tunnels there were in the first go.
+func (c *crew) handOver(ctx context.Context, conn *net.UnixConn, state map[string][]byte, told func(tunnels int, took time.Duration)) error {
 	to, err := handover.NewSender(conn, handoverPatience)
 	if err != nil {
 		conn.Close()
 		return err
 	}
 	defer to.Close()
+	for name, text := range state {
+		if err := to.State(name, text); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, handoverPause) {
 		moved, err := c.handOverNow(ctx, to)
@@ -318,9 +403,9 @@ func (l *acceptor) do(f func()) {
 }
 
 // takeOver adopts the tunnels of another process, until that sends no more, and returns
-// how many. It owns the stream, whose read deadline ends it. idle is told when the
-// other process has no more for now, and when it has.
-func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+// how many. It owns the stream, whose read deadline ends it. state gets what the other
+// process lets know; idle is told when that has no more for now, and when it has.
+func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, state func(name string, text []byte), idle func(bool)) (taken int, err error) {
 	from, err := handover.NewReceiver(conn)
 	if err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -335,7 +420,7 @@ func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)
 		}
 		return nil
 	}
-	from.Idle = idle
+	from.State, from.Idle = state, idle
 	for {
 		tunnels, err := from.Next()
 		switch {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"runtime"
@@ -17,10 +18,12 @@ import (
 
 	"gateway/internal/address"
 	"gateway/internal/admin"
+	"gateway/internal/admin/page"
 	"gateway/internal/certificate"
 	"gateway/internal/count"
 	"gateway/internal/handshake"
 	"gateway/internal/kcp"
+	"gateway/internal/limit"
 	"gateway/internal/relay"
 	"gateway/internal/token"
 )
@@ -39,7 +42,6 @@ type overview struct {
 	dropped    func() int64 // lines of the log
 
 	started atomic.Bool // all is up
-	lame    atomic.Bool // clients should go elsewhere, by an operator's will
 }
 
 // build is what the program was built from.
@@ -51,7 +53,7 @@ func startAdmin(ln net.Listener, cfg *Config, g *Gateway, b build, reload func()
 	g.Own(ln.Addr())
 	o = &overview{gateway: g, level: cfg.level, build: b, began: time.Now(), reload: reload, maxPending: cfg.maxPending(), dropped: dropped}
 	o.reloaded(cfg)
-	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Metrics: g.metrics, Log: log})
+	stop = admin.Serve(ln, o, admin.Options{Token: cfg.adminToken, Page: servePage, Metrics: g.metrics, Bans: operatorBans{g.ledger.bans}, Log: log})
 	at := ln.Addr().String()
 	if ln.Addr().Network() == "unix" {
 		log.Info("admin is on", "socket", at)
@@ -59,6 +61,13 @@ func startAdmin(ln net.Listener, cfg *Config, g *Gateway, b build, reload func()
 		log.Info("admin is on", "url", "http://"+at+"/")
 	}
 	return o, stop
+}
+
+// servePage makes the status page and the events that it listens to.
+func servePage(ctx context.Context, status func() admin.Status) (http.Handler, http.Handler) {
+	p := page.New(status)
+	context.AfterFunc(ctx, p.Stop)
+	return p, http.HandlerFunc(p.Events)
 }
 
 // reloaded is told of another configuration.
@@ -94,10 +103,12 @@ func (o *overview) Unready() string {
 		return "starting"
 	case o.gateway.isStopping():
 		return "draining: the gateway ends"
-	case o.lame.Load():
+	case o.gateway.ledger.leaving.Load():
+		return "lame duck: the gateway is about to end"
+	case o.gateway.ledger.lame.Load():
 		return "lame duck: /api/drain was asked for"
-	case o.gateway.loops.full():
-		return "out of descriptors: there are as many connections as their limit allows (ulimit -n)"
+	case o.gateway.ledger.full():
+		return "full: there are as many connections as -max-conns or the limit of descriptors (ulimit -n) allows"
 	case o.gateway.ledger.cannotAccept():
 		return "cannot accept, most likely out of descriptors: the log says more"
 	}
@@ -105,7 +116,28 @@ func (o *overview) Unready() string {
 }
 
 // Drain is for admin.Source.
-func (o *overview) Drain(on bool) { o.lame.Store(on) }
+func (o *overview) Drain(on bool) { o.gateway.ledger.lame.Store(on) }
+
+// operatorBans are the bans as admin.Bans has them.
+type operatorBans struct{ *limit.Bans }
+
+func (b operatorBans) List() []admin.Ban {
+	var list []admin.Ban
+	for _, ban := range b.Bans.List(time.Now()) {
+		by := "rule"
+		if ban.Added {
+			by = "admin"
+		}
+		list = append(list, admin.Ban{Network: ban.Network, Until: ban.Until.Round(0).UTC(), By: by})
+	}
+	return list
+}
+
+func (b operatorBans) Add(network netip.Prefix, span time.Duration) error {
+	return b.Bans.Add(network, span, time.Now())
+}
+
+func (b operatorBans) Lift(network netip.Prefix) bool { return b.Bans.Lift(network, time.Now()) }
 
 // SetLogLevel is for admin.Source.
 func (o *overview) SetLogLevel(level slog.Level) { o.level.Set(level) }
@@ -281,7 +313,7 @@ func (o *overview) Status() admin.Status {
 		Time: time.Now().UTC(), Started: o.began.UTC(), PID: os.Getpid(),
 		Version: o.build.version, Commit: o.build.commit, Go: runtime.Version(),
 		LogLevel: levelText(o.level.Level()),
-		Draining: o.lame.Load() || g.isStopping(), LogDropped: o.dropped(),
+		Draining: l.unready() || g.isStopping(), LogDropped: o.dropped(),
 	}
 	st.Reason = o.Unready()
 	st.Ready = st.Reason == ""
@@ -477,6 +509,6 @@ func (o *overview) limits(st *admin.Status) {
 	})
 	use := func(used, limit int) admin.Use { return admin.Use{Used: int64(used), Limit: int64(limit)} }
 	st.Limits.Pipes = use(g.loops.pipeCount())
-	st.Limits.Connections = use(g.loops.connections())
+	st.Limits.Connections = use(g.ledger.connections())
 	st.Limits.Unproven = use(waiting, o.maxPending)
 }

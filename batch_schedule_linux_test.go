@@ -40,7 +40,7 @@ func drive(t testing.TB, ring bool, log slog.Handler) *drivenLoop {
 	cfg.Loops, cfg.HalfCloseTimeout = 1, time.Hour
 	r := newRules(cfg, nil)
 	ls := &loops{}
-	ls.crew.maxConns, ls.pipes.Max = 1<<20, 8
+	ls.pipes.Max = 8
 	l, err := newLoop(ls, cfg, newLedger(slog.New(log)), nil)
 	if err != nil {
 		t.Fatal(err)

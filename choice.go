@@ -10,6 +10,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/balance"
 	"gateway/internal/handshake"
+	"gateway/internal/limit"
 	"gateway/internal/resolve"
 )
 
@@ -24,6 +25,40 @@ type upstream struct {
 	dialed  *netip.AddrPort // where the backend's name led to; nil for a literal
 	id      string          // told to the backend; empty without a PROXY header of version 2
 	preface int32           // bytes of ours that lead what the client sends
+	seat    *seat           // among the tunnels that its backend may have; nil: none
+}
+
+// seats count the tunnels of each backend.
+type seats = limit.Seats[address.Address]
+
+// seat is a tunnel's part in that.
+type seat struct {
+	seats *seats
+	at    address.Address
+}
+
+var errBackendFull = &refusal{status: handshake.BadGateway, reason: "full", cause: errors.New("the backend has as many tunnels as -max-tunnels-per-backend allows")}
+
+// sit counts the tunnel among those of the backend that is to be dialed, of which
+// there may be most; 0 is any number, and none is counted.
+func (u *upstream) sit(s *seats, most int) error {
+	u.rise()
+	if most == 0 {
+		return nil
+	}
+	if !s.Take(u.backend, most) {
+		return errBackendFull
+	}
+	u.seat = &seat{s, u.backend}
+	return nil
+}
+
+// rise undoes sit.
+func (u *upstream) rise() {
+	if u.seat != nil {
+		u.seat.seats.Give(u.seat.at)
+		u.seat = nil
+	}
 }
 
 // joined is what a tunnel joins, as internal/relay keeps it.
@@ -114,6 +149,7 @@ func (u *upstream) connected() {
 // turn. After that only a time-out is worth another round: who refuses now will
 // refuse at once again. There is one more round if a backend was passed over.
 func (u *upstream) retry(s *session, why *refusal) bool {
+	u.rise()
 	c := u.choice
 	if c != nil {
 		if why.blamesBackend {
@@ -138,6 +174,7 @@ func (u *upstream) hasSpare() bool { return u.choice != nil && u.choice.spares >
 
 // release gives up the backend that was chosen.
 func (u *upstream) release() {
+	u.rise()
 	if u.choice != nil {
 		u.choice.attempt.Release()
 	}

@@ -19,6 +19,7 @@ import (
 	"gateway/internal/balance"
 	"gateway/internal/certificate"
 	"gateway/internal/kcp"
+	"gateway/internal/limit"
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
@@ -47,6 +48,10 @@ type Config struct {
 	Listen []listening // where, and what clients get there; at least one
 	Reuse  bool
 
+	clientLimits // of clients of all listeners that have no own
+	Prefix6      int
+	Ban          limit.BanRule
+
 	TrustedProxies  []netip.Prefix
 	TLSCert, TLSKey string // both or none
 	HTTPHeaderMax   int    // bytes
@@ -54,9 +59,11 @@ type Config struct {
 	WSOrigins       []string
 
 	HandshakeTimeout time.Duration
-	HandshakeMax     int // bytes
-	MaxPending       int // clients; 0: by the memory limit
-	Retry            int // attempts in all
+	HandshakeMax     int    // bytes
+	MaxPending       int    // clients; 0: by the memory limit
+	HealthPath       string // empty: none
+	Retry            int    // attempts in all
+	MaxTunnels       int    // of one backend; 0: any number
 	Timeout          time.Duration
 	Balance          balance.Algorithm
 	Resolver         string // empty: the system's
@@ -90,9 +97,11 @@ type Config struct {
 	KCPDataShards, KCPParityShards  int
 	KCPCrypt, KCPKey                string
 	KCPIdleTimeout                  time.Duration
+	KCPMaxSessions                  int // of each listener
 
 	PIDFile        string // empty: none
 	Drain          time.Duration
+	DrainDelay     time.Duration
 	UpgradeExec    string // empty: the program that runs
 	UpgradeTimeout time.Duration
 	Handover       bool
@@ -134,6 +143,8 @@ type Config struct {
 type listening struct {
 	addr    string
 	forward *address.Route // where every client goes; nil: to its sealed address
+	options []option       // that it has for itself
+	own     *clientLimits  // those with the others, once they are loaded; nil: none
 	kcp     bool           // by KCP, on UDP
 	peer    bool           // for other gateways, whose clients resume tunnels of this one
 	setting string         // the flag that said so
@@ -141,6 +152,34 @@ type listening struct {
 	given   string       // by systemd, under this name; empty: not
 	ln      net.Listener // given; nil: not, or
 	packets *net.UDPConn // for KCP
+}
+
+// option is a setting of one listener.
+type option struct{ name, value string }
+
+// clientLimits are what clients are held to, of one listener or of all.
+type clientLimits struct {
+	MaxConns                  int // 0: by the descriptors
+	AllowClients, DenyClients []limit.Source
+	ConnsPerIP                int // 0: any number
+	RatePerIP                 limit.Rate
+
+	loaded limit.Limits
+}
+
+// limits returns the limits for internal/limit, once they are loaded.
+func (c *clientLimits) limits() limit.Limits { return c.loaded }
+
+// load reads the files of lists of clients. It returns the setting at fault.
+func (c *clientLimits) load(prefix6 int, log *slog.Logger) (setting string, err error) {
+	c.loaded = limit.Limits{ConnsPerIP: c.ConnsPerIP, Rate: c.RatePerIP, Prefix6: prefix6}
+	if c.loaded.Allow, err = limit.LoadClients(c.AllowClients, false, log); err != nil {
+		return "allow-clients", err
+	}
+	if c.loaded.Deny, err = limit.LoadClients(c.DenyClients, true, log); err != nil {
+		return "deny-clients", err
+	}
+	return "", nil
 }
 
 // action is one of the flags that do something other than serve.
@@ -319,6 +358,10 @@ func (cfg *Config) maxPending() int {
 	}
 	return int(min(max(memlimit.Limit()/8/pendingBytes, 128), 1<<16))
 }
+
+// pendingShare returns how many of those may be of one address, where several parts
+// have a share each: an eighth.
+func (cfg *Config) pendingShare(parts int) int { return max(1, cfg.maxPending()/8/parts) }
 
 func (cfg *Config) bounds() relay.Bounds {
 	return relay.Bounds{Idle: cfg.IdleTimeout, HalfClosed: cfg.HalfCloseTimeout}

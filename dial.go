@@ -64,7 +64,11 @@ func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream,
 		if d.ledger != nil {
 			d.ledger.dialing(u)
 		}
-		backend, err := dial(ctx, r, u.backend)
+		var backend net.Conn
+		err := d.sit(r, u)
+		if err == nil {
+			backend, err = dial(ctx, r, u.backend)
+		}
 		if err == nil {
 			d.account(s, u, nil)
 			u.connected()
@@ -83,6 +87,13 @@ func (d *dialer) connect(ctx context.Context, r *rules, s *session, u *upstream,
 			return nil, why
 		}
 	}
+}
+
+func (d *dialer) sit(r *rules, u *upstream) error {
+	if d.ledger == nil {
+		return nil
+	}
+	return u.sit(&d.ledger.seats, r.maxTunnels)
 }
 
 func (d *dialer) account(s *session, u *upstream, why *refusal) {

@@ -19,6 +19,7 @@ import (
 	"gateway/internal/admin"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
+	"gateway/internal/limit"
 	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/resolve"
@@ -53,6 +54,7 @@ type Gateway struct {
 	mu        sync.Mutex
 	closed    bool                           // by Shutdown or Close
 	listeners map[net.Listener]chan struct{} // closed when they are to end
+	ownLimits map[net.Listener]*clientLimits // see limits
 	cfg       *Config                        // of rules and http
 	own       []netip.AddrPort               // see Own
 	fronts    []*httpFront                   // all that serve, the last for connections to come
@@ -79,8 +81,9 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		cancel:    cancel,
 		listeners: make(map[net.Listener]chan struct{}),
 		cfg:       cfg,
+		ownLimits: make(map[net.Listener]*clientLimits),
 		clients:   connections{all: make(map[net.Conn]struct{})},
-		pending:   pending.NewBudget(cfg.maxPending()),
+		pending:   pending.NewBudget(cfg.maxPending(), cfg.pendingShare(1)),
 	}
 	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
 	g.rules.Store(newRules(cfg, newServices(g.resolver)))
@@ -94,6 +97,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	if cfg.Resume {
 		g.owner = newOwner(cfg, log)
 	}
+	g.ledger.hold(cfg, connBudget())
 	g.openFront(cfg)
 	if cfg.loopCount() == 0 {
 		return g, nil
@@ -125,6 +129,7 @@ func (g *Gateway) Reload(cfg *Config) {
 		r.policy.Own(ap)
 	}
 	g.rules.Store(r)
+	g.ledger.hold(cfg, connBudget())
 	g.loops.retime(cfg)
 	if !sameFront(cfg, g.cfg) {
 		g.openFront(cfg)
@@ -372,7 +377,7 @@ func (g *Gateway) serveDescriptor(fd int, r *rules, s session, received []byte) 
 // admit takes a client in that has proven nothing yet.
 func (g *Gateway) admit(c *connection) {
 	g.clients.add(c.socket)
-	c.ticket = g.pending.Admit(func() { layer.Abort(c.socket) })
+	c.ticket = g.pending.Admit(c.session.shares(), func() { layer.Abort(c.socket) })
 }
 
 // setKeepalive undoes what net.FileConn does on its own: its own keepalive.
@@ -402,6 +407,9 @@ func (g *Gateway) readRequest(c *connection, received []byte) (request, error) {
 		req, err := c.rules.request(ctx, &c.session, buf)
 		if err != handshake.ErrIncomplete {
 			return req, err
+		}
+		if c.session.header > 0 {
+			c.ticket.Of(c.session.shares()) // which its proxy has told by now
 		}
 		// Close ends baseCtx first and closes clients then: one of the two
 		// ends this read, whenever it begins.
@@ -453,6 +461,12 @@ func (g *Gateway) dial(c *connection, route address.Route) (net.Conn, error) {
 // servers do the same).
 func (g *Gateway) refuse(c *connection, err error) {
 	defer g.dismiss(c)
+	if limitOf(err) != limit.None {
+		g.ledger.turnedAway(&c.session, err)
+		layer.ResetOnClose(c.socket)
+		layer.Abort(c.socket)
+		return
+	}
 	status := statusOf(err)
 	g.ledger.refused(&c.session, &c.upstream, status, err)
 	reply := c.session.form.Reply(status)

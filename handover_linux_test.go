@@ -323,6 +323,23 @@ func TestATunnelThatMovesIsAccountedForAsAWhole(t *testing.T) {
 	wantAtRest(t, g)
 }
 
+func TestABackendThatFailsIsSkippedByTheNextProcess(t *testing.T) {
+	t.Parallel()
+	g := startLoops(t, 1, func(cfg *Config) { cfg.Balance = balance.First })
+	to := another(t, g)
+	g.partner = to
+	backend := startEcho(t)
+	route := closedPort(t) + "," + backend
+	c := openTunnel(t, g.addr, route) // after a failure
+	pass(t, g.Gateway, to)
+	eventually(t, "the tunnel is in the other gateway's loop", func() bool { return to.loops.all[0].load.Load() == 1 })
+	failing := to.rules.Load().routes.Snapshot(balanceClock()).Failing
+	if len(failing) != 1 || failing[0].Route != route || failing[0].Skipped <= 0 {
+		t.Errorf("known: %+v", failing)
+	}
+	finish(t, c)
+}
+
 func mustRoute(t testing.TB, text string) address.Route {
 	t.Helper()
 	r, err := address.ParseRoute(text)

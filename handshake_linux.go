@@ -14,6 +14,8 @@ import (
 
 	"gateway/internal/address"
 	"gateway/internal/handshake"
+	"gateway/internal/limit"
+	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/sys"
 )
@@ -51,8 +53,8 @@ type handshakes struct {
 	localPorts localPorts
 	sockaddr   unix.RawSockaddrAny // scratch
 
-	awaiting    int // clients that have not said all
-	maxAwaiting int // of those; the oldest gives way to the newest
+	awaiting int             // clients that have not said all
+	waiting  *pending.Budget // of those
 
 	requests deadlines // of clients that have not said all
 	dials    deadlines // of backends that are connecting
@@ -69,7 +71,10 @@ func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, by *entrance) 
 	t.sockets[clientSide].fd = int32(fd)
 	t.rules, t.session = r, r.arrival(peer, by.forward)
 	l.ledger.arrived(&t.session, by)
+	err := l.ledger.admit(&t.session)
 	switch {
+	case err != nil:
+		l.turnAway(t, err)
 	case l.closing:
 		l.abandon(t, errShutdown)
 	case by.forward != nil && l.circles.holds(peer.Addr()):
@@ -100,12 +105,17 @@ func (l *handshakes) event(t *tunnel, s *socket, events uint32) {
 	}
 }
 
+// requestRead is how much of a request is read at a time, in bytes. Most fit in, and what
+// stands behind one is kept for as long as its client proves nothing.
+const requestRead = 2048
+
 // readRequest reads until there is a request, or no more to be read for now.
 // What has come of it so far is kept in the client's flow.
 func (l *handshakes) readRequest(t *tunnel) {
 	c, f := &t.sockets[clientSide], &t.flows[clientSide]
 	for {
-		n, err := sys.Recv(c.fd, l.buf)
+		buf := l.buf[:min(len(l.buf), requestRead)]
+		n, err := sys.Recv(c.fd, buf)
 		switch {
 		case err == unix.EAGAIN:
 			l.awaitRequest(t)
@@ -114,7 +124,7 @@ func (l *handshakes) readRequest(t *tunnel) {
 			l.refuse(t, t.session.cutShort(f.unsent, err))
 			return
 		}
-		received := l.buf[:n]
+		received := buf[:n]
 		if len(f.unsent) > 0 {
 			f.unsent = append(f.unsent, received...)
 			received = f.unsent
@@ -131,7 +141,7 @@ func (l *handshakes) readRequest(t *tunnel) {
 			if len(f.unsent) == 0 {
 				f.unsent = append([]byte(nil), received...)
 			}
-			if n < len(l.buf) && !c.hung {
+			if n < len(buf) && !c.hung {
 				l.awaitRequest(t)
 				return
 			}
@@ -152,6 +162,9 @@ func (l *handshakes) awaitRequest(t *tunnel) {
 	c := &t.sockets[clientSide]
 	c.readable = false
 	if c.watched {
+		if t.session.header > 0 {
+			t.ticket.Of(t.session.shares()) // which its proxy has told by now
+		}
 		return
 	}
 	l.requests.set(t, l.reactor.now)
@@ -159,19 +172,15 @@ func (l *handshakes) awaitRequest(t *tunnel) {
 		l.abandon(t, errEmpty)
 		return
 	}
-	t.awaiting = true
-	if l.awaiting++; l.awaiting > l.maxAwaiting {
-		// They stand in the order in which they came.
-		if oldest := l.requests.first(); oldest != nil {
-			l.abandon(oldest, errGaveWay)
-		}
-	}
+	l.awaiting++
+	t.ticket = l.waiting.Admit(t.session.shares(), func() { l.abandon(t, errGaveWay) })
 }
 
 // heard says that a client has said all, or is not waited for any more.
 func (l *handshakes) heard(t *tunnel) {
-	if t.awaiting {
-		t.awaiting = false
+	if t.ticket != nil {
+		t.ticket.Release()
+		t.ticket = nil
 		l.awaiting--
 	}
 }
@@ -230,6 +239,9 @@ func (l *handshakes) dial(t *tunnel) {
 	backend := t.upstream.backend
 	to := netip.AddrPortFrom(backend.IP, backend.Port)
 	err := t.rules.permit(to)
+	if err == nil {
+		err = t.upstream.sit(&l.ledger.seats, t.rules.maxTunnels)
+	}
 	if err != nil {
 		l.dialFailed(t, err)
 		return
@@ -428,6 +440,10 @@ func tcpAddr(a address.Address) net.Addr {
 // client read it; see Gateway.refuse.
 func (l *handshakes) refuse(t *tunnel, err error) {
 	l.heard(t)
+	if limitOf(err) != limit.None {
+		l.turnAway(t, err)
+		return
+	}
 	status := statusOf(err)
 	l.ledger.refused(&t.session, &t.upstream, status, err)
 	c := &t.sockets[clientSide]
@@ -451,6 +467,13 @@ func (l *handshakes) refuse(t *tunnel, err error) {
 		}
 	}
 	l.linger(t)
+}
+
+// turnAway resets a client that a limit does not let in.
+func (l *handshakes) turnAway(t *tunnel, err error) {
+	l.ledger.turnedAway(&t.session, err)
+	sys.ResetOnClose(t.sockets[clientSide].fd)
+	l.dismiss(t)
 }
 
 // linger reads what a refused client still had under way.

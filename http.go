@@ -13,6 +13,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
+	"gateway/internal/limit"
 	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/resume"
@@ -100,6 +101,8 @@ func newHTTPFront(cfg *Config, l *ledger, d *dialer, r *relay.Relay) *httpFront 
 		PingInterval:       cfg.Keepalive,
 		Origins:            cfg.WSOrigins,
 		ShareBackends:      cfg.proxyVersion() == 0,
+		HealthPath:         cfg.HealthPath,
+		Unhealthy:          l.unready,
 		Readable:           readable,
 		Broken:             layer.Broken,
 		Log:                l.log,
@@ -191,8 +194,9 @@ func (f *httpFront) Relay(ctx context.Context, client *web.Conn, backend net.Con
 	c := connectionOf(ctx)
 	s, u := c.session, c.takeUpstream()
 	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
-	u.preface = 0            // it went before the tunnel began
-	c.session.counted = true // as that tunnel
+	s.place, s.reserved = limit.Place{}, false // as the connection's
+	u.preface = 0                              // it went before the tunnel began
+	c.session.counted = true                   // as that tunnel
 	f.ledger.begin()
 	f.ledger.opened(&s, &u)
 	f.ledger.ended(&s, &u, f.relay.RunAs(joined{&s, &u}, client, backend, early))
@@ -235,6 +239,8 @@ func (f *httpFront) ServeMarked(ctx context.Context, client *web.Conn, line, ear
 	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
 	u.preface = 0            // it went before the tunnel began
 	c.session.counted = true // as that tunnel
+	// The tunnel outlives the connection, and so has its place.
+	c.session.place, c.session.reserved = limit.Place{}, false
 	f.ledger.begin()
 	f.ledger.opened(&s, &u)
 	link := t.Begin(client, s.client, func() { client.Close() })
@@ -247,6 +253,7 @@ func (f *httpFront) ServeMarked(ctx context.Context, client *web.Conn, line, ear
 func (f *httpFront) resume(ctx context.Context, c *connection, client *web.Conn, r *resume.Request, early []byte) error {
 	s, u := c.session, upstream{}
 	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
+	s.place, s.reserved = limit.Place{}, false // as the connection's
 	peer, err := f.resumable.elsewhere(ctx, c.rules, &s, &u, c.session.local, r)
 	switch {
 	case err != nil:

@@ -21,6 +21,7 @@ import (
 	"gateway/internal/count"
 	"gateway/internal/handshake"
 	"gateway/internal/kcp"
+	"gateway/internal/limit"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
 	"gateway/internal/relay"
@@ -43,6 +44,16 @@ type ledger struct {
 
 	tally
 
+	limiter       *limit.Limiter // of clients of all listeners that have no own
+	bans          *limit.Bans
+	seats         seats        // of backends
+	away          *limit.Tally // clients that limits have turned away
+	lame          atomic.Bool  // clients should go elsewhere, by an operator's will
+	leaving       atomic.Bool  // the same, since the gateway is about to end
+	live          atomic.Int32 // connections, those being accepted included
+	most          atomic.Int32 // of them at a time; 0: any number
+	byDescriptors int32        // the most that the descriptors suffice for
+
 	idPrefix string        // random, of this process
 	lastID   atomic.Uint64 // see name
 
@@ -52,7 +63,88 @@ type ledger struct {
 }
 
 func newLedger(log *slog.Logger) *ledger {
-	return &ledger{log: log, tally: newTally(), idPrefix: strings.ToLower(rand.Text()[:12]), start: time.Now()}
+	bans := new(limit.Bans)
+	return &ledger{
+		log: log, tally: newTally(), idPrefix: strings.ToLower(rand.Text()[:12]), start: time.Now(),
+		bans: bans, limiter: limit.New(bans), away: limit.NewTally(log),
+	}
+}
+
+// errFull and the others are why accepting pauses.
+var (
+	errFull         = errors.New("as many connections as the limit of descriptors allows (ulimit -n)")
+	errMaxConns     = errors.New("as many connections as -max-conns allows")
+	errListenerFull = errors.New("as many connections as the max-conns of this listener allows")
+)
+
+// reserve counts a connection that is about to be accepted among those that there may
+// be at a time. The error is why there may be no other: then it is better off in
+// the listener's queue.
+func (l *ledger) reserve(by *entrance) error {
+	if most := l.most.Load(); l.live.Add(1) > most && most > 0 {
+		l.live.Add(-1)
+		if most == l.byDescriptors {
+			return errFull
+		}
+		return errMaxConns
+	}
+	if most := by.most.Load(); by.live.Add(1) > most && most > 0 {
+		l.unreserve(by)
+		return errListenerFull
+	}
+	return nil
+}
+
+// reserveBeyond is reserve for a connection that is there already.
+func (l *ledger) reserveBeyond(by *entrance) {
+	l.live.Add(1)
+	by.live.Add(1)
+}
+
+// connections returns how many there are, and how many there may be; 0: any number.
+func (l *ledger) connections() (n, most int) { return int(l.live.Load()), int(l.most.Load()) }
+
+// hold has clients to come held to the limits of a configuration. descriptors is for
+// how many connections they suffice, 0 for any number.
+func (l *ledger) hold(cfg *Config, descriptors int32) {
+	l.byDescriptors = descriptors
+	most := int32(cfg.MaxConns)
+	if most == 0 || descriptors > 0 && descriptors < most {
+		most = descriptors
+	}
+	l.most.Store(most)
+	l.bans.SetRule(cfg.Ban)
+	l.limiter.Set(cfg.limits())
+}
+
+// holdApart has clients of a listener to come held to limits of its own, and counts
+// them apart.
+func (l *ledger) holdApart(by *entrance, own *clientLimits) {
+	by.most.Store(int32(own.MaxConns))
+	limiter := limit.New(l.bans)
+	limiter.Set(own.limits())
+	by.limiter.Store(limiter)
+}
+
+// unready tells whether clients should go elsewhere; those that come are served.
+func (l *ledger) unready() bool { return l.lame.Load() || l.leaving.Load() }
+
+// unreserve undoes reserve.
+func (l *ledger) unreserve(by *entrance) {
+	by.live.Add(-1)
+	l.live.Add(-1)
+}
+
+// full tells whether there may be no other connection.
+func (l *ledger) full() bool {
+	most := l.most.Load()
+	return most > 0 && l.live.Load() >= most
+}
+
+// fullAt is full for a listener.
+func (l *ledger) fullAt(by *entrance) bool {
+	most := by.most.Load()
+	return l.full() || most > 0 && by.live.Load() >= most
 }
 
 // begin counts a connection among those that are served, until done. It must
@@ -78,6 +170,7 @@ func (l *ledger) entrance(ln net.Listener, forward *address.Route) *entrance {
 	for i := range leads {
 		l.backends.Of(forward.Target(i).Addr)
 	}
+	by.limiter.Store(l.limiter)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.entrances = append(l.entrances, by)
@@ -86,8 +179,28 @@ func (l *ledger) entrance(ln net.Listener, forward *address.Route) *entrance {
 
 // arrived gives a connection that has begun its number.
 func (l *ledger) arrived(s *session, by *entrance) {
-	s.entrance, s.number = by, l.lastID.Add(1)
+	s.entrance, s.number, s.reserved = by, l.lastID.Add(1), true
 	by.accepted.Add(1)
+}
+
+// admit asks the limits whether a client that has arrived may be served. For whom a
+// trusted proxy speaks is not known before its header; see rules.believe.
+func (l *ledger) admit(s *session) error {
+	if s.anonymous {
+		return nil
+	}
+	return s.admit(s.accepted)
+}
+
+// turnedAway accounts for a client that a limit does not let in. There is no line for
+// it alone.
+func (l *ledger) turnedAway(s *session, err error) {
+	why := limitOf(err)
+	l.away.Refused(why, s.client.Addr())
+	if !s.counted {
+		l.became(s, "")
+		l.refusals.Add(why.String(), 1)
+	}
 }
 
 // timings are distributions of durations. Zero ones take nothing, and cost no look at
@@ -122,6 +235,8 @@ func (l *ledger) opened(s *session, u *upstream) {
 // name.
 func (l *ledger) adopted(s *session, u *upstream, listener string) {
 	s.entrance, s.number, s.counted = l.entranceOf(listener), l.lastID.Add(1), true
+	l.reserveBeyond(s.entrance)
+	s.reserved, s.place = true, s.entrance.limiter.Load().Hold(s.client.Addr())
 	l.moved.Add(1)
 	if b := l.backendOf(s, u); b != nil {
 		b.opened.Add(1)
@@ -138,7 +253,9 @@ func (l *ledger) entranceOf(name string) *entrance {
 			return by
 		}
 	}
-	return &entrance{name: name}
+	by := &entrance{name: name}
+	by.limiter.Store(l.limiter)
+	return by
 }
 
 // departed leaves it to another process to account for a tunnel from here on.
@@ -190,6 +307,13 @@ func (l *ledger) handshaken(c *tls.Conn, err error) {
 	l.handshakes.Add(k, 1)
 }
 
+// misbehaved tells the limits of a refused client.
+func (l *ledger) misbehaved(s *session, err error, st handshake.Status) {
+	if s.misbehaved(err, st) {
+		l.log.Warn("client banned", "client", s.client.Addr().String(), "rule", l.bans.Rule().String())
+	}
+}
+
 // done ends a connection's part in being served. Only its first call counts.
 func (l *ledger) done(s *session, u *upstream) {
 	if !s.done {
@@ -200,6 +324,10 @@ func (l *ledger) done(s *session, u *upstream) {
 		}
 		u.release()
 		l.served.Add(-1)
+		s.place.Release()
+		if s.reserved {
+			l.unreserve(s.entrance)
+		}
 		l.serving.Done()
 	}
 }
@@ -272,6 +400,7 @@ func (l *ledger) resumed(s *session, id string, how owner.Resumed) {
 // was told. It is not the end of the connection: see done.
 func (l *ledger) refused(s *session, u *upstream, st handshake.Status, err error) {
 	l.countDenied(err)
+	l.misbehaved(s, err, st)
 	if !s.counted {
 		l.became(s, st)
 		l.refusals.Add(reasonWord(err), 1)
@@ -306,13 +435,18 @@ func (l *ledger) refused(s *session, u *upstream, st handshake.Status, err error
 func (l *ledger) exchanged(s *session, u *upstream, e web.Exchange) {
 	l.countDenied(e.Err)
 	l.requests.Add(answered{e.Kind, e.Status}, 1)
+	level := slog.LevelInfo
+	if e.Kind == "health" {
+		level = slog.LevelDebug
+	}
 	l.bodiesUp.Add(e.Up)
 	l.bodiesDown.Add(e.Down)
 	if e.Err != nil {
+		l.misbehaved(s, e.Err, handshake.Status(strconv.Itoa(e.Status)))
 		l.requestRefusals.Add(reasonWord(e.Err), 1)
 		l.remember(s, u, strconv.Itoa(e.Status), e.Err)
 	}
-	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
+	if !l.log.Enabled(context.Background(), level) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 12)
@@ -345,7 +479,7 @@ func (l *ledger) exchanged(s *session, u *upstream, e web.Exchange) {
 		via += "+tls"
 	}
 	attrs = append(attrs, slog.String("via", via))
-	l.log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
+	l.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
 // appendVia tells how the client came in, where that was not by a bare line.
@@ -412,7 +546,9 @@ func (l *ledger) number(name string) (n uint64, ok bool) {
 func (l *ledger) warnCannotAccept(err error, delay time.Duration) {
 	// By the monotonic clock: one that is set back would silence it.
 	now := int64(time.Since(l.start))
-	l.failedAccept.Store(now)
+	if err != errMaxConns && err != errListenerFull {
+		l.failedAccept.Store(now)
+	}
 	last := l.warnedAccept.Load()
 	if (last == 0 || now-last >= int64(10*time.Second)) && l.warnedAccept.CompareAndSwap(last, now) {
 		l.log.Warn("cannot accept, trying again", "err", err, "delay", delay.String())

@@ -210,34 +210,48 @@ func unquote(text string) string {
 // reloadable are the settings that a running process can take up, and how. All others
 // need a new one.
 var reloadable = map[string]func(to, from *Config){
-	"allow":             func(to, from *Config) { to.Allow = from.Allow },
-	"balance":           func(to, from *Config) { to.Balance = from.Balance },
-	"config":            func(to, from *Config) { to.file = from.file },
-	"deny":              func(to, from *Config) { to.Deny = from.Deny },
-	"drain":             func(to, from *Config) { to.Drain = from.Drain },
-	"handshake-max":     func(to, from *Config) { to.HandshakeMax = from.HandshakeMax },
-	"handshake-timeout": func(to, from *Config) { to.HandshakeTimeout = from.HandshakeTimeout },
-	"handover":          func(to, from *Config) { to.Handover = from.Handover },
-	"hard-stop-after":   func(to, from *Config) { to.HardStopAfter = from.HardStopAfter },
-	"http-header-max":   func(to, from *Config) { to.HTTPHeaderMax = from.HTTPHeaderMax },
-	"http-idle-timeout": func(to, from *Config) { to.HTTPIdleTimeout = from.HTTPIdleTimeout },
-	"kdf":               func(to, from *Config) { to.KDFs = from.KDFs },
-	"legacy":            func(to, from *Config) { to.Legacy = from.Legacy },
-	"log-level":         func(to, from *Config) { to.LogLevel = from.LogLevel },
-	"retry":             func(to, from *Config) { to.Retry = from.Retry },
-	"secret":            func(to, from *Config) { to.secret = from.secret },
-	"secret-file":       func(to, from *Config) { to.secretFile = from.secretFile },
-	"send-proxy":        func(to, from *Config) { to.SendProxy = from.SendProxy },
-	"timeout":           func(to, from *Config) { to.Timeout = from.Timeout },
-	"tls-cert":          func(to, from *Config) { to.TLSCert = from.TLSCert },
-	"tls-key":           func(to, from *Config) { to.TLSKey = from.TLSKey },
-	"token-audience":    func(to, from *Config) { to.TokenAudience = from.TokenAudience },
-	"token-keys":        func(to, from *Config) { to.TokenKeys = from.TokenKeys },
-	"trusted-proxies":   func(to, from *Config) { to.TrustedProxies = from.TrustedProxies },
-	"upgrade-exec":      func(to, from *Config) { to.UpgradeExec = from.UpgradeExec },
-	"upgrade-timeout":   func(to, from *Config) { to.UpgradeTimeout = from.UpgradeTimeout },
-	"ws-origins":        func(to, from *Config) { to.WSOrigins = from.WSOrigins },
+	"allow":                   func(to, from *Config) { to.Allow = from.Allow },
+	"allow-backends":          func(to, from *Config) { to.Allow = from.Allow },
+	"allow-clients":           takeLimits,
+	"ban":                     func(to, from *Config) { to.Ban = from.Ban },
+	"balance":                 func(to, from *Config) { to.Balance = from.Balance },
+	"config":                  func(to, from *Config) { to.file = from.file },
+	"deny":                    func(to, from *Config) { to.Deny = from.Deny },
+	"deny-backends":           func(to, from *Config) { to.Deny = from.Deny },
+	"deny-clients":            takeLimits,
+	"drain":                   func(to, from *Config) { to.Drain = from.Drain },
+	"drain-delay":             func(to, from *Config) { to.DrainDelay = from.DrainDelay },
+	"handshake-max":           func(to, from *Config) { to.HandshakeMax = from.HandshakeMax },
+	"handshake-timeout":       func(to, from *Config) { to.HandshakeTimeout = from.HandshakeTimeout },
+	"handover":                func(to, from *Config) { to.Handover = from.Handover },
+	"hard-stop-after":         func(to, from *Config) { to.HardStopAfter = from.HardStopAfter },
+	"http-header-max":         func(to, from *Config) { to.HTTPHeaderMax = from.HTTPHeaderMax },
+	"http-idle-timeout":       func(to, from *Config) { to.HTTPIdleTimeout = from.HTTPIdleTimeout },
+	"ip-prefix6":              func(to, from *Config) { takeLimits(to, from); to.Prefix6 = from.Prefix6 },
+	"kdf":                     func(to, from *Config) { to.KDFs = from.KDFs },
+	"legacy":                  func(to, from *Config) { to.Legacy = from.Legacy },
+	"log-level":               func(to, from *Config) { to.LogLevel = from.LogLevel },
+	"max-conns":               takeLimits,
+	"max-conns-per-ip":        takeLimits,
+	"max-tunnels-per-backend": func(to, from *Config) { to.MaxTunnels = from.MaxTunnels },
+	"rate-per-ip":             takeLimits,
+	"retry":                   func(to, from *Config) { to.Retry = from.Retry },
+	"secret":                  func(to, from *Config) { to.secret = from.secret },
+	"secret-file":             func(to, from *Config) { to.secretFile = from.secretFile },
+	"send-proxy":              func(to, from *Config) { to.SendProxy = from.SendProxy },
+	"timeout":                 func(to, from *Config) { to.Timeout = from.Timeout },
+	"tls-cert":                func(to, from *Config) { to.TLSCert = from.TLSCert },
+	"tls-key":                 func(to, from *Config) { to.TLSKey = from.TLSKey },
+	"token-audience":          func(to, from *Config) { to.TokenAudience = from.TokenAudience },
+	"token-keys":              func(to, from *Config) { to.TokenKeys = from.TokenKeys },
+	"trusted-proxies":         func(to, from *Config) { to.TrustedProxies = from.TrustedProxies },
+	"upgrade-exec":            func(to, from *Config) { to.UpgradeExec = from.UpgradeExec },
+	"upgrade-timeout":         func(to, from *Config) { to.UpgradeTimeout = from.UpgradeTimeout },
+	"ws-origins":              func(to, from *Config) { to.WSOrigins = from.WSOrigins },
 }
+
+// takeLimits takes all of them: they are loaded as one.
+func takeLimits(to, from *Config) { to.clientLimits = from.clientLimits }
 
 // reload reads the command line, the environment, and the files that they name
 // again. It returns the configuration to go on with: cfg, with what a running process
@@ -301,6 +315,9 @@ func (cfg *Config) load(log *slog.Logger) error {
 			return fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err)
 		}
 	}
+	if err := cfg.loadLimits(log); err != nil {
+		return err
+	}
 	if cfg.kcp, err = kcp.New(kcp.Options{
 		Mode:          cfg.KCPMode,
 		SendWindow:    cfg.KCPSendWindow,
@@ -311,6 +328,7 @@ func (cfg *Config) load(log *slog.Logger) error {
 		Crypt:         cfg.KCPCrypt,
 		Key:           cfg.KCPKey,
 		IdleTimeout:   cfg.KCPIdleTimeout,
+		MaxSessions:   cfg.KCPMaxSessions,
 	}); err != nil {
 		return err // names the flag
 	}
@@ -348,6 +366,32 @@ func (cfg *Config) secretFiles() (names []string) {
 		names = append(names, filepath.Join(dir, "secret"))
 	}
 	return names
+}
+
+// loadLimits reads the lists of clients, of all listeners and of those that have
+// their own.
+func (cfg *Config) loadLimits(log *slog.Logger) error {
+	if setting, err := cfg.clientLimits.load(cfg.Prefix6, log); err != nil {
+		return fmt.Errorf("%s: %w", cfg.sources[setting], err)
+	}
+	for i := range cfg.Listen {
+		l := &cfg.Listen[i]
+		if len(l.options) == 0 {
+			continue
+		}
+		own := cfg.clientLimits
+		own.MaxConns = 0 // -max-conns holds besides
+		for _, o := range l.options {
+			if err := own.set(o); err != nil {
+				return fmt.Errorf("-listen: %s: %s: %w", l.addr, o.name, err)
+			}
+		}
+		if setting, err := own.load(cfg.Prefix6, log); err != nil {
+			return fmt.Errorf("-listen: %s: %s: %w", l.addr, setting, err)
+		}
+		l.own = &own
+	}
+	return nil
 }
 
 // loadSecrets gathers the secrets of all sources.
@@ -472,6 +516,9 @@ func (cfg *Config) warnings() []string {
 				list = append(list, fmt.Sprintf("a backend of %s will not be reached: %v", l.addr, err))
 			}
 		}
+	}
+	if most := connBudget(); most > 0 && cfg.MaxConns > int(most) {
+		list = append(list, fmt.Sprintf("-max-conns is %d, and the limit of descriptors (ulimit -n) is enough for %d: that is what holds", cfg.MaxConns, most))
 	}
 	if !isPrivate(cfg.Pprof) {
 		list = append(list, "-pprof listens on more than a private address: anybody who reaches it can profile and slow down the gateway")

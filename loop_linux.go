@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gateway/internal/handover"
+	"gateway/internal/pending"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
@@ -124,14 +125,6 @@ func (ls *loops) work(tell func(busy, longest time.Duration, conns, awaiting int
 		busy, longest := l.meter.read(time.Since(l.reactor.start))
 		tell(busy, longest, int(l.load.Load()), int(l.meter.awaiting.Load()))
 	}
-}
-
-// connections returns how many there are, and for how many the descriptors suffice.
-func (ls *loops) connections() (n, limit int) {
-	if ls == nil {
-		return 0, 0
-	}
-	return int(ls.crew.conns()), int(ls.crew.maxConns)
 }
 
 // pipeCount returns how many pipes there are, and how many there may be.
@@ -260,25 +253,22 @@ func (ls *loops) answer(ctx context.Context) error {
 	return nil
 }
 
-// full tells whether there are no descriptors for another connection.
-func (ls *loops) full() bool { return ls != nil && ls.crew.full() }
-
 // handOver is crew.handOver. Where there are no loops there is nothing to hand over.
-func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
+func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, state map[string][]byte, told func(tunnels int, took time.Duration)) error {
 	if ls == nil {
 		return conn.Close()
 	}
-	return ls.crew.handOver(ctx, conn, told)
+	return ls.crew.handOver(ctx, conn, state, told)
 }
 
 // takeOver is crew.takeOver. Where there are no loops the other process keeps what it
 // has.
-func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, idle func(bool)) (taken int, err error) {
+func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, state func(string, []byte), idle func(bool)) (taken int, err error) {
 	if ls == nil {
 		ls.refuse(conn, "it has no event loops (-loops)")
 		return 0, nil
 	}
-	return ls.crew.takeOver(conn, rules, idle)
+	return ls.crew.takeOver(conn, rules, state, idle)
 }
 
 // refuse has another process keep its tunnels, and says why. It owns the stream.
@@ -342,7 +332,7 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.meter.on = cfg.Admin != ""
 	l.firstBytes = ledger.times.firstByte
 	l.away, l.circles = &ls.crew.away, &ls.crew.circles
-	l.maxAwaiting = max(1, cfg.maxPending()/cfg.loopCount())
+	l.waiting = pending.NewBudget(max(1, cfg.maxPending()/cfg.loopCount()), cfg.pendingShare(cfg.loopCount()))
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
 	l.dials.after = cfg.Timeout.Nanoseconds()
 	l.watches.after = watchAfter.Nanoseconds()
@@ -388,7 +378,7 @@ func (l *loop) run(ring bool, told chan<- error) {
 // for something to be due.
 func (l *loop) wait() int {
 	n := l.reactor.poll()
-	if n > 0 || len(l.todo) > 0 || len(l.reactor.work) > 0 {
+	if n > 0 || len(l.todo) > 0 || len(l.reactor.work) > 0 || !l.newcomers.empty() {
 		return n
 	}
 	timeout := l.untilDue()
@@ -426,6 +416,7 @@ func (l *loop) turn() (done bool) {
 		l.current = nil
 	}
 	l.moveBulk()
+	l.serveNewcomers()
 	l.expire()
 	l.current = nil
 	return true
@@ -440,11 +431,15 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 		l.reactor.readInbox()
 		return
 	case listenerEvent:
-		l.accept(l.listeners[ev.Pad])
+		l.newcomers.knock(ev.Pad)
 		return
 	}
 	t, s := l.of(ev)
 	if t == nil {
+		return
+	}
+	if t.state == stateRequest || t.state == stateLinger {
+		l.newcomers.putOff(t, ev)
 		return
 	}
 	l.current = t

@@ -223,7 +223,7 @@ func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 	t.Parallel()
 	certFile, keyFile, trusting := tlsFiles(t)
 	g := startConfigured(t, func(cfg *Config) { cfg.TLSCert, cfg.TLSKey = certFile, keyFile },
-		func(g *Gateway) { g.loops.crew.maxConns = 2 })
+		func(g *Gateway) { g.ledger.most.Store(2) })
 	ls := g.loops
 
 	web := connect(t, g.addr)
@@ -232,13 +232,13 @@ func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 	inside := tls.Client(connect(t, g.addr), trusting)
 	send(t, inside, sealed(t, startEcho(t)))
 	expect(t, inside, "200")
-	if !ls.crew.full() {
+	if !g.ledger.full() {
 		t.Error("an HTTP client and a tunnel over TLS count for less than two connections")
 	}
 	for _, c := range []net.Conn{web, inside} {
 		c.Close()
 	}
-	eventually(t, "both are gone", func() bool { return ls.crew.away.Load() == 0 && !ls.crew.full() })
+	eventually(t, "both are gone", func() bool { return ls.crew.away.Load() == 0 && !g.ledger.full() })
 }
 
 func TestWithoutEPOLLEXCLUSIVEEveryLoopAccepts(t *testing.T) {

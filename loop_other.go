@@ -19,6 +19,9 @@ func newLoops(*Config, *ledger, func(int, *rules, session, []byte)) (*loops, err
 	return nil, errors.New("not supported by this operating system")
 }
 
+// connBudget is not known here: accepting fails, and is tried again.
+func connBudget() int32 { return 0 }
+
 func (*loops) serve(*net.TCPListener, *entrance, <-chan struct{}, func() *rules) error {
 	panic("no loops")
 }
@@ -26,9 +29,7 @@ func (*loops) serve(*net.TCPListener, *entrance, <-chan struct{}, func() *rules)
 func (*loops) take(*session, *upstream, net.Conn, net.Conn, []byte) bool   { return false }
 func (*loops) pipeCount() (made, limit int)                                { return 0, 0 }
 func (*loops) work(func(busy, longest time.Duration, conns, awaiting int)) {}
-func (*loops) connections() (n, limit int)                                 { return 0, 0 }
 func (*loops) retime(*Config)                                              {}
-func (*loops) full() bool                                                  { return false }
 func (*loops) answer(context.Context) error                                { return nil }
 func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool, func()) error {
 	return nil
@@ -38,10 +39,10 @@ func (*loops) close()                                {}
 func (*loops) moved() (spliced, copied int64)        { return 0, 0 }
 func (*loops) movedFrom() (spliced, copied [2]int64) { return spliced, copied }
 func (*loops) kind() string                          { return "" }
-func (*loops) handOver(_ context.Context, conn *net.UnixConn, _ func(int, time.Duration)) error {
+func (*loops) handOver(_ context.Context, conn *net.UnixConn, _ map[string][]byte, _ func(int, time.Duration)) error {
 	return conn.Close()
 }
-func (*loops) takeOver(conn *net.UnixConn, _ func() *rules, _ func(bool)) (int, error) {
+func (*loops) takeOver(conn *net.UnixConn, _ func() *rules, _ func(string, []byte), _ func(bool)) (int, error) {
 	return 0, conn.Close()
 }
 func (*loops) refuse(conn *net.UnixConn, _ string) { conn.Close() }

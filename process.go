@@ -51,8 +51,9 @@ func (p *service) serve() error {
 		return err
 	}
 	defer p.g.Close()
-	for _, ln := range listeners {
+	for i, ln := range listeners {
 		p.g.Own(ln.Addr()) // all of them, before a client of any
+		p.g.limits(ln, cfg.Listen[i].own)
 	}
 	if err := p.servePprof(cfg); err != nil {
 		closeAll(listeners)
@@ -227,7 +228,10 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	p.sockets.drop(func(name string) bool { return !s.Took(name) })
 	p.before.Bye() // it is of no more use, and may have ended
 	p.log.Info("handed over", "new_pid", s.PID(), "tunnels", p.g.ledger.open(), "hard_stop_after", cfg.HardStopAfter.String())
-	if sig != nil {
+	if sig != nil { // who sent it meant whoever serves
+		if err := s.End(); err != nil {
+			p.log.Warn("the new process serves on", "new_pid", s.PID(), "err", err)
+		}
 		return p.drain(sig)
 	}
 	defer p.handOver(s.Conn())()
@@ -318,6 +322,7 @@ func (p *service) goOn(s *upgrade.Successor) error {
 	}
 	for _, l := range again {
 		p.g.Own(l.ln.Addr())
+		p.g.limits(l.ln, l.own)
 		p.serveListener(l.ln, l.listening)
 	}
 	if err := p.servePprof(cfg); err != nil {

@@ -39,12 +39,13 @@ type rules struct {
 	secrets *smallfile.Watch // of the files of their secrets
 	tokens  *token.Keys      // opens tokens; nil: none is
 
-	policy    *policy.Policy // where backends may be
-	routes    *balance.Table // whose turn it is among several backends
-	services  directory      // whom DNS lists
-	attempts  int            // to dial in all, at least one
-	timeout   time.Duration  // of one attempt
-	sendProxy int            // version of the PROXY header for backends; 0: none
+	policy     *policy.Policy // where backends may be
+	routes     *balance.Table // whose turn it is among several backends
+	services   directory      // whom DNS lists
+	attempts   int            // to dial in all, at least one
+	timeout    time.Duration  // of one attempt
+	maxTunnels int            // of one backend; 0: any number
+	sendProxy  int            // version of the PROXY header for backends; 0: none
 }
 
 // directory lists the targets of a service, at least one: the same slice as long
@@ -72,6 +73,7 @@ func newRules(cfg *Config, services directory) *rules {
 		services:         services,
 		attempts:         cfg.Retry,
 		timeout:          cfg.Timeout,
+		maxTunnels:       cfg.MaxTunnels,
 		sendProxy:        cfg.proxyVersion(),
 	}
 	if cfg.Legacy {
@@ -88,6 +90,7 @@ func (r *rules) arrival(peer netip.AddrPort, forward *address.Route) session {
 		s.form, s.forward = handshake.Forward, forward
 	}
 	s.proxied = within(r.trusted, peer.Addr())
+	s.anonymous = s.proxied
 	return s
 }
 
@@ -330,7 +333,10 @@ func (r *rules) believe(s *session, received []byte) ([]byte, error) {
 		return nil, errForwardLoop
 	}
 	if h.Source.IsValid() {
-		s.client, s.local = h.Source, h.Destination
+		s.client, s.local, s.anonymous = h.Source, h.Destination, false
+		if err := s.admit(time.Now()); err != nil { // not by the proxy's address
+			return nil, err
+		}
 	}
 	return received[n:], nil
 }

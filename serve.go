@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"slices"
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/balance"
 	"gateway/internal/layer"
 	"gateway/internal/sockopt"
 )
@@ -30,6 +32,11 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	defer ln.Close()
 	g.Own(ln.Addr())
 	by := g.ledger.entrance(ln, forward)
+	g.mu.Lock()
+	if own := g.ownLimits[ln]; own != nil {
+		g.ledger.holdApart(by, own)
+	}
+	g.mu.Unlock()
 	stopping := g.startAccepting(ln)
 	if stopping == nil {
 		return ErrGatewayClosed
@@ -47,12 +54,13 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 		conn, err := ln.Accept()
 		if err == nil {
 			pace.reset()
+			g.awaitRoom(by, stopping)
 			g.accepted(conn, by)
 			continue
 		}
 		select {
 		case <-stopping:
-			g.acceptQueued(ln, by)
+			g.acceptQueued(ln, by, stopping)
 			return ErrGatewayClosed
 		default:
 		}
@@ -110,7 +118,7 @@ func (g *Gateway) acceptedPeer(conn net.Conn) {
 
 // acceptQueued accepts what stands in the queue of a listener that is about to
 // close, since closing resets what waits there.
-func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
+func (g *Gateway) acceptQueued(ln net.Listener, by *entrance, stopping <-chan struct{}) {
 	l, ok := ln.(*net.TCPListener)
 	if !ok {
 		return
@@ -128,10 +136,19 @@ func (g *Gateway) acceptQueued(ln net.Listener, by *entrance) {
 		l.SetDeadline(time.Now().Add(100 * time.Millisecond))
 		conn, err := ln.Accept()
 		if err == nil {
+			g.awaitRoom(by, stopping)
 			g.accepted(conn, by)
 		}
 		return err == nil
 	})
+}
+
+// limits has clients of a listener held to limits of their own; nil: to those of all.
+// It is called before Serve.
+func (g *Gateway) limits(ln net.Listener, own *clientLimits) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ownLimits[ln] = own
 }
 
 // Own tells the gateway of an address that belongs to it, besides those that it
@@ -149,7 +166,30 @@ func (g *Gateway) Own(a net.Addr) {
 	}
 }
 
-// accepted starts the life of a connection.
+// awaitRoom waits until there may be another connection, and counts it; or until no
+// more are to come, and counts it then. In the meantime the others stand in the
+// listener's queue.
+func (g *Gateway) awaitRoom(by *entrance, stopping <-chan struct{}) {
+	var pace backoff
+	for {
+		err := g.ledger.reserve(by)
+		if err == nil {
+			return
+		}
+		delay := pace.next()
+		g.ledger.warnCannotAccept(err, delay)
+		for end := time.Now().Add(delay); g.ledger.fullAt(by) && time.Now().Before(end); {
+			select {
+			case <-time.After(5 * time.Millisecond):
+			case <-stopping:
+				g.ledger.reserveBeyond(by)
+				return
+			}
+		}
+	}
+}
+
+// accepted starts the life of a connection, which has been reserved.
 func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	g.ledger.begin()
 	r := g.current()
@@ -161,7 +201,12 @@ func (g *Gateway) accepted(conn net.Conn, by *entrance) {
 	c.session = r.arrival(layer.AddrPort(conn.RemoteAddr()), by.forward)
 	g.ledger.arrived(&c.session, by)
 	if _, c.session.kcp = conn.(kcpClient); c.session.kcp {
-		c.session.proxied = false // there is no PROXY protocol for streams of datagrams
+		c.session.proxied, c.session.anonymous = false, false // there is no PROXY protocol for streams of datagrams
+	}
+	g.admit(c)
+	if err := g.ledger.admit(&c.session); err != nil {
+		g.refuse(c, err)
+		return
 	}
 	go g.serveConn(c, nil)
 }
@@ -209,7 +254,7 @@ func (g *Gateway) drainFronts() {
 // Others stay. It owns the stream, and returns when ctx or the other process ends.
 // told is called once, when those are gone that there were at first.
 func (g *Gateway) HandOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
-	return g.loops.handOver(ctx, conn, told)
+	return g.loops.handOver(ctx, conn, g.bequest(), told)
 }
 
 // TakeOver adopts tunnels of another process that calls HandOver, until that has no
@@ -224,11 +269,39 @@ func (g *Gateway) TakeOver(conn *net.UnixConn) (tunnels int, err error) {
 	}
 	g.adopting.Add(1)
 	t := &taking{conn: conn}
+	t.idle.Store(true) // it may never have any
 	g.taking = t
 	g.mu.Unlock()
 	defer g.adopting.Done()
 	defer t.over.Store(true)
-	return g.loops.takeOver(conn, g.current, t.idle.Store)
+	return g.loops.takeOver(conn, g.current, g.inherit, t.idle.Store)
+}
+
+// The names of what goes to another process besides tunnels.
+const balanceState = "balance"
+
+// bequest is what another process should know that takes this one's place, in JSON.
+func (g *Gateway) bequest() map[string][]byte {
+	text, err := json.Marshal(g.rules.Load().routes.Snapshot(balanceClock()))
+	if err != nil {
+		g.ledger.log.Warn("the new process does not know which backends fail", "err", err)
+		return nil
+	}
+	return map[string][]byte{balanceState: text}
+}
+
+// inherit takes up a part of another process's bequest. It leaves out what it does
+// not know.
+func (g *Gateway) inherit(name string, text []byte) {
+	if name != balanceState {
+		return
+	}
+	var s balance.State
+	if err := json.Unmarshal(text, &s); err != nil {
+		g.ledger.log.Warn("the old process does not tell which backends fail", "err", err)
+		return
+	}
+	g.rules.Load().routes.Restore(s, balanceClock())
 }
 
 // RefuseTunnels has another process that calls HandOver keep its tunnels, and says why.
@@ -287,6 +360,7 @@ func (g *Gateway) Close() error {
 func (g *Gateway) logTotals() {
 	spliced, copied := g.loops.moved()
 	up, down := g.relay.Copied()
+	g.ledger.away.Flush()
 	g.ledger.log.Info("stopped", "cut", g.ledger.cut.Load(), "denied", g.ledger.denied.Load(),
 		"spliced", spliced, "copied", copied+up+down)
 }
@@ -341,6 +415,7 @@ func (g *Gateway) startAccepting(ln net.Listener) <-chan struct{} {
 func (g *Gateway) stopAccepting(ln net.Listener) {
 	g.mu.Lock()
 	delete(g.listeners, ln)
+	delete(g.ownLimits, ln)
 	g.mu.Unlock()
 	g.accepting.Done()
 }

@@ -201,25 +201,32 @@ func (p *service) logListeners(cfg *Config, listeners []net.Listener) {
 // drain lets connections end, and the process with them.
 func (p *service) drain(sig os.Signal) error {
 	cfg := p.cfg.Load()
-	beforeGone := p.before.Stop()
-	p.log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
-	p.notify.Stopping(p.status("draining"))
-	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain)
+	hurry, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	first := time.Now()
 	go func() {
 		for {
 			select {
-			case sig := <-p.signals:
-				if sig == syscall.SIGHUP || sig == upgrade.Signal {
-					continue
+			case again := <-p.signals:
+				switch {
+				case again == syscall.SIGHUP, again == upgrade.Signal:
+				case again == sig && time.Since(first) < sameSignal:
+					p.log.Info("the same signal once more", "signal", sig.String())
+				default:
+					p.log.Info("ending at once", "signal", again.String())
+					cancel()
 				}
-				p.log.Info("ending at once", "signal", sig.String())
-				cancel()
-			case <-ctx.Done():
+			case <-hurry.Done():
 				return
 			}
 		}
 	}()
+	p.lameDuck(hurry, sig, cfg.DrainDelay)
+	beforeGone := p.before.Stop()
+	p.log.Info("draining", "signal", sig.String(), "drain", cfg.Drain.String())
+	p.notify.Stopping(p.status("draining"))
+	ctx, stop := context.WithTimeout(hurry, cfg.Drain)
+	defer stop()
 	go p.tellWhileDraining(ctx)
 	p.sockets.dropAll()
 	p.g.Shutdown(ctx)
@@ -231,6 +238,24 @@ func (p *service) drain(sig os.Signal) error {
 	p.g.Close()
 	p.g.logTotals()
 	return nil
+}
+
+// sameSignal is how long after a signal another is the same one, delivered twice:
+// timeout(1) and supervisors signal a process and its group.
+const sameSignal = time.Second
+
+// lameDuck serves clients for a while that are told to go elsewhere. ctx ends it early.
+func (p *service) lameDuck(ctx context.Context, sig os.Signal, delay time.Duration) {
+	if delay <= 0 {
+		return
+	}
+	p.log.Info("lame duck: clients are served, and told to go elsewhere", "signal", sig.String(), "drain_delay", delay.String())
+	p.g.ledger.leaving.Store(true)
+	p.notify.Stopping(p.status("about to drain"))
+	select {
+	case <-time.After(delay):
+	case <-ctx.Done():
+	}
 }
 
 // tellInterval is how often systemd hears how the draining goes.

@@ -14,26 +14,30 @@ import (
 	"gateway/internal/handshake"
 	"gateway/internal/kcp"
 	"gateway/internal/layer"
+	"gateway/internal/limit"
 )
 
 // session is what is known of a client's connection, from accept to account.
 type session struct {
-	client   netip.AddrPort
-	local    netip.AddrPort // where it connected to, if a trusted proxy has told; or invalid
-	accepted time.Time
-	entrance *entrance      // by which it came
-	number   uint64         // its own in this process; see ledger.name
-	forward  *address.Route // where its listener leads; nil: the client says so
-	form     handshake.Form
-	secure   bool   // inside TLS
-	kcp      bool   // comes by KCP
-	peer     bool   // of another gateway, which has a client that resumes
-	proxied  bool   // a trusted proxy is the socket's peer
-	header   int    // bytes of its PROXY header
-	hops     uint8  // gateways that have passed it on, by that header
-	counted  bool   // what became of it is
-	done     bool   // accounted for
-	resumes  string // the name of its resumable tunnel; empty: it is not
+	client    netip.AddrPort
+	local     netip.AddrPort // where it connected to, if a trusted proxy has told; or invalid
+	accepted  time.Time
+	entrance  *entrance      // by which it came
+	number    uint64         // its own in this process; see ledger.name
+	forward   *address.Route // where its listener leads; nil: the client says so
+	form      handshake.Form
+	secure    bool        // inside TLS
+	kcp       bool        // comes by KCP
+	peer      bool        // of another gateway, which has a client that resumes
+	proxied   bool        // a trusted proxy is the socket's peer
+	header    int         // bytes of its PROXY header
+	hops      uint8       // gateways that have passed it on, by that header
+	counted   bool        // what became of it is
+	anonymous bool        // a trusted proxy has not said yet whose it is, or that it is its own
+	reserved  bool        // it is one of those that ledger.reserve counts
+	place     limit.Place // in what is counted for its client's address
+	done      bool        // accounted for
+	resumes   string      // the name of its resumable tunnel; empty: it is not
 }
 
 // entrance is a listener as its connections know it.
@@ -43,6 +47,10 @@ type entrance struct {
 	accepted atomic.Int64   // connections that have begun
 
 	kcp func() kcp.Stats // of a listener for KCP; nil for others
+
+	limiter atomic.Pointer[limit.Limiter] // of its clients; nil in tests: none
+	most    atomic.Int32                  // connections at a time; 0: any number
+	live    atomic.Int32                  // connections, those being accepted included
 }
 
 // entranceName is the name of the listener by which a client came.
@@ -110,6 +118,8 @@ type refusal struct {
 	// while. A client that left or a gateway without descriptors says nothing
 	// about it.
 	blamesBackend bool
+
+	limit limit.Reason // of limits that turn a client away: it is reset, and told nothing
 }
 
 func (r *refusal) Error() string {
@@ -161,6 +171,74 @@ var (
 	errInternal   = &refusal{reason: "internal", cause: errors.New("a bug or a failure of the gateway itself; the log says more")}
 )
 
+// errLimits are why limits turn a client away, by their reason.
+var errLimits = func() map[limit.Reason]*refusal {
+	all := make(map[limit.Reason]*refusal)
+	for _, why := range limit.Reasons() {
+		all[why] = &refusal{reason: why.String(), limit: why}
+	}
+	return all
+}()
+
+// admit asks the limits of the listener whether the client may be served, by its
+// address as it is believed by now. The error is a *refusal.
+func (s *session) admit(now time.Time) error {
+	if s.entrance == nil {
+		return nil
+	}
+	limiter := s.entrance.limiter.Load()
+	if limiter == nil {
+		return nil
+	}
+	place, why := limiter.Admit(s.client.Addr(), now)
+	if why != limit.None {
+		return errLimits[why]
+	}
+	s.place = place
+	return nil
+}
+
+// shares returns the address that a client which has proven nothing shares its room
+// with, if that is known.
+func (s *session) shares() netip.Addr {
+	if s.anonymous || s.entrance == nil {
+		return netip.Addr{}
+	}
+	if limiter := s.entrance.limiter.Load(); limiter != nil {
+		return limiter.Fold(s.client.Addr())
+	}
+	return s.client.Addr()
+}
+
+// misbehaved tells the limits of a client's bad line, token or handshake, if that is
+// why it was refused, and reports whether it is banned for that.
+func (s *session) misbehaved(err error, status handshake.Status) bool {
+	if s.anonymous || s.entrance == nil || !isBad(err, status) {
+		return false
+	}
+	limiter := s.entrance.limiter.Load()
+	return limiter != nil && limiter.Strike(s.client.Addr(), time.Now())
+}
+
+// isBad tells whether a refusal is for what its client has sent. To send nothing, as
+// health checks do, or to be cut off is not bad, nor is what a proxy has to answer
+// for.
+func isBad(err error, status handshake.Status) bool {
+	switch err {
+	case errEmpty, errReset, errNoHeader:
+		return false
+	}
+	return status == handshake.BadRequest || status == handshake.Unauthorized || refusalOf(err).reason == "tls_failed"
+}
+
+// limitOf returns why limits have turned a client away, if that is what an error is.
+func limitOf(err error) limit.Reason {
+	if r, ok := err.(*refusal); ok {
+		return r.limit
+	}
+	return limit.None
+}
+
 // dialFailure gives a failed lookup or dial its status and its word in the log.
 func dialFailure(err error) *refusal {
 	if r, ok := err.(*refusal); ok {
@@ -186,5 +264,5 @@ func dialFailure(err error) *refusal {
 		reason, blamesBackend = "no_local_port", false
 		err = fmt.Errorf("%w (all local ports towards it are in use: widen net.ipv4.ip_local_port_range, or spread the backend over several addresses)", err)
 	}
-	return &refusal{handshake.BadGateway, reason, err, blamesBackend}
+	return &refusal{status: handshake.BadGateway, reason: reason, cause: err, blamesBackend: blamesBackend}
 }

@@ -19,6 +19,7 @@ import (
 	"gateway/internal/balance"
 	"gateway/internal/flagvalue"
 	"gateway/internal/kcp"
+	"gateway/internal/limit"
 	"gateway/internal/policy"
 	"gateway/internal/resume"
 	"gateway/internal/sockopt"
@@ -40,6 +41,7 @@ type setting struct {
 const (
 	groupSecrets   = "Secrets"
 	groupListening = "Listening"
+	groupClients   = "Who is served; a client that is not gets a reset at once"
 	groupRequest   = "The client's request"
 	groupBackend   = "The backend"
 	groupTunnel    = "The tunnel"
@@ -53,7 +55,7 @@ const (
 // in cfg are the defaults.
 func settings(cfg *Config) []setting {
 	act := func(a action) flag.Value { return &actionValue{cfg, a} }
-	return []setting{
+	before := []setting{
 		{groupSecrets, "secret", "PASSPHRASE", flagvalue.String(&cfg.secret),
 			"seals and opens addresses. The process list shows it, so prefer -secret-file,\n" +
 				"GATEWAY_SECRET, or systemd's LoadCredential=secret:FILE, which is read like\n" +
@@ -81,10 +83,12 @@ func settings(cfg *Config) []setting {
 			"host:port to which every client of -addr goes: a plain port forward, without\n" +
 				"handshake, status or secret. Like a sealed address it may be several with\n" +
 				"weights, A:1*2,B:1, or srv:NAME; http://host:port speaks HTTP"},
-		{groupListening, "listen", "ADDRESS=sealed|forward:TARGET", (*listenValue)(&cfg.Listen),
+		{groupListening, "listen", "ADDRESS=sealed|forward:TARGET[;LIMIT=VALUE...]", (*listenValue)(&cfg.Listen),
 			"one more address to listen on, for sealed lines or as a plain port forward.\n" +
 				"May be repeated (separated by spaces in GATEWAY_LISTEN). With -listen and\n" +
-				"neither -addr nor -forward, there is no -addr"},
+				"neither -addr nor -forward, there is no -addr. Behind a semicolon each, it may\n" +
+				"have limits of its own, whose clients are counted apart: max-conns,\n" +
+				"max-conns-per-ip, rate-per-ip, allow-clients, deny-clients"},
 		{groupListening, "reuse", "0|1", flagvalue.Switch(&cfg.Reuse),
 			"1 sets SO_REUSEPORT, for several processes on one address"},
 		{groupListening, "trusted-proxies", "CIDRS", flagvalue.Sum(&cfg.TrustedProxies, parsePrefix, ""),
@@ -95,7 +99,16 @@ func settings(cfg *Config) []setting {
 				"changes"},
 		{groupListening, "tls-key", "FILE", flagvalue.String(&cfg.TLSKey),
 			"the certificate's private key"},
-
+	}
+	clients := append(cfg.clientLimits.settings(), []setting{
+		{groupClients, "ip-prefix6", "BITS", flagvalue.Int(&cfg.Prefix6, 1, 128),
+			"of an IPv6 address that count as one client address; IPv4 addresses count whole"},
+		{groupClients, "ban", "N/TIME:TIME", flagvalue.Parsed(&cfg.Ban, limit.ParseBan, limit.BanRule.String),
+			"bad lines, tokens or handshakes of one client address in so long a time after\n" +
+				"which it is not served for so long: 20/1m:10m. Players may share an address;\n" +
+				"empty: never"},
+	}...)
+	return slices.Concat(before, clients, []setting{
 		{groupRequest, "handshake-timeout", "TIME", flagvalue.Duration(&cfg.HandshakeTimeout),
 			"for the whole request, however it dribbles"},
 		{groupRequest, "handshake-max", "BYTES", flagvalue.Int(&cfg.HandshakeMax, 1, 1<<20),
@@ -105,6 +118,10 @@ func settings(cfg *Config) []setting {
 			"clients that have not said yet where they want to go, after which the oldest of\n" +
 				"them gives way to the newest; 0: as many as an eighth of the memory that the\n" +
 				"process may use (GOMEMLIMIT, its control group) is enough for"},
+		{groupRequest, "health-path", "PATH", flagvalue.Parsed(&cfg.HealthPath, parsePath, func(s string) string { return s }),
+			"of HTTP requests that ask for the gateway's own health, wherever clients may\n" +
+				"speak HTTP: 200, and 503 once clients should go elsewhere; logged at debug;\n" +
+				"empty: none"},
 		{groupRequest, "http-header-max", "BYTES", flagvalue.Int(&cfg.HTTPHeaderMax, 128, 1<<20),
 			"largest header of an HTTP request"},
 		{groupRequest, "ws-origins", "PATTERNS", flagvalue.List(&cfg.WSOrigins, parseOrigin, "want hosts, or * for all"),
@@ -115,6 +132,9 @@ func settings(cfg *Config) []setting {
 			"to connect, in all; only a time-out is tried again"},
 		{groupBackend, "timeout", "TIME", flagvalue.Duration(&cfg.Timeout),
 			"for each attempt, its name lookup included"},
+		{groupBackend, "max-tunnels-per-backend", "COUNT", flagvalue.Int(&cfg.MaxTunnels, 0, 1<<24),
+			"of one host:port as it is sealed, dials included; then the next of several is\n" +
+				"taken, or the client gets 502; 0: any number"},
 		{groupBackend, "balance", "first|roundrobin|random|leastconn|source", flagvalue.Parsed(&cfg.Balance, balance.ParseAlgorithm, balance.Algorithm.String),
 			"which of several backends a client gets, by HAProxy's names: the first in order\n" +
 				"that answers, each in turn by weight, any, the one with the fewest tunnels,\n" +
@@ -124,13 +144,17 @@ func settings(cfg *Config) []setting {
 				"8600); empty: the system's"},
 		{groupBackend, "resolver-timeout", "TIME", flagvalue.Duration(&cfg.ResolverTimeout),
 			"for one lookup by a name server, with all repetitions"},
-		{groupBackend, "allow", "RULES", flagvalue.Sum(&cfg.Allow, policy.ParseRule, "want rules, or nothing at all"),
+		{groupBackend, "allow-backends", "RULES", flagvalue.Sum(&cfg.Allow, policy.ParseRule, "want rules, or nothing at all"),
 			"where backends may be, and nowhere else: CIDR, CIDR:PORT or CIDR:FROM-TO,\n" +
 				"separated by commas; may be repeated. Link-local and metadata addresses\n" +
 				"(169.254.0.0/16, fe80::/10 and the clouds') need a rule within their range;\n" +
 				"empty: everywhere else"},
+		{groupBackend, "deny-backends", "RULES", flagvalue.Sum(&cfg.Deny, policy.ParseRule, "want rules, or nothing at all"),
+			"where backends may not be, in the same form, whatever -allow-backends says"},
+		{groupBackend, "allow", "RULES", flagvalue.Sum(&cfg.Allow, policy.ParseRule, "want rules, or nothing at all"),
+			"the older name of -allow-backends: it is not about clients"},
 		{groupBackend, "deny", "RULES", flagvalue.Sum(&cfg.Deny, policy.ParseRule, "want rules, or nothing at all"),
-			"where backends may not be, in the same form, whatever -allow says"},
+			"the older name of -deny-backends: it is not about clients"},
 		{groupBackend, "http-idle-timeout", "TIME", flagvalue.DurationOrZero(&cfg.HTTPIdleTimeout, 0),
 			"for which an HTTP connection to a backend is kept between two requests, unless\n" +
 				"the backend's Keep-Alive says less; below the 5 s after which Node.js closes.\n" +
@@ -213,6 +237,9 @@ func settings(cfg *Config) []setting {
 		{groupKCP, "kcp-idle-timeout", "TIME", flagvalue.Duration(&cfg.KCPIdleTimeout),
 			"after which a session ends through which no byte has moved: KCP has no FIN,\n" +
 				"so nothing else tells that a peer is gone"},
+		{groupKCP, "kcp-max-sessions", "COUNT", flagvalue.Int(&cfg.KCPMaxSessions, 1, 1<<20),
+			"of the listener, at which new ones are dropped; they count as connections for\n" +
+				"-max-conns too"},
 
 		{groupProcess, "config", "FILE", flagvalue.String(&cfg.file),
 			"settings, NAME=VALUE or GATEWAY_NAME=VALUE a line, which SIGHUP reads again,\n" +
@@ -221,6 +248,10 @@ func settings(cfg *Config) []setting {
 		{groupProcess, "pidfile", "FILE", flagvalue.String(&cfg.PIDFile),
 			"holds the process id while the gateway runs, with a line for each gateway\n" +
 				"that names the file; empty: none"},
+		{groupProcess, "drain-delay", "TIME", flagvalue.DurationOrZero(&cfg.DrainDelay, 0),
+			"after SIGTERM or SIGINT in which clients are still served, and -health-path\n" +
+				"and /readyz say 503: for balancers to notice. A second signal within a second\n" +
+				"of the first is the same one"},
 		{groupProcess, "drain", "TIME", flagvalue.DurationOrZero(&cfg.Drain, 0),
 			"that tunnels get to finish after SIGTERM or SIGINT; a second signal ends them\n" +
 				"at once"},
@@ -276,7 +307,7 @@ func settings(cfg *Config) []setting {
 				"-admin; exit 1 if there are none, or it cannot be asked"},
 		{groupActions, "version", "", act(actionVersion),
 			"print version, Go version and commit"},
-	}
+	})
 }
 
 func defaultConfig() *Config {
@@ -286,6 +317,7 @@ func defaultConfig() *Config {
 		addr:             "0.0.0.0:0",
 		HandshakeTimeout: 10 * time.Second,
 		HandshakeMax:     1024,
+		Prefix6:          64,
 		HTTPHeaderMax:    8192,
 		HTTPIdleTimeout:  4 * time.Second,
 		WSOrigins:        []string{"*"},
@@ -308,6 +340,7 @@ func defaultConfig() *Config {
 		KCPMTU:           1350,
 		KCPCrypt:         "none",
 		KCPIdleTimeout:   60 * time.Second,
+		KCPMaxSessions:   10_000,
 		PIDFile:          "gateway.pid",
 		Drain:            30 * time.Second,
 		UpgradeTimeout:   30 * time.Second,
@@ -315,6 +348,43 @@ func defaultConfig() *Config {
 		LogFormat:        "text",
 		LogLevel:         slog.LevelInfo,
 	}
+}
+
+// settings lists the flags of limits on clients. A listener may have its own.
+func (c *clientLimits) settings() []setting {
+	return []setting{
+		{groupClients, "max-conns", "COUNT", flagvalue.Int(&c.MaxConns, 0, 1<<24),
+			"connections in all, KCP sessions included, at which accepting pauses until one\n" +
+				"ends; 0, and never more: as many as the limit of descriptors is enough for"},
+		{groupClients, "max-conns-per-ip", "COUNT", flagvalue.Int(&c.ConnsPerIP, 0, 1<<24),
+			"connections of one client address; 0: any number"},
+		{groupClients, "rate-per-ip", "N/s[,BURST]", flagvalue.Parsed(&c.RatePerIP, limit.ParseRate, limit.Rate.String),
+			"connections that one client address may open in a second (/s), minute (/m) or\n" +
+				"hour (/h), and how many at once, N where that is not said; empty: any number"},
+		{groupClients, "allow-clients", "CIDRS", flagvalue.Sum(&c.AllowClients, limit.ParseSource, "want addresses, networks or @FILE, or nothing at all"),
+			"networks of clients that are served, and no others, separated by commas; @FILE\n" +
+				"is a file with one on each line (# begins a comment), which is read again when\n" +
+				"it changes; may be repeated. It is about clients, and -allow-backends is about\n" +
+				"backends; empty: everybody"},
+		{groupClients, "deny-clients", "CIDRS", flagvalue.Sum(&c.DenyClients, limit.ParseSource, "want addresses, networks or @FILE, or nothing at all"),
+			"networks of clients that are not served, in the same form, whatever\n" +
+				"-allow-clients says"},
+	}
+}
+
+// set sets one of them, of a listener: it replaces what is there.
+func (c *clientLimits) set(o option) error {
+	if o.name == "allow-clients" {
+		c.AllowClients = nil
+	} else if o.name == "deny-clients" {
+		c.DenyClients = nil
+	}
+	for _, s := range c.settings() {
+		if s.name == o.name {
+			return s.value.Set(o.value)
+		}
+	}
+	return errors.New("want max-conns, max-conns-per-ip, rate-per-ip, allow-clients or deny-clients")
 }
 
 // envName returns the environment twin of a flag.
@@ -422,12 +492,18 @@ func (v *listenValue) Set(s string) error {
 		if err != nil {
 			return fmt.Errorf("%w, before =sealed or =forward:TARGET", err)
 		}
+		what, limits, limited := strings.Cut(what, ";")
+		if limited {
+			if l.options, err = parseOptions(limits); err != nil {
+				return err
+			}
+		}
 		if target, ok := strings.CutPrefix(what, "forward:"); ok {
 			if l.forward, err = parseTarget(target); err != nil {
 				return err
 			}
 		} else if what != "sealed" {
-			return errors.New("want ADDRESS=sealed or ADDRESS=forward:HOST:PORT")
+			return errors.New("want ADDRESS=sealed or ADDRESS=forward:HOST:PORT, and limits behind ; or none")
 		}
 		// Port 0 is another port each time.
 		same := slices.IndexFunc(*v, func(have listening) bool {
@@ -435,11 +511,36 @@ func (v *listenValue) Set(s string) error {
 		})
 		if same < 0 {
 			*v = append(*v, l)
-		} else if targetText(l.forward) != targetText((*v)[same].forward) {
+		} else if targetText(l.forward) != targetText((*v)[same].forward) || !slices.Equal(l.options, (*v)[same].options) {
 			return fmt.Errorf("want one use of %s", l.addr)
 		}
 	}
 	return nil
+}
+
+// parsePath reads the path of a URL, or nothing.
+func parsePath(s string) (string, error) {
+	if s != "" && (s[0] != '/' || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("?#%", r) })) {
+		return "", errors.New("want a path that begins with /, of plain ASCII characters")
+	}
+	return s, nil
+}
+
+// parseOptions reads the limits of one listener, name=value with semicolons between.
+func parseOptions(s string) (list []option, err error) {
+	var scratch clientLimits
+	for word := range strings.SplitSeq(s, ";") {
+		name, value, _ := strings.Cut(word, "=")
+		o := option{name, value}
+		if slices.ContainsFunc(list, func(have option) bool { return have.name == name }) {
+			return nil, fmt.Errorf("want %s once", name)
+		}
+		if err := scratch.set(o); err != nil {
+			return nil, fmt.Errorf("%s: %w", word, err)
+		}
+		list = append(list, o)
+	}
+	return list, nil
 }
 
 // parseForward is parseTarget, or nil for nothing.

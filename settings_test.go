@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"gateway/internal/flagvalue"
+	"gateway/internal/limit"
 	"gateway/internal/policy"
 	"log/slog"
 	"slices"
@@ -52,9 +53,29 @@ var settingTests = []struct {
 			{"127.0.0.1:8000=forward:10.0.0.1:80", "listen 127.0.0.1:8000 10.0.0.1:80"},
 			{"[::1]:8000=forward:[::1]:80", "listen [::1]:8000 [::1]:80"},
 			{":1=sealed :2=forward:a.b:3", "listen :1, listen :2 a.b:3"},
+			{":1=sealed;max-conns=5;rate-per-ip=5/s,10;deny-clients=10.0.0.0/8,::1 :2=forward:a:1,b:2;max-conns-per-ip=1", "listen :1, listen :2 a:1,b:2"},
 		},
 		[]string{":8000", ":8000=", ":8000=open", "=sealed", "8000=sealed", ":8000=forward", ":8000=forward:", ":8000=forward:80",
-			":8000=forward:127.1:80", ":8000=sealed:x", ":8000=SEALED", ":70000=sealed", ":1=sealed,:2=sealed", ":1=sealed :1=forward:a:1"}},
+			":8000=forward:127.1:80", ":8000=sealed:x", ":8000=SEALED", ":70000=sealed", ":1=sealed,:2=sealed", ":1=sealed;", ":1=sealed;max-conns", ":1=sealed;max-conns=-1", ":1=sealed;timeout=3s", ":1=sealed;max-conns=1;max-conns=2",
+			":1=sealed;max-conns=1 :1=sealed;max-conns=2", ":1=sealed;allow-clients=x", ":1;max-conns=1=sealed", ":1=sealed :1=forward:a:1"}},
+	{"health-path", func(c *Config) any { return c.HealthPath }, "", []taken{{"/healthz", "/healthz"}, {"/", "/"}, {"", ""}},
+		[]string{"healthz", "/a b", "/a?b", "/a%20", "/ä", "http://a/"}},
+	{"max-tunnels-per-backend", func(c *Config) any { return c.MaxTunnels }, 0, []taken{{"0", 0}, {"64", 64}}, []string{"", "-1", "x"}},
+	{"drain-delay", func(c *Config) any { return c.DrainDelay }, time.Duration(0), []taken{{"0", time.Duration(0)}, {"15", 15 * time.Second}}, []string{"", "-1", "x"}},
+	{"max-conns", func(c *Config) any { return c.MaxConns }, 0, []taken{{"0", 0}, {"100000", 100000}}, []string{"", "-1", "many", "16777217"}},
+	{"max-conns-per-ip", func(c *Config) any { return c.ConnsPerIP }, 0, []taken{{"0", 0}, {"8", 8}}, []string{"", "-1", "many", "16777217"}},
+	{"rate-per-ip", func(c *Config) any { return c.RatePerIP.String() }, "",
+		[]taken{{"5/s", "5/s"}, {"5/s,20", "5/s,20"}, {"12/m", "12/m"}, {"100/h,1", "100/h,1"}, {"", ""}, {"0", ""}},
+		[]string{"5", "5/", "/s", "0/s", "5/d", "5/s,", "5/s,0", "-5/s", "5/s 20", "1.5/s"}},
+	{"allow-clients", func(c *Config) any { return fmt.Sprint(flagvalue.Sum(&c.AllowClients, limit.ParseSource, "")) }, "",
+		[]taken{{"", ""}, {"10.0.0.0/8", "10.0.0.0/8"}, {"10.0.0.7,2001:db8::/32", "10.0.0.7/32,2001:db8::/32"}},
+		[]string{",", "10.0.0.1/8", "10.0.0.0/8:80", "example.com", "@", "10.0.0.0/33", "fe80::1%eth0"}},
+	{"deny-clients", func(c *Config) any { return fmt.Sprint(flagvalue.Sum(&c.DenyClients, limit.ParseSource, "")) }, "",
+		[]taken{{"", ""}, {"10.0.0.0/8", "10.0.0.0/8"}}, []string{",", "10.0.0.1/8", "10.0.0.0/8:80", "@"}},
+	{"ip-prefix6", func(c *Config) any { return c.Prefix6 }, 64, []taken{{"1", 1}, {"128", 128}}, []string{"", "0", "129", "-1"}},
+	{"ban", func(c *Config) any { return c.Ban.String() }, "",
+		[]taken{{"20/1m:10m", "20/1m:10m"}, {"3/60:600", "3/60:600"}, {"", ""}, {"0", ""}},
+		[]string{"20", "20/1m", "20/1m:", "0/1m:1m", "1001/1m:1m", "20/0:1m", "20/1m:-1m", "20/1m:1y"}},
 	{"reuse", func(c *Config) any { return c.Reuse }, false,
 		[]taken{{"1", true}, {"0", false}, {"true", true}, {"false", false}},
 		[]string{"", "2", "-1", "yes", "01"}},
@@ -95,6 +116,10 @@ var settingTests = []struct {
 	{"resolver-timeout", func(c *Config) any { return c.ResolverTimeout }, 2 * time.Second,
 		[]taken{{"1", time.Second}, {"300ms", 300 * time.Millisecond}},
 		[]string{"", "0", "-1s"}},
+	{"allow-backends", func(c *Config) any { return flagvalue.Sum(&c.Allow, policy.ParseRule, "").String() }, "",
+		[]taken{{"", ""}, {"10.0.0.0/8:80", "10.0.0.0/8:80"}}, []string{",", "10.0.0.1/8"}},
+	{"deny-backends", func(c *Config) any { return flagvalue.Sum(&c.Deny, policy.ParseRule, "").String() }, "",
+		[]taken{{"", ""}, {"10.0.0.0/8:80", "10.0.0.0/8:80"}}, []string{",", "10.0.0.1/8"}},
 	{"allow", func(c *Config) any { return flagvalue.Sum(&c.Allow, policy.ParseRule, "").String() }, "",
 		[]taken{{"", ""}, {"10.0.0.0/8", "10.0.0.0/8"}, {"10.0.0.0/8:4000-4999,fd00::/8", "10.0.0.0/8:4000-4999,fd00::/8"}},
 		[]string{"10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/8:0", "10.0.0.0/8:2-1", "ten", ",", "host:80", "10.0.0.0/8:http"}},
@@ -168,6 +193,7 @@ var settingTests = []struct {
 	{"kcp-crypt", func(c *Config) any { return c.KCPCrypt }, "none", nil,
 		[]string{"", "xor", "AES"}},
 	{"kcp-key", func(c *Config) any { return c.KCPKey }, "", nil, nil},
+	{"kcp-max-sessions", func(c *Config) any { return c.KCPMaxSessions }, 10_000, []taken{{"1", 1}, {"50000", 50000}}, []string{"", "0", "-1", "1048577"}},
 	{"kcp-idle-timeout", func(c *Config) any { return c.KCPIdleTimeout }, time.Minute,
 		[]taken{{"30", 30 * time.Second}, {"1500ms", 1500 * time.Millisecond}},
 		[]string{"", "0", "-1s"}},

@@ -9,6 +9,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/handover"
 	"gateway/internal/handshake"
+	"gateway/internal/pending"
 	"gateway/internal/pipe"
 	"gateway/internal/relay"
 )
@@ -22,7 +23,6 @@ type tunnel struct {
 	broken       bool // the client is: what is left is to reset the backend
 	deaf         bool // the backend takes no more: what the client sends is dropped
 	queued       bool // stands in todo
-	awaiting     bool // counted among those that have not said all
 	swept        bool // counted in sweepable
 	keepalive    bool // set, see tunnels.sweepOne
 	selfConnects int8
@@ -30,7 +30,9 @@ type tunnel struct {
 	generation   uint32
 	sockets      [2]socket
 	flows        [2]flow
-	rules        *rules // those that it began with
+	rules        *rules          // those that it began with
+	later        uint32          // events that newcomers.defer has put off
+	ticket       *pending.Ticket // nil: not among those that have not said all
 	session      session
 	upstream     upstream
 	end          relay.Ending
@@ -231,17 +233,6 @@ func (d *deadlines) pop() {
 		clear(d.queue[n:])
 		d.queue, d.head = d.queue[:n], 0
 	}
-}
-
-// first returns the tunnel whose time comes next, or nil.
-func (d *deadlines) first() *tunnel {
-	for d.head < len(d.queue) {
-		if e := &d.queue[d.head]; !e.void() {
-			return e.t
-		}
-		d.pop()
-	}
-	return nil
 }
 
 func (d *deadlines) empty() bool { return len(d.queue) == 0 }

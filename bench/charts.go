@@ -31,7 +31,7 @@ func writeCharts(dir string, t *table, rows []workload, footer []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	rows = slices.DeleteFunc(measured(t, rows), func(w workload) bool { return w.kind == stalled })
+	rows = slices.DeleteFunc(measured(t, rows), func(w workload) bool { return w.kind == stalled || w.kind == beside })
 	var err error
 	for name, chart := range map[string]string{
 		"cpu.svg":     ratioChart(t, rows, footer),

@@ -33,6 +33,10 @@ type contender struct {
 	// does not know them.
 	layered func(s site) (*exec.Cmd, error)
 
+	// flooded is command with limits for each client address, for workloads with
+	// floods; nil: it takes no part in them.
+	flooded func(s site) (*exec.Cmd, error)
+
 	// seal returns what a client sends first to reach addr through this
 	// contender; nil: nothing.
 	seal func(addr string) (string, error)
@@ -150,6 +154,7 @@ func gatewayContender(name, path string, args []string) *contender {
 		}
 		return cmd, err
 	}
+	c.flooded = limited(c.layered)
 	return c
 }
 
@@ -227,14 +232,20 @@ func haproxyContender(name, what, path, global string) *contender {
 		name: name, path: path, what: what,
 		version: []string{"-v"},
 		command: func(s site) (*exec.Cmd, error) {
-			config := haproxyConfig(s, global)
-			file := filepath.Join(s.dir, "haproxy.cfg")
-			if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
-				return nil, err
-			}
-			return exec.Command(s.path, "-db", "-f", file), nil
+			return haproxyCommand(s, haproxyConfig(s, global))
+		},
+		flooded: func(s site) (*exec.Cmd, error) {
+			return haproxyCommand(s, haproxyConfig(s, global)+haproxyLimits)
 		},
 	}
+}
+
+func haproxyCommand(s site, config string) (*exec.Cmd, error) {
+	file := filepath.Join(s.dir, "haproxy.cfg")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		return nil, err
+	}
+	return exec.Command(s.path, "-db", "-f", file), nil
 }
 
 // haproxyConfig is the least that HAProxy takes without a warning.

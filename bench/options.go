@@ -60,7 +60,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	}
 	list(&opt.only, "only", "`contenders`, separated by commas; all, if empty")
 	list(&opt.rows, "workloads", "`workloads` or the beginnings of their names: bulk, bulk-up-1,\n"+
-		"echo, echo-64B-64, short, stalled, idle, idle-tls; all, if empty")
+		"echo, echo-64B-64, short, stalled, flood, flood-tls, idle, idle-tls; all, if empty")
 	fs.BoolVar(&opt.pinned, "pinned", false, "only the judged table: everything on one CPU")
 	fs.BoolVar(&opt.unpinned, "unpinned", false, "only the second table: all CPUs (with neither flag or both: both tables)")
 	fs.BoolVar(&opt.own, "namespace", true, "measure in a network namespace of our own, with cubic, where that is allowed")

@@ -22,6 +22,7 @@ const roleVariable = "BENCH_ROLE"
 
 const (
 	roleLoad    = "load"
+	roleFlood   = "flood"
 	roleLayered = "layered" // the load generator for TLS and WebSockets
 	roleBackend = "backend" // ADDRESS
 	roleIOCopy  = "io.Copy" // ADDRESS BACKEND...
@@ -37,6 +38,9 @@ func play(role string, args []string) error {
 			return err
 		}
 		return serveSteps(os.Stdin, os.Stdout, l.do)
+	case roleFlood:
+		keepQuiet()
+		return serveSteps(os.Stdin, os.Stdout, flood)
 	case roleLayered:
 		return serveSteps(os.Stdin, os.Stdout, new(layered).do)
 	case roleBackend:

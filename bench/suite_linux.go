@@ -260,14 +260,15 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 	switch {
 	case w.kind == idle && e.command == nil,
 		w.kind.layer() != "" && e.layered == nil,
-		w.kind.ofTokens() && e.token == nil:
+		w.kind.ofTokens() && e.token == nil,
+		w.kind == beside && e.flooded == nil:
 		return nil
 	}
 	cell := s.table.cell(w.key, e.name)
 	if cell.Failure != "" {
 		return nil
 	}
-	if e.instance == nil { // it failed before
+	if e.instance == nil && w.kind != beside { // it failed before
 		in, err := s.launch(e, e.command)
 		if err != nil {
 			cell.Failure = err.Error()
@@ -276,9 +277,12 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 		e.instance = in
 	}
 	var err error
-	if w.kind.rests() {
+	switch {
+	case w.kind.rests():
 		err = s.measureIdle(round, w, e)
-	} else {
+	case w.kind == beside:
+		err = s.measureFlood(round, w, e)
+	default:
 		e.awake()
 		if w.kind == stalled {
 			err = s.measureStalled(round, w, e)
@@ -292,7 +296,7 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 	}
 	if err != nil {
 		cell.Failure = err.Error()
-		if !w.kind.rests() && e.process != nil { // who knows what state it is in
+		if !w.kind.rests() && w.kind != beside && e.process != nil { // who knows what state it is in
 			e.process.kill()
 			e.instance = nil
 		}

@@ -70,6 +70,7 @@ func writeTable(out io.Writer, t *table, all []workload) {
 		}
 	}
 	writeStalled(out, t, verdicts)
+	writeFloods(out, t, all)
 	if len(work) > 0 {
 		fmt.Fprintf(out, "\nThroughput, best (median) of %d:\n\n", t.Rounds)
 		grid(out, "", work, t.Contenders, func(w workload, _ string, s *series) string {
@@ -77,7 +78,7 @@ func writeTable(out io.Writer, t *table, all []workload) {
 			return fmt.Sprintf("%s (%s)", perSecond(w, last(rates)), perSecond(w, median(rates)))
 		}, t)
 	}
-	if talking := ofKind(work, echo, short, byToken, badToken, stalled); len(talking) > 0 {
+	if talking := ofKind(work, echo, short, byToken, badToken, stalled, beside); len(talking) > 0 {
 		fmt.Fprintf(out, "\nLatency in µs, 50 / 99 / 99.9 %% of all rounds together:\n\n")
 		grid(out, "", talking, t.Contenders, func(w workload, _ string, s *series) string {
 			return fmt.Sprintf("%s / %s / %s", micros(s.P50), micros(s.P99), micros(s.P999))
@@ -166,6 +167,28 @@ func writeStalled(out io.Writer, t *table, verdicts map[bar]verdict) {
 		fmt.Fprintf(out, "\n%d stalled readers beside 100 busy tunnels: what these take, as a ratio to without, best to best:\n\n", stalledReaders)
 		writeGrid(out, lines)
 	}
+}
+
+// writeFloods writes what floods do to the latency of each contender.
+func writeFloods(out io.Writer, t *table, all []workload) {
+	floods := slices.DeleteFunc(ofKind(all, beside), func(w workload) bool { return w.key == withoutFlood })
+	var columns []string
+	for _, name := range t.Contenders {
+		if t.at(withoutFlood, name) != nil {
+			columns = append(columns, name)
+		}
+	}
+	if len(floods) == 0 || len(columns) == 0 {
+		return
+	}
+	fmt.Fprintf(out, "\n100 tunnels beside a flood, with equal limits: their p99, and as a ratio to that without the flood:\n\n")
+	grid(out, "", floods, columns, func(w workload, name string, s *series) string {
+		without := t.at(withoutFlood, name)
+		if without.P99 == 0 {
+			return "–"
+		}
+		return fmt.Sprintf("%s, %s", micros(s.P99), short2(float64(s.P99)/float64(without.P99)))
+	}, t)
 }
 
 // grid writes one figure of every workload and contender.

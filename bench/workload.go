@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -14,6 +15,7 @@ const (
 	echo     kind = "echo"      // each client has one message under way
 	short    kind = "short"     // connect, one echo, close; again
 	stalled  kind = "stalled"   // echo, beside readers that do not read
+	beside   kind = "flood"     // echo, beside a flood
 	byToken  kind = "token"     // short, opened by a token
 	badToken kind = "bad token" // connect, bring a token that does not open; again
 	idle     kind = "idle"      // many tunnels rest
@@ -53,12 +55,13 @@ type workload struct {
 }
 
 // Some workloads fill a second row: the idle ones with the same tunnels after a
-// burst went through each, stalled with the same tunnels without the stalled
-// readers.
+// burst went through each, stalled and floods with the same tunnels without what is
+// beside them.
 const (
 	afterBurst     = "-burst" // behind the workload's key
 	idleBurst      = "idle" + afterBurst
 	withoutStalled = "stalled-without"
+	withoutFlood   = "flood-without"
 )
 
 const (
@@ -86,6 +89,11 @@ func workloads(idleTunnels int) []workload {
 		{"token-bad", "refused: a forged token", badToken, shortClients, 64},
 		{"stalled", fmt.Sprintf("beside %d stalled readers", stalledReaders), stalled, 100, 64},
 	}
+	for _, flood := range []struct{ key, title string }{
+		{"lines", "bad lines"}, {"tokens", "forged tokens"}, {"tls", "ClientHellos"}, {"http", "HTTP without an address"}, {"silent", "silent connects"},
+	} {
+		list = append(list, workload{"flood-" + flood.key, "beside a flood of " + flood.title, beside, 100, 64})
+	}
 	tunnels := fmt.Sprintf(", %d tunnels", idleTunnels)
 	return append(list,
 		workload{"idle", "idle" + tunnels, idle, idleTunnels, 64},
@@ -99,6 +107,11 @@ func workloads(idleTunnels int) []workload {
 func rows(list []workload) []workload {
 	var all []workload
 	for _, w := range list {
+		if w.kind == beside && !slices.ContainsFunc(all, func(w workload) bool { return w.key == withoutFlood }) {
+			without := w
+			without.key, without.title = withoutFlood, "64 B echo, 100 tunnels, with limits"
+			all = append(all, without)
+		}
 		if w.kind == stalled {
 			without := w
 			without.key, without.title = withoutStalled, "64 B echo, 100 tunnels"

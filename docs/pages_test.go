@@ -126,8 +126,8 @@ func TestDocumentedCommandsUseRealFlagsAndVariables(t *testing.T) {
 		variables[s.env()] = true
 	}
 	command := regexp.MustCompile("(?m)(?:^|[/(`])gateway((?: +-[a-z][^ \\n|&)'`]*)+)")
-	variable := regexp.MustCompile(`\bGATEWAY_[A-Z_]+`)
-	assignment := regexp.MustCompile(`(?m)^(GATEWAY_[A-Z_]+)=(.*)$`)
+	variable := regexp.MustCompile(`\bGATEWAY_[A-Z_0-9]+`)
+	assignment := regexp.MustCompile(`(?m)^(GATEWAY_[A-Z_0-9]+)=(.*)$`)
 	for _, name := range append([]string{"deploy/gateway.service"}, documents...) {
 		text := strings.ReplaceAll(readText(t, name), "\\\n", " ")
 		for _, m := range command.FindAllStringSubmatch(text, -1) {

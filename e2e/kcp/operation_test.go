@@ -157,8 +157,8 @@ func TestASecondSIGTERMCutsKCPSessionsAtOnce(t *testing.T) {
 	p.Log.WaitLine(t, "refused", 1)
 	p.Signal(t, syscall.SIGTERM)
 	p.Log.WaitLine(t, "draining", 1)
+	p.SignalAgain(t, syscall.SIGTERM)
 	began := time.Now()
-	p.Signal(t, syscall.SIGTERM)
 	if code := p.Wait(t); code != harness.ExitOK {
 		t.Errorf("exit code %d", code)
 	}

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
@@ -343,4 +344,36 @@ func TestAFullGatewayIsNotReady(t *testing.T) {
 		return status == 200
 	})
 	p.End(t)
+}
+
+func TestThePageIsServedAndHearsOfWhatHappens(t *testing.T) {
+	t.Parallel()
+	p := harness.Start(t, "-admin=127.0.0.1:0", "-drain=0")
+	url := p.Log.WaitLine(t, "admin is on", 1)["url"].(string)
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || resp.StatusCode != 200 || !strings.Contains(string(body), "<html") ||
+		!strings.Contains(resp.Header.Get("Content-Security-Policy"), "default-src 'none'") {
+		t.Errorf("%s, %v, %.100s, %v", resp.Status, resp.Header, body, err)
+	}
+	resp, err = http.Get(url + "api/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	harness.OpenTunnel(t, p.Addr, harness.StartEcho(t))
+	events := bufio.NewScanner(resp.Body)
+	events.Buffer(nil, 1<<20)
+	seen := false
+	for !seen && events.Scan() {
+		seen = strings.Contains(events.Text(), `"active":1`)
+	}
+	if !seen {
+		t.Errorf("no event tells of the tunnel: %v", events.Err())
+	}
+	p.End(t) // does not wait for the stream
 }

@@ -649,3 +649,65 @@ func TestTheAdminInterfaceHasTheTunnelsThatMoved(t *testing.T) {
 	wait(t, a, "gateway_tunnels_active", 0)
 	u.EndMain(t)
 }
+
+// filtered copies the lines about connections of a log that grows, until it is told to
+// stop.
+func filtered(from *harness.Log) (to *harness.Log, stop func()) {
+	to = &harness.Log{}
+	at := 0
+	copyNew := func() {
+		text := from.String()
+		for {
+			line, _, whole := strings.Cut(text[at:], "\n")
+			if !whole {
+				return
+			}
+			at += len(line) + 1
+			for _, msg := range []string{`"msg":"tunnel"`, `"msg":"refused"`, `"msg":"request"`} {
+				if strings.Contains(line, msg) {
+					io.WriteString(to, line+"\n")
+				}
+			}
+		}
+	}
+	stopping := make(chan struct{})
+	var copying sync.WaitGroup
+	copying.Go(func() {
+		for {
+			copyNew()
+			select {
+			case <-stopping:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+	return to, func() { close(stopping); copying.Wait() }
+}
+
+func TestThousandsOfTunnelsLoseNothingDuringUpgrades(t *testing.T) {
+	harness.Long(t)
+	storm := harness.NewStorm(t, 1000, true)
+	u := harness.StartUpgradable(t, "-resolver="+storm.Resolver)
+	log, stop := filtered(&u.Log)
+	defer stop()
+	over := make(chan struct{})
+	var upgrading sync.WaitGroup
+	upgrades := 0
+	upgrading.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			case <-time.After(100 * time.Millisecond):
+				u.Upgrade(t)
+				upgrades++
+			}
+		}
+	})
+	storm.Run(t, u.Addr, log)
+	close(over)
+	upgrading.Wait()
+	t.Logf("%d upgrades", upgrades)
+	u.EndMain(t)
+}

@@ -45,6 +45,13 @@ func unproven(t *testing.T, trusting *tls.Config) []unprovenState {
 		{"a request without an address", plain("GET / HTTP/1.1\r\nHost: a\r\n\r\n")},
 		{"a WebSocket that says nothing", plain(upgrade)},
 		{"half a WebSocket message", plain(upgrade + "\x81\xfe\x02\x00\x00\x00\x00\x00" + half)},
+		{"the first byte of a frame", plain(upgrade + "\x82")},
+		{"a WebSocket that only pings", plain(upgrade + "\x89\x80\x00\x00\x00\x00")},
+		{"a WebSocket that announced a body", plain(strings.Replace(upgrade, "Host: a", "Host: a\r\nContent-Length: 100", 1))},
+		{"a request with half a body", plain("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + half)},
+		{"a request with half a chunk", plain("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n" + half)},
+		{"a request that waits for leave to send its body", plain("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n")},
+		{"half a token", plain("eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0.." + half)},
 		{"half a ClientHello", plain(string(hello[:len(hello)/2]))},
 		{"a ClientHello", plain(string(hello))},
 		{"a ClientHello and the header of a record", plain(string(hello) + "\x17\x03\x03\x40\x00" + strings.Repeat("x", 16000))},
@@ -52,6 +59,9 @@ func unproven(t *testing.T, trusting *tls.Config) []unprovenState {
 		{"half a line inside TLS", inTLS(half)},
 		{"a head but for its end inside TLS", inTLS(head)},
 		{"a WebSocket that says nothing inside TLS", inTLS(upgrade)},
+		{"half a length inside TLS", inTLS("\x00\x02")},
+		{"a request without an address inside TLS", inTLS("GET / HTTP/1.1\r\nHost: a\r\n\r\n")},
+		{"half a WebSocket message inside TLS", inTLS(upgrade + "\x81\xfe\x02\x00\x00\x00\x00\x00" + half)},
 		{"TLS and half a record", func(t *testing.T, c net.Conn) {
 			inTLS("")(t, c)
 			harness.Send(t, c, "\x17\x03\x03\x40\x00"+strings.Repeat("x", 16000))
@@ -64,6 +74,19 @@ type unprovenState struct {
 	enter func(*testing.T, net.Conn)
 }
 
+// behindProxies are the same for clients of trusted proxies.
+func behindProxies() []unprovenState {
+	return []unprovenState{
+		{"half a PROXY header", func(t *testing.T, c net.Conn) { harness.Send(t, c, "PROXY TCP4 192.0.2.1 ") }},
+		{"half a binary PROXY header", func(t *testing.T, c net.Conn) {
+			harness.Send(t, c, "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x01\x00"+strings.Repeat("x", 200))
+		}},
+		{"a PROXY header and nothing", func(t *testing.T, c net.Conn) {
+			harness.Send(t, c, "PROXY TCP4 192.0.2.1 198.51.100.7 4321 443\r\n")
+		}},
+	}
+}
+
 // TestTheDocumentsListEveryStateOfAnUnprovenClient holds the table of docs/operating.md,
 // whose bounds the tests below hold.
 func TestTheDocumentsListEveryStateOfAnUnprovenClient(t *testing.T) {
@@ -72,7 +95,7 @@ func TestTheDocumentsListEveryStateOfAnUnprovenClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, trusting := harness.TLSFiles(t)
-	for _, state := range unproven(t, trusting) {
+	for _, state := range append(unproven(t, trusting), behindProxies()...) {
 		most := mostLive
 		if strings.HasSuffix(state.name, " inside TLS") {
 			most = mostInTLS
@@ -154,6 +177,36 @@ func TestAnUnprovenClientCostsLittleWhateverItHasSent(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAnUnprovenClientOfAProxyCostsLittleAndIsGoneInTime(t *testing.T) {
+	const clients = 500
+	harness.BothWays(t, func(t *testing.T, way string) {
+		p := harness.Start(t, "-trusted-proxies=127.0.0.1", "-handshake-timeout=2s", "-max-pending=100000", harness.WithPprof, way)
+		for _, state := range behindProxies() {
+			t.Run(state.name, func(t *testing.T) {
+				for range 50 { // what is made once is made
+					state.enter(t, harness.Connect(t, p.Addr))
+				}
+				live := p.LiveMemory(t)
+				var all []net.Conn
+				for range clients {
+					c := harness.Connect(t, p.Addr)
+					state.enter(t, c)
+					all = append(all, c)
+				}
+				each := (p.LiveMemory(t) - live) / clients
+				if t.Logf("%d bytes live, each", each); each > mostLive && !harness.RaceEnabled {
+					t.Errorf("%d bytes live, each, want at most %d", each, mostLive)
+				}
+				for _, c := range all {
+					if _, err := io.Copy(io.Discard, c); os.IsTimeout(err) {
+						t.Fatal("it is still served")
+					}
+				}
+			})
+		}
+	})
 }
 
 func TestAnUnprovenClientIsGoneInTimeWhateverItHasSent(t *testing.T) {

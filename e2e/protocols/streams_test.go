@@ -427,7 +427,7 @@ func TestWebSocketsAreToldThatTheGatewayLeavesAtOnce(t *testing.T) {
 	}
 	p.Signal(t, syscall.SIGTERM)
 	p.Log.WaitLine(t, "draining", 1)
-	p.Signal(t, syscall.SIGTERM)
+	p.SignalAgain(t, syscall.SIGTERM)
 	for _, c := range open {
 		harness.ExpectAll(t, c, harness.Frame(harness.CloseFrame, closeGoingAway))
 		c.Close()

@@ -46,9 +46,12 @@ type Source interface {
 type Options struct {
 	// Token is what a client by TCP has to bring to change anything; empty: none may.
 	Token string
-	// Page serves "/", and Events what it listens to; nil: there is none.
-	Page, Events http.Handler
-	Metrics      *Metrics
+	// Page makes what serves "/", and what serves /api/events, to which that may
+	// listen; nil: there is neither. status tells how all is; ctx ends with the server.
+	Page    func(ctx context.Context, status func() Status) (page, events http.Handler)
+	Metrics *Metrics
+	// Bans, if it is not nil, are listed, added and lifted.
+	Bans Bans
 	// Log is told of every change, and who asked for it.
 	Log *slog.Logger
 }
@@ -67,8 +70,9 @@ const (
 // Those whom it serves have until the end of stop's ctx.
 func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Context)) {
 	s := &server{Options: o, source: withDescriptors{source}}
+	ctx, cancel := context.WithCancel(context.Background())
 	srv := &http.Server{
-		Handler:           s.routes(),
+		Handler:           s.routes(ctx),
 		ReadHeaderTimeout: headTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -79,7 +83,11 @@ func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Con
 		Protocols:         new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	return serveUntilStopped(srv, newLimited(ln))
+	end := serveUntilStopped(srv, newLimited(ln))
+	return func(ctx context.Context) {
+		cancel()
+		end(ctx)
+	}
 }
 
 // serveUntilStopped returns what stops a server. Its Shutdown would close connections
@@ -135,7 +143,7 @@ type server struct {
 	source Source
 }
 
-func (s *server) routes() http.Handler {
+func (s *server) routes(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
@@ -146,13 +154,18 @@ func (s *server) routes() http.Handler {
 		answer(w, http.StatusOK, s.source.Status())
 	})
 	mux.HandleFunc("GET /api/tunnels", s.tunnels)
-	for path, do := range map[string]change{
+	changes := map[string]change{
 		"/api/tunnels/cut": s.cut,
 		"/api/drain":       s.drain(true),
 		"/api/undrain":     s.drain(false),
 		"/api/log-level":   s.logLevel,
 		"/api/reload":      s.reload,
-	} {
+	}
+	if s.Bans != nil {
+		mux.HandleFunc("GET /api/bans", s.bans)
+		changes["/api/bans"], changes["/api/bans/lift"] = s.ban, s.lift
+	}
+	for path, do := range changes {
 		mux.HandleFunc("POST "+path, s.change(do))
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Allow", "POST")
@@ -163,10 +176,9 @@ func (s *server) routes() http.Handler {
 		fail(w, http.StatusNotFound, "there is no such path")
 	})
 	if s.Page != nil {
-		mux.Handle("/", onlyGET(s.Page))
-	}
-	if s.Events != nil {
-		mux.Handle("GET /api/events", unbounded(s.Events))
+		page, events := s.Page(ctx, s.source.Status)
+		mux.Handle("/", onlyGET(page))
+		mux.Handle("GET /api/events", unbounded(events))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -2,12 +2,16 @@ package admin
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -228,7 +232,9 @@ func TestMetricsHaveNamesByTheRules(t *testing.T) {
 }
 
 func TestAnswersAreNotCachedNorSniffed(t *testing.T) {
-	s := serveTCP(t, Options{Page: http.NotFoundHandler()})
+	s := serveTCP(t, Options{Page: func(context.Context, func() Status) (page, events http.Handler) {
+		return http.NotFoundHandler(), http.NotFoundHandler()
+	}})
 	for _, path := range []string{"/", "/metrics", "/api/tunnels", "/readyz"} {
 		resp, err := s.client.Get(s.base + path)
 		if err != nil {
@@ -305,4 +311,40 @@ func FuzzFilters(f *testing.F) {
 			t.Errorf("%q cuts everything", s)
 		}
 	})
+}
+
+func TestThePageAndItsEventsLastAsLongAsTheServer(t *testing.T) {
+	var life context.Context
+	s := serveTCP(t, Options{Page: func(ctx context.Context, status func() Status) (page, events http.Handler) {
+		life = ctx
+		page = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "%d tunnels, %v", status().Tunnels.Active, status().Limits.Descriptors.Limit > 0)
+		})
+		events = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "data: hello\n\n")
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		})
+		return page, events
+	}})
+	s.want(200, fmt.Sprintf("7 tunnels, %v", runtime.GOOS == "linux"), "GET", "/", "")
+	s.want(200, "7 tunnels", "GET", "/page.css", "")
+	s.want(405, "", "POST", "/", "")
+	s.want(404, "", "GET", "/api/none", "")
+	resp, err := s.client.Get(s.base + "/api/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	line, err := bufio.NewReader(resp.Body).ReadString('\n')
+	if line != "data: hello\n" || err != nil || life.Err() != nil {
+		t.Errorf("%q, %v, %v", line, err, life.Err())
+	}
+	s.stop()
+	if life.Err() == nil {
+		t.Error("the server has ended, and the page does not hear of it")
+	}
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("the stream of events ended as if it were whole")
+	}
 }

@@ -78,6 +78,7 @@ type served struct {
 	base    string
 	unix    bool
 	metrics *Metrics
+	stop    func()
 }
 
 // serveTCP and serveUnix serve a fake until the test ends.
@@ -115,9 +116,14 @@ func serve(t testing.TB, ln net.Listener, o Options) *served {
 		},
 	}}
 	stop := Serve(ln, s.fake, o)
+	s.stop = sync.OnceFunc(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // at once
+		stop(ctx)
+	})
 	t.Cleanup(func() {
 		s.client.CloseIdleConnections()
-		stop(t.Context())
+		s.stop()
 	})
 	return s
 }

@@ -211,3 +211,6 @@ type Use struct {
 	Used  int64 `json:"used"`
 	Limit int64 `json:"limit"`
 }
+
+// StatusOf is what /api/status tells of a Source.
+func StatusOf(s Source) Status { return withDescriptors{s}.Status() }

@@ -157,25 +157,30 @@ func (g *Group) Route() string { return g.key }
 // elsewhere. The target need not be one of the group's: that of a service may have
 // none yet. It is not counted if there are too many of those.
 func (g *Group) Join(a address.Address) Attempt {
-	l := g.list.Load()
-	s := l.server(a, 0)
-	if s == nil {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		l = g.list.Load()
-		if s = l.server(a, 0); s == nil {
-			if len(l.known) >= MaxTargets {
-				return Attempt{list: l}
-			}
-			s = &server{addr: a, hash: hashTarget(a, 0)}
-			more := *l
-			more.known = append(slices.Clone(l.known), s)
-			g.list.Store(&more)
-		}
+	attempt := Attempt{list: g.list.Load()}
+	if s := g.known(a); s != nil {
+		attempt.take(s, health(0))
 	}
-	attempt := Attempt{list: l}
-	attempt.take(s, health(0))
 	return attempt
+}
+
+// known returns the server with an address, which the group will know by it from here
+// on, or nil if there are too many that are none of its targets.
+func (g *Group) known(a address.Address) *server {
+	if s := g.list.Load().server(a, 0); s != nil {
+		return s
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.list.Load()
+	if s := l.server(a, 0); s != nil || len(l.known) >= MaxTargets {
+		return s
+	}
+	s := &server{addr: a, hash: hashTarget(a, 0)}
+	more := *l
+	more.known = append(slices.Clone(l.known), s)
+	g.list.Store(&more)
+	return s
 }
 
 // Len returns the number of targets.

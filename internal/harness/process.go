@@ -152,6 +152,15 @@ func (p *Process) Signal(t testing.TB, sig os.Signal) {
 	}
 }
 
+// SignalAgain sends a signal once that cannot be a former one delivered twice: that is
+// what it is taken for within a second.
+func (p *Process) SignalAgain(t testing.TB, sig os.Signal) {
+	t.Helper()
+	began := time.Now()
+	Eventually(t, "a second has passed", func() bool { return time.Since(began) > 1100*time.Millisecond })
+	p.Signal(t, sig)
+}
+
 // Wait waits for the process to end and returns its exit code.
 func (p *Process) Wait(t testing.TB) int {
 	t.Helper()

@@ -1,59 +1,83 @@
 // Package pending bounds how many clients are served before they have proven
 // anything. Where there is no room for another one, the oldest gives way: an
 // honest client proves itself within a round trip or two, and a flood of others
-// only displaces itself.
+// only displaces itself. An address has a share of the room, within which its own
+// oldest gives way, so that one address does not displace all others.
 package pending
 
-import "sync"
+import (
+	"net/netip"
+	"sync"
+)
 
 // Budget is a bound on pending clients. Its methods are safe for concurrent use.
 type Budget struct {
-	max int
+	max, share int
 
-	mu     sync.Mutex
-	n      int
-	oldest *Ticket
-	newest *Ticket
+	mu    sync.Mutex
+	all   line
+	lines map[netip.Addr]*line // of addresses that have clients here
 }
 
-// NewBudget returns a budget of max clients, at least one.
-func NewBudget(max int) *Budget { return &Budget{max: max} }
+// line is clients in the order in which they came. Each stands in two: in that of all
+// (0), and in that of its address (1), if it has one.
+type line struct {
+	n              int
+	oldest, newest *Ticket
+}
+
+// NewBudget returns a budget of max clients, at least one, of which an address has
+// share at most.
+func NewBudget(max, share int) *Budget {
+	return &Budget{max: max, share: share, lines: make(map[netip.Addr]*line)}
+}
 
 // Ticket is a client's place in a Budget. Its methods are safe for concurrent
 // use.
 type Ticket struct {
-	budget       *Budget
-	giveWay      func()
-	older, newer *Ticket
-	held         bool
-	gaveWay      bool
+	budget  *Budget
+	giveWay func()
+	addr    netip.Addr
+	next    [2]struct{ older, newer *Ticket }
+	held    bool
+	gaveWay bool
 }
 
 // Admit gives a place to a client until it is released. If the client becomes the
 // oldest of too many, giveWay is called, once, from the goroutine of whoever comes
-// then: it must not wait, nor call the Budget.
-func (b *Budget) Admit(giveWay func()) *Ticket {
+// then: it must not wait, nor call the Budget. The zero addr has no share.
+func (b *Budget) Admit(addr netip.Addr, giveWay func()) *Ticket {
 	t := &Ticket{budget: b, giveWay: giveWay, held: true}
 	b.mu.Lock()
-	var displaced *Ticket
-	if b.n >= b.max {
-		displaced = b.oldest
-		displaced.gaveWay = true
-		b.remove(displaced)
+	displaced := b.join(t, addr)
+	if displaced == nil && b.all.n >= b.max {
+		displaced = b.all.oldest
+		b.displace(displaced)
 	}
-	t.older = b.newest
-	if t.older != nil {
-		t.older.newer = t
-	} else {
-		b.oldest = t
-	}
-	b.newest = t
-	b.n++
+	b.all.add(0, t)
 	b.mu.Unlock()
 	if displaced != nil {
 		displaced.giveWay()
 	}
 	return t
+}
+
+// Of says whose client it is that was admitted without an address. Only the first
+// call counts.
+func (t *Ticket) Of(addr netip.Addr) {
+	if t == nil {
+		return
+	}
+	b := t.budget
+	b.mu.Lock()
+	var displaced *Ticket
+	if t.held && !t.addr.IsValid() {
+		displaced = b.join(t, addr)
+	}
+	b.mu.Unlock()
+	if displaced != nil {
+		displaced.giveWay()
+	}
 }
 
 // Release gives the place up: the client has proven itself, or is gone. Only the
@@ -80,21 +104,68 @@ func (t *Ticket) GaveWay() bool {
 func (b *Budget) Len() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.n
+	return b.all.n
 }
 
-// remove takes a ticket that is held out of the list. The lock is held.
+// join puts a ticket into the line of its address, and returns the one that gives way
+// there. The lock is held, as it is for all below.
+func (b *Budget) join(t *Ticket, addr netip.Addr) (displaced *Ticket) {
+	if !addr.IsValid() {
+		return nil
+	}
+	if l := b.lines[addr]; l != nil && l.n >= b.share {
+		displaced = l.oldest
+		b.displace(displaced)
+	}
+	l := b.lines[addr] // which the last to go takes away
+	if l == nil {
+		l = &line{}
+		b.lines[addr] = l
+	}
+	t.addr = addr
+	l.add(1, t)
+	return displaced
+}
+
+func (b *Budget) displace(t *Ticket) {
+	t.gaveWay = true
+	b.remove(t)
+}
+
+// remove takes a ticket that is held out of its lines.
 func (b *Budget) remove(t *Ticket) {
-	if t.older != nil {
-		t.older.newer = t.newer
-	} else {
-		b.oldest = t.newer
+	t.held = false
+	b.all.remove(0, t)
+	if t.addr.IsValid() {
+		l := b.lines[t.addr]
+		if l.remove(1, t); l.n == 0 {
+			delete(b.lines, t.addr)
+		}
 	}
-	if t.newer != nil {
-		t.newer.older = t.older
+}
+
+func (l *line) add(which int, t *Ticket) {
+	if t.next[which].older = l.newest; l.newest != nil {
+		l.newest.next[which].newer = t
 	} else {
-		b.newest = t.older
+		l.oldest = t
 	}
-	t.older, t.newer, t.held = nil, nil, false
-	b.n--
+	l.newest = t
+	l.n++
+}
+
+func (l *line) remove(which int, t *Ticket) {
+	at := &t.next[which]
+	if at.older != nil {
+		at.older.next[which].newer = at.newer
+	} else {
+		l.oldest = at.newer
+	}
+	if at.newer != nil {
+		at.newer.next[which].older = at.older
+	} else {
+		l.newest = at.older
+	}
+	at.older, at.newer = nil, nil
+	l.n--
 }

@@ -35,6 +35,7 @@ func (*Successor) Gone() <-chan struct{}                 { return nil }
 func (*Successor) Stops() <-chan struct{}                { return nil }
 func (*Successor) InOrder() bool                         { return false }
 func (*Successor) How(time.Duration) string              { return "" }
+func (*Successor) End() error                            { return ErrUnsupported }
 func (*Successor) Kill()                                 {}
 func (*Successor) Close()                                {}
 

@@ -292,6 +292,9 @@ func (s *Successor) How(patience time.Duration) string {
 	return s.how
 }
 
+// End has the process end in order (SIGTERM).
+func (s *Successor) End() error { return syscall.Kill(s.PID(), syscall.SIGTERM) }
+
 // Kill ends the process at once.
 func (s *Successor) Kill() { s.process.Kill() }
 

@@ -164,10 +164,18 @@ func (x *exchange) account() {
 func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	ws := isWebSocket(r.Header)
 	if x.conn.fixed != nil {
+		if x.asksHealth(r, ws) {
+			x.tellHealth(w)
+			return
+		}
 		x.serveFixed(w, r, ws)
 		return
 	}
 	sealed, from, err := findSealed(r.Header, r.URL.RawQuery, x.LineMax)
+	if err == nil && (from == nowhere || from == inIdentHeader) && x.asksHealth(r, ws) {
+		x.tellHealth(w)
+		return
+	}
 	switch {
 	case ws && from == inOriginHeader:
 		x.kind = "upgrade"
@@ -204,6 +212,25 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	default:
 		x.forward(w, r)
 	}
+}
+
+// asksHealth tells whether a request is for the server's own health.
+func (x *exchange) asksHealth(r *http.Request, ws bool) bool {
+	return x.HealthPath != "" && r.URL.Path == x.HealthPath && !ws && r.ContentLength == 0 &&
+		(r.Method == http.MethodGet || r.Method == http.MethodHead)
+}
+
+func (x *exchange) tellHealth(w http.ResponseWriter) {
+	x.kind = "health"
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	text := "ok\n"
+	if x.draining.Load() || x.Unhealthy != nil && x.Unhealthy() {
+		text = "draining\n"
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	io.WriteString(w, text)
 }
 
 // isRefused refuses a request that is wrong wherever it leads.

@@ -68,7 +68,7 @@ type Marker interface {
 
 // Exchange is the account of one request.
 type Exchange struct {
-	// Kind is "http"; "upgrade" for a request that the backend was to upgrade
+	// Kind is "http"; "health", see Options.HealthPath; "upgrade" for a request that the backend was to upgrade
 	// to a WebSocket; or "websocket" for one that was to end here.
 	Kind string
 	// Method is the request's, or "other" if it is none of RFC 9110 or PATCH.
@@ -125,6 +125,11 @@ type Options struct {
 	// backends close theirs. 0 is 4 s, since Node.js closes after 5 s; below 0
 	// no connection is kept.
 	BackendIdleTimeout time.Duration
+	// HealthPath, if it is not empty, is the path of requests for the server's own
+	// health, where they bring no sealed address: they are answered 200, or 503 if
+	// Unhealthy says so, or after Shutdown. Their Exchange is of the kind "health".
+	HealthPath string
+	Unhealthy  func() bool
 	// Readable tells, without waiting, whether a read from a connection would
 	// not block. It is asked before a kept connection to a backend is used: what
 	// can be read then is its end. Nil is never.
