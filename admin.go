@@ -483,6 +483,10 @@ func (o *overview) protocols(st *admin.Status) {
 	}
 	sortByText(st.DNS.Lookups)
 	st.DNS.StaleSeconds = g.resolver.Stale().Seconds()
+	if g.owner != nil {
+		r := g.owner.Stats()
+		st.Resume = admin.Resume{Tunnels: r.Tunnels, Detached: r.Detached, Memory: r.Memory, Resumed: r.Resumed}
+	}
 	st.KCP = admin.KCP{Listeners: []admin.KCPListener{}, Retransmitted: int64(kcp.Retransmitted())}
 	for _, by := range l.allEntrances() {
 		if by.kcp == nil {

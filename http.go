@@ -239,6 +239,8 @@ func (f *httpFront) ServeMarked(ctx context.Context, client *web.Conn, line, ear
 	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
 	u.preface = 0            // it went before the tunnel began
 	c.session.counted = true // as that tunnel
+	// The tunnel outlives the connection, and so has its place.
+	c.session.place, c.session.reserved = limit.Place{}, false
 	f.ledger.begin()
 	f.ledger.opened(&s, &u)
 	link := t.Begin(client, s.client, func() { client.Close() })
@@ -251,6 +253,7 @@ func (f *httpFront) ServeMarked(ctx context.Context, client *web.Conn, line, ear
 func (f *httpFront) resume(ctx context.Context, c *connection, client *web.Conn, r *resume.Request, early []byte) error {
 	s, u := c.session, upstream{}
 	s.form, s.accepted, s.done = handshake.WebSocket, time.Now(), false
+	s.place, s.reserved = limit.Place{}, false // as the connection's
 	peer, err := f.resumable.elsewhere(ctx, c.rules, &s, &u, c.session.local, r)
 	switch {
 	case err != nil:

@@ -398,12 +398,16 @@ func (l *ledger) ended(s *session, u *upstream, end relay.End) {
 	l.log.LogAttrs(context.Background(), slog.LevelInfo, "tunnel", attrs...)
 }
 
+// resumedStatus counts connections by which clients have come back to their tunnels. They
+// are told 200, and are no tunnels of their own.
+const resumedStatus = "resumed"
+
 // resumed tells of a client that goes on with its tunnel by another connection. It is
 // the end of this connection's account: the tunnel has one.
 func (l *ledger) resumed(s *session, id string, how owner.Resumed) {
 	defer l.done(s, &upstream{})
 	if !s.counted { // where it came by another gateway, that one has
-		l.became(s, handshake.OK)
+		l.became(s, resumedStatus)
 	}
 	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
 		return

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -386,4 +388,37 @@ func TestGatewaysAndClientsThatDoNotKnowOfResumingNoticeNothing(t *testing.T) {
 	raw := harness.Connect(t, old.Addr)
 	harness.Send(t, raw, "~1N - "+harness.Line(backend))
 	harness.ExpectAll(t, raw, "401")
+}
+
+func TestOperatorsSeeWhoIsAway(t *testing.T) {
+	g := harness.Start(t, "-resume=1", "-admin=127.0.0.1:0")
+	k := new(cutter)
+	c, _ := open(t, &tunnel.Dialer{Gateways: []string{k.listen(t, g.Addr)}}, harness.StartEcho(t))
+	harness.Echo(t, c, "x")
+	reconnect(t, c)
+	harness.Echo(t, c, "y")
+	k.cut()
+	g.Log.WaitLine(t, "admin is on", 1)
+	url := g.Log.Lines("admin is on")[0]["url"].(string)
+	var text string
+	harness.Eventually(t, "the tunnel is detached", func() bool {
+		r, err := http.Get(url + "metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		b, _ := io.ReadAll(r.Body)
+		text = string(b)
+		return strings.Contains(text, "\ngateway_resume_detached 1\n")
+	})
+	http.DefaultClient.CloseIdleConnections()
+	for _, want := range []string{
+		"\ngateway_resume_tunnels 1\n", "\ngateway_resumed_total 1\n", "\ngateway_tunnels_active 1\n", "\ngateway_tunnels_opened_total 1\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q", want)
+		}
+	}
+	k.up()
+	harness.Echo(t, c, "z")
 }

@@ -36,6 +36,7 @@ type Status struct {
 	TLS             TLS            `json:"tls"`
 	DNS             DNS            `json:"dns"`
 	KCP             KCP            `json:"kcp"`
+	Resume          Resume         `json:"resume"`
 	Reloads         []ReloadCount  `json:"reloads"`
 	LogDropped      int64          `json:"log_lines_dropped"`
 
@@ -156,6 +157,14 @@ type LookupCount struct {
 	Type   string `json:"type"`   // address or service
 	Result string `json:"result"` // ok, not_found or failed
 	Count  int64  `json:"count"`
+}
+
+// Resume is what there is to tell of resumable tunnels.
+type Resume struct {
+	Tunnels  int   `json:"tunnels"`
+	Detached int   `json:"detached"` // whose client is gone and may come back
+	Memory   int64 `json:"memory"`   // in bytes, of what is not acknowledged
+	Resumed  int64 `json:"resumed"`  // clients that came back
 }
 
 // KCP is what there is to tell of KCP.

@@ -54,7 +54,7 @@ var values = []value{
 				add(float64(l.Accepted), l.Name)
 			}
 		}, "listener"),
-	counter("gateway_connections_total", "Connections by what became of them. Status 200 is a tunnel, for HTTP that the last request was answered; any other a refusal, none one that nobody was there to read.",
+	counter("gateway_connections_total", "Connections by what became of them. Status 200 is a tunnel, resumed a client that came back to its own, for HTTP that the last request was answered; any other a refusal, none one that nobody was there to read.",
 		func(st *Status, add add) {
 			for _, c := range st.Connections {
 				add(float64(c.Count), c.Listener, c.Form, c.Status)
@@ -226,6 +226,15 @@ var values = []value{
 		}, "listener"),
 	counter("gateway_kcp_retransmitted_total", "KCP packets that were sent again, to clients and to backends.",
 		func(st *Status, add add) { add(float64(st.KCP.Retransmitted)) }),
+
+	gauge("gateway_resume_tunnels", "Resumable tunnels.",
+		func(st *Status, add add) { add(float64(st.Resume.Tunnels)) }),
+	gauge("gateway_resume_detached", "Those of them whose client is gone and may come back.",
+		func(st *Status, add add) { add(float64(st.Resume.Detached)) }),
+	gauge("gateway_resume_memory_bytes", "What resumable tunnels hold that is not acknowledged.",
+		func(st *Status, add add) { add(float64(st.Resume.Memory)) }),
+	counter("gateway_resumed_total", "Clients that came back to their tunnel.",
+		func(st *Status, add add) { add(float64(st.Resume.Resumed)) }),
 
 	counter("gateway_log_lines_dropped_total", "Lines of the log that were not written.",
 		func(st *Status, add add) { add(float64(st.LogDropped)) }),
