@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,10 +22,8 @@ import (
 
 // crew are the loops as those that accept see them.
 type crew struct {
-	all      []*acceptor
-	away     atomic.Int32 // connections that goroutines serve
-	maxConns int32        // that the descriptors suffice for
-	circles  circles
+	all     []*acceptor
+	circles circles
 
 	// EPOLLEXCLUSIVE wakes one loop for a connection, not all. Kernels before
 	// 4.5, and some that only look like Linux, refuse it.

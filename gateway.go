@@ -233,9 +233,7 @@ func (g *Gateway) serveTLS(c *connection, hello []byte) {
 // afresh goes on with a client in a new goroutine, since the stack of this one has
 // grown, and the client may rest for long.
 func (g *Gateway) afresh(c *connection, serve func()) {
-	done := g.loops.elsewhere()
 	go func() {
-		defer done()
 		defer g.survive(c)
 		serve()
 	}()

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,8 +47,7 @@ type handshakes struct {
 	// slowWay serves an accepted client that has sent received, waiting where
 	// need be. It owns the descriptor.
 	slowWay    func(fd int, r *rules, s session, received []byte)
-	away       *atomic.Int32 // connections that goroutines serve, of all loops
-	circles    *circles      // of all loops
+	circles    *circles // of all loops
 	localPorts localPorts
 	sockaddr   unix.RawSockaddrAny // scratch
 
@@ -224,13 +222,8 @@ func (l *handshakes) leave(t *tunnel, received []byte) {
 	fd, r, s := int(c.fd), t.rules, t.session
 	received = append([]byte(nil), received...)
 	c.fd = -1
-	away := l.away
-	away.Add(1)
 	l.release(t)
-	go func() {
-		defer away.Add(-1)
-		l.slowWay(fd, r, s, received)
-	}()
+	go l.slowWay(fd, r, s, received)
 }
 
 // dial begins to connect the backend.

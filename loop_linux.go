@@ -44,7 +44,7 @@ func newLoops(cfg *Config, l *ledger, slowWay func(fd int, r *rules, s session, 
 	}
 	ls := &loops{liveness: cfg.liveness()}
 	ls.crew.exclusive = unix.EPOLLEXCLUSIVE
-	ls.crew.maxConns, ls.pipes.Max = budget(descriptorLimit())
+	_, ls.pipes.Max = budget(descriptorLimit())
 	for range cfg.loopCount() {
 		l, err := newLoop(ls, cfg, l, slowWay)
 		if err != nil {
@@ -164,16 +164,6 @@ func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, early [
 		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}, Limit: relay.Drain})
 	}
 	return true
-}
-
-// elsewhere counts a tunnel that take has left to the caller among those that
-// have descriptors, until done is called.
-func (ls *loops) elsewhere() (done func()) {
-	if ls == nil {
-		return func() {}
-	}
-	ls.crew.away.Add(1)
-	return func() { ls.crew.away.Add(-1) }
 }
 
 // retime gives the loops the times and sizes of another configuration, for what
@@ -331,7 +321,7 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.slowWay = slowWay
 	l.meter.on = cfg.Admin != ""
 	l.firstBytes = ledger.times.firstByte
-	l.away, l.circles = &ls.crew.away, &ls.crew.circles
+	l.circles = &ls.crew.circles
 	l.waiting = pending.NewBudget(max(1, cfg.maxPending()/cfg.loopCount()), cfg.pendingShare(cfg.loopCount()))
 	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
 	l.dials.after = cfg.Timeout.Nanoseconds()

@@ -34,7 +34,6 @@ func (*loops) answer(context.Context) error                                { ret
 func (*loops) visit(context.Context, func(*session, *upstream, relay.Pulse) bool, func()) error {
 	return nil
 }
-func (*loops) elsewhere() func()                     { return func() {} }
 func (*loops) close()                                {}
 func (*loops) moved() (spliced, copied int64)        { return 0, 0 }
 func (*loops) movedFrom() (spliced, copied [2]int64) { return spliced, copied }

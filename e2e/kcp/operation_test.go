@@ -288,3 +288,48 @@ func TestDatagramsThatBeginNothingCostNoGoroutine(t *testing.T) {
 		t.Errorf("%d goroutines in place of %d", now.Goroutines, before.Goroutines)
 	}
 }
+
+// What limits turn away says nothing: KCP has no reset.
+func TestKCPClientsHaveTheSameLimits(t *testing.T) {
+	backend := harness.StartEcho(t)
+	silent := func(t *testing.T, p *kcpGateway) {
+		t.Helper()
+		s := dialKCP(t, p.kcp, kcpCode{})
+		harness.Send(t, s, harness.Line(backend))
+		s.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		if n, err := s.Read(make([]byte, 3)); n > 0 {
+			t.Errorf("%d bytes, %v; want nothing", n, err)
+		}
+	}
+	for _, c := range []struct{ flag, reason string }{
+		{"-deny-clients=127.0.0.1", "client_denied"}, {"-max-conns-per-ip=1", "conns_per_ip"}, {"-rate-per-ip=1/h", "rate_per_ip"},
+	} {
+		t.Run(c.flag, func(t *testing.T) {
+			p := startKCP(t, c.flag)
+			if c.reason != "client_denied" {
+				openKCP(t, p.kcp, backend)
+			}
+			silent(t, p)
+			if line := p.Log.WaitLine(t, "clients were turned away", 1); line[c.reason] == nil {
+				t.Errorf("the log says %v", line)
+			}
+			if lines := p.Log.Lines("refused"); len(lines) > 0 {
+				t.Errorf("the log has %v", lines)
+			}
+		})
+	}
+	t.Run("-max-conns", func(t *testing.T) {
+		p := startKCP(t, "-max-conns=1")
+		tunnel := harness.OpenTunnel(t, p.Addr, backend)
+		s := dialKCP(t, p.kcp, kcpCode{})
+		harness.Send(t, s, harness.Line(backend))
+		harness.Eventually(t, "it waits", func() bool { return len(p.Log.Lines("cannot accept, trying again")) > 0 })
+		tunnel.Close()
+		harness.Expect(t, s, "200")
+	})
+	t.Run("-kcp-max-sessions", func(t *testing.T) {
+		p := startKCP(t, "-kcp-max-sessions=1")
+		openKCP(t, p.kcp, backend)
+		silent(t, p)
+	})
+}

@@ -186,7 +186,7 @@ func TestRefusalsAreToldInOneLine(t *testing.T) {
 
 func TestSeatsAreTakenAndGivenBack(t *testing.T) {
 	var s Seats[string]
-	if !s.Take("a", 2) || !s.Take("a", 2) || s.Take("a", 2) || !s.Take("b", 1) || s.Taken("a") != 2 {
+	if !s.Take("a", 1) || !s.Take("a", 2) || s.Take("a", 2) || !s.Take("b", 1) || s.Taken("a") != 2 {
 		t.Error("not two of a and one of b")
 	}
 	s.Give("a")
