@@ -343,7 +343,9 @@ func TestABackendThatFailsIsSkippedByTheNextProcess(t *testing.T) {
 
 func TestTheNextProcessHoldsClientsToTheirLimits(t *testing.T) {
 	t.Parallel()
-	g := startLoops(t, 1, func(cfg *Config) { cfg.MaxTunnels = 1 })
+	g := startLoops(t, 1, func(cfg *Config) {
+		cfg.MaxTunnels, cfg.ConnsPerIP = 1, 100
+	})
 	to := another(t, g)
 	g.partner = to
 	banned := netip.MustParsePrefix("192.0.2.0/24")
