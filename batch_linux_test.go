@@ -232,7 +232,7 @@ func TestWhereIOURingIsRefusedTheLogSaysSoAndMessagesGoOneByOne(t *testing.T) {
 		{unix.SYS_IO_URING_ENTER, unix.EPERM, "io_uring_enter: operation not permitted"},
 	} {
 		t.Run(tt.want, func(t *testing.T) {
-			cmd := gatewayCommand(t, nil, "-secret="+testSecret, "-addr=127.0.0.1:0", "-pidfile=", "-log-format=json", "-loops=2")
+			cmd := gatewayCommand(t, nil, "-secret="+testSecret, "-addr=127.0.0.1:0", "-pidfile=", "-log-format=json", "-loops=2", "-io-uring=1")
 			var p *process
 			var err error
 			onThread(func() { // which the process inherits its filter from
