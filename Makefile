@@ -217,6 +217,7 @@ test-clients:
 	if [ -n "$$missing" ]; then \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
+	cd clients/go && $(GO) test -race -count=1 -timeout 900s ./...
 	NEED_KITS=1 $(GO) test -race -count=1 -timeout 900s ./clients/suite
 
 # Archives of a release for all platforms, with SHA256SUMS, the same for all who make them.
