@@ -83,9 +83,12 @@ func (r *Relay) RunAs(who any, client, backend net.Conn, early []byte) End {
 		t.cut(Shutdown)
 	}
 	t.close()
+	t.mu.Lock() // a client may still say that it is broken
 	t.end.Up, t.end.Down = t.up.moved.Load(), t.down.moved.Load()
+	end := t.end
+	t.mu.Unlock()
 	r.remove(t)
-	return t.end
+	return end
 }
 
 // Copied returns how many bytes tunnels have moved, in each direction. It never
