@@ -112,8 +112,9 @@ func stopped(pid int) bool {
 }
 
 // A listener that closes resets what waits in its queue.
+// Not in parallel with others: these take processors from a gateway that is to deal
+// with a whole queue at once.
 func TestWhatWaitsInTheQueueAtASignalIsServed(t *testing.T) {
-	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, way, "-drain=1h", "-timeout=20s")
 		backend := harness.StartEcho(t)
