@@ -403,7 +403,7 @@ func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, state func(name
 	}
 	defer from.Close()
 	from.Room = func(tunnels []handover.Tunnel) error {
-		if n, most := c.all[0].ledger.connections(); most > 0 && n+len(tunnels) > most {
+		if n, most := c.all[0].ledger.conns.Count(); most > 0 && n+len(tunnels) > most {
 			return errFull
 		}
 		return nil

@@ -511,6 +511,6 @@ func (o *overview) limits(st *admin.Status) {
 	})
 	use := func(used, limit int) admin.Use { return admin.Use{Used: int64(used), Limit: int64(limit)} }
 	st.Limits.Pipes = use(g.loops.pipeCount())
-	st.Limits.Connections = use(g.ledger.connections())
+	st.Limits.Connections = use(g.ledger.conns.Count())
 	st.Limits.Unproven = use(waiting, o.maxPending)
 }

@@ -363,7 +363,7 @@ func TestTheNextProcessHoldsClientsToTheirLimits(t *testing.T) {
 	if !to.ledger.bans.Banned(banned.Addr(), time.Now()) {
 		t.Error("a ban is forgotten")
 	}
-	if live, _ := to.ledger.connections(); live != 1 {
+	if live, _ := to.ledger.conns.Count(); live != 1 {
 		t.Errorf("%d connections are counted", live)
 	}
 	addr, err := address.Parse(backend)
@@ -375,7 +375,7 @@ func TestTheNextProcessHoldsClientsToTheirLimits(t *testing.T) {
 	}
 	finish(t, c)
 	eventually(t, "its seat is free", func() bool { return to.ledger.seats.Take(addr, 1) })
-	if live, _ := to.ledger.connections(); live != 0 || to.ledger.limiter.Conns(client) != 0 {
+	if live, _ := to.ledger.conns.Count(); live != 0 || to.ledger.limiter.Conns(client) != 0 {
 		t.Errorf("%d connections are counted, %d of the client", live, to.ledger.limiter.Conns(client))
 	}
 }

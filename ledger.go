@@ -46,13 +46,12 @@ type ledger struct {
 
 	limiter       *limit.Limiter // of clients of all listeners that have no own
 	bans          *limit.Bans
-	seats         seats        // of backends
-	away          *limit.Tally // clients that limits have turned away
-	lame          atomic.Bool  // clients should go elsewhere, by an operator's will
-	leaving       atomic.Bool  // the same, since the gateway is about to end
-	live          atomic.Int32 // connections, those being accepted included
-	most          atomic.Int32 // of them at a time; 0: any number
-	byDescriptors int32        // the most that the descriptors suffice for
+	seats         seats           // of backends
+	away          *limit.Tally    // clients that limits have turned away
+	lame          atomic.Bool     // clients should go elsewhere, by an operator's will
+	leaving       atomic.Bool     // the same, since the gateway is about to end
+	conns         limit.Occupancy // connections, those being accepted included
+	byDescriptors atomic.Int32    // the most that the descriptors suffice for
 
 	idPrefix string        // random, of this process
 	lastID   atomic.Uint64 // see name
@@ -81,15 +80,14 @@ var (
 // be at a time. The error is why there may be no other: then it is better off in
 // the listener's queue.
 func (l *ledger) reserve(by *entrance) error {
-	if most := l.most.Load(); l.live.Add(1) > most && most > 0 {
-		l.live.Add(-1)
-		if most == l.byDescriptors {
+	if !l.conns.Take() {
+		if _, most := l.conns.Count(); most == int(l.byDescriptors.Load()) {
 			return errFull
 		}
 		return errMaxConns
 	}
-	if most := by.most.Load(); by.live.Add(1) > most && most > 0 {
-		l.unreserve(by)
+	if !by.conns.Take() {
+		l.conns.Give()
 		return errListenerFull
 	}
 	return nil
@@ -97,22 +95,19 @@ func (l *ledger) reserve(by *entrance) error {
 
 // reserveBeyond is reserve for a connection that is there already.
 func (l *ledger) reserveBeyond(by *entrance) {
-	l.live.Add(1)
-	by.live.Add(1)
+	l.conns.Force()
+	by.conns.Force()
 }
-
-// connections returns how many there are, and how many there may be; 0: any number.
-func (l *ledger) connections() (n, most int) { return int(l.live.Load()), int(l.most.Load()) }
 
 // hold has clients to come held to the limits of a configuration. descriptors is for
 // how many connections they suffice, 0 for any number.
 func (l *ledger) hold(cfg *Config, descriptors int32) {
-	l.byDescriptors = descriptors
+	l.byDescriptors.Store(descriptors)
 	most := int32(cfg.MaxConns)
 	if most == 0 || descriptors > 0 && descriptors < most {
 		most = descriptors
 	}
-	l.most.Store(most)
+	l.conns.Bound(int(most))
 	l.bans.SetRule(cfg.Ban)
 	l.limiter.Set(cfg.limits())
 }
@@ -128,12 +123,12 @@ func (l *ledger) holdAll(list []listening) {
 			limiter := by.limiter.Load()
 			switch {
 			case e.own == nil:
-				by.most.Store(0)
+				by.conns.Bound(0)
 				by.limiter.Store(l.limiter)
 			case limiter == l.limiter:
 				l.holdApart(by, e.own)
 			default:
-				by.most.Store(int32(e.own.MaxConns))
+				by.conns.Bound(e.own.MaxConns)
 				limiter.Set(e.own.limits())
 			}
 		}
@@ -143,7 +138,7 @@ func (l *ledger) holdAll(list []listening) {
 // holdApart has clients of a listener to come held to limits of its own, and counts
 // them apart.
 func (l *ledger) holdApart(by *entrance, own *clientLimits) {
-	by.most.Store(int32(own.MaxConns))
+	by.conns.Bound(own.MaxConns)
 	limiter := limit.New(l.bans)
 	limiter.Set(own.limits())
 	by.limiter.Store(limiter)
@@ -154,21 +149,15 @@ func (l *ledger) unready() bool { return l.lame.Load() || l.leaving.Load() }
 
 // unreserve undoes reserve.
 func (l *ledger) unreserve(by *entrance) {
-	by.live.Add(-1)
-	l.live.Add(-1)
+	by.conns.Give()
+	l.conns.Give()
 }
 
 // full tells whether there may be no other connection.
-func (l *ledger) full() bool {
-	most := l.most.Load()
-	return most > 0 && l.live.Load() >= most
-}
+func (l *ledger) full() bool { return l.conns.Full() }
 
 // fullAt is full for a listener.
-func (l *ledger) fullAt(by *entrance) bool {
-	most := by.most.Load()
-	return l.full() || most > 0 && by.live.Load() >= most
-}
+func (l *ledger) fullAt(by *entrance) bool { return l.full() || by.conns.Full() }
 
 // begin counts a connection among those that are served, until done. It must
 // not be called once wait has returned.

@@ -223,7 +223,7 @@ func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 	t.Parallel()
 	certFile, keyFile, trusting := tlsFiles(t)
 	g := startConfigured(t, func(cfg *Config) { cfg.TLSCert, cfg.TLSKey = certFile, keyFile },
-		func(g *Gateway) { g.ledger.most.Store(2) })
+		func(g *Gateway) { g.ledger.conns.Bound(2) })
 
 	web := connect(t, g.addr)
 	send(t, web, "GET / HTTP/1.1\r\nHost: game.test\r\n\r\n")
@@ -237,7 +237,7 @@ func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 	for _, c := range []net.Conn{web, inside} {
 		c.Close()
 	}
-	eventually(t, "both are gone", func() bool { return g.ledger.live.Load() == 0 })
+	eventually(t, "both are gone", func() bool { n, _ := g.ledger.conns.Count(); return n == 0 })
 }
 
 func TestWithoutEPOLLEXCLUSIVEEveryLoopAccepts(t *testing.T) {

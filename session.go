@@ -50,8 +50,7 @@ type entrance struct {
 
 	at      string                        // its address in the settings; empty in tests
 	limiter atomic.Pointer[limit.Limiter] // of its clients; nil in tests: none
-	most    atomic.Int32                  // connections at a time; 0: any number
-	live    atomic.Int32                  // connections, those being accepted included
+	conns   limit.Occupancy               // connections, those being accepted included
 }
 
 // entranceName is the name of the listener by which a client came.
