@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -24,11 +25,15 @@ type network struct {
 	fd int // of the capture
 
 	mu   sync.Mutex
-	syns map[syn]bool
+	syns sent
 }
 
 // syn is a connection that somebody has begun to make.
 type syn struct{ from, to netip.AddrPort }
+
+// sent are connections that somebody has begun to make, and with which initial sequence
+// numbers: ports are used again, and a SYN may be sent again.
+type sent map[syn]map[uint32]bool
 
 // The addresses of this machine in the network, besides those of loopback.
 const (
@@ -90,7 +95,7 @@ func newNetwork(t *testing.T) *network {
 		must(rtnetlink(unix.RTM_NEWROUTE, unix.NLM_F_CREATE, route, attr(unix.RTA_OIF, index)))
 	}
 
-	n := &network{syns: make(map[syn]bool)}
+	n := &network{syns: make(sent)}
 	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in the network's order
 	n.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, all)
 	must(err)
@@ -194,6 +199,12 @@ func rtnetlink(kind, flags uint16, header []byte, attrs ...[]byte) error {
 	return nil
 }
 
+// isClients tells whether a connection is one of clients to the gateway. The kernel may
+// give the port of a client to the gateway as well, towards another address.
+func (s syn) isClients(gateway string, clients []string) bool {
+	return harness.PortOf(s.to.String()) == harness.PortOf(gateway) && slices.Contains(clients, s.from.String())
+}
+
 // watch notes each SYN that is sent, until packets is closed.
 func (n *network) watch(packets *os.File) {
 	buf := make([]byte, 128)
@@ -202,15 +213,18 @@ func (n *network) watch(packets *os.File) {
 		if err != nil {
 			return
 		}
-		s := parseSYN(buf[:got])
+		s, number := parseSYN(buf[:got])
 		n.mu.Lock()
-		n.syns[s] = true
+		if n.syns[s] == nil {
+			n.syns[s] = make(map[uint32]bool)
+		}
+		n.syns[s][number] = true
 		n.mu.Unlock()
 	}
 }
 
 // parseSYN reads a packet that onlySYNs has let pass.
-func parseSYN(b []byte) syn {
+func parseSYN(b []byte) (s syn, number uint32) {
 	from, to, tcp := netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:])), b[int(b[0]&15)*4:]
 	if b[0]>>4 == 6 {
 		from, to, tcp = netip.AddrFrom16([16]byte(b[8:])), netip.AddrFrom16([16]byte(b[24:])), b[40:]
@@ -218,25 +232,25 @@ func parseSYN(b []byte) syn {
 	return syn{
 		netip.AddrPortFrom(from, binary.BigEndian.Uint16(tcp)),
 		netip.AddrPortFrom(to, binary.BigEndian.Uint16(tcp[2:])),
-	}
+	}, binary.BigEndian.Uint32(tcp[4:])
 }
 
 // seen returns all SYNs since the last call, of which there may be several in
 // a connection. The capture is in order: once it has one that is sent now, it
 // has whatever was sent before.
-func (n *network) seen(t testing.TB) map[syn]bool {
+func (n *network) seen(t testing.TB) sent {
 	t.Helper()
 	marker := syn{to: netip.MustParseAddrPort("203.0.113.1:1")}
 	marker.from = knock(t, marker.to)
-	var found map[syn]bool
+	var found sent
 	harness.Eventually(t, "the capture sees a SYN", func() bool {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if !n.syns[marker] {
+		if n.syns[marker] == nil {
 			return false
 		}
 		delete(n.syns, marker)
-		found, n.syns = n.syns, make(map[syn]bool)
+		found, n.syns = n.syns, make(sent)
 		return true
 	})
 	return found

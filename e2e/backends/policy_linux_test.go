@@ -266,17 +266,17 @@ func checkPolicy(t *testing.T, n *network, args []string, all []try, named ...ne
 	if line := p.Log.WaitLine(t, "stopped", 1); line["denied"] != float64(wantDenied) {
 		t.Errorf("stopped with denied=%v, want %d", line["denied"], wantDenied)
 	}
-	checkSent(t, sent, clients, wantSent, harness.PortOf(echo), harness.PortOf(closed))
+	checkSent(t, sent, gateway, clients, wantSent, harness.PortOf(echo), harness.PortOf(closed))
 }
 
 // checkSent compares the SYNs of a gateway with those that it had to send.
 // clients are those of its clients. A name of this host may go to its ports
 // too.
-func checkSent(t *testing.T, sent map[syn]bool, clients []string, want map[netip.AddrPort]bool, localPorts ...string) {
+func checkSent(t *testing.T, sent sent, gateway string, clients []string, want map[netip.AddrPort]bool, localPorts ...string) {
 	t.Helper()
 	got := make(map[netip.AddrPort]bool)
 	for s := range sent {
-		if slices.Contains(clients, s.from.String()) {
+		if s.isClients(gateway, clients) {
 			continue
 		}
 		got[s.to] = true
