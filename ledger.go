@@ -44,14 +44,7 @@ type ledger struct {
 
 	tally
 
-	limiter       *limit.Limiter // of clients of all listeners that have no own
-	bans          *limit.Bans
-	seats         seats           // of backends
-	away          *limit.Tally    // clients that limits have turned away
-	lame          atomic.Bool     // clients should go elsewhere, by an operator's will
-	leaving       atomic.Bool     // the same, since the gateway is about to end
-	conns         limit.Occupancy // connections, those being accepted included
-	byDescriptors atomic.Int32    // the most that the descriptors suffice for
+	admission
 
 	idPrefix string        // random, of this process
 	lastID   atomic.Uint64 // see name
@@ -65,38 +58,8 @@ func newLedger(log *slog.Logger) *ledger {
 	bans := new(limit.Bans)
 	return &ledger{
 		log: log, tally: newTally(), idPrefix: strings.ToLower(rand.Text()[:12]), start: time.Now(),
-		bans: bans, limiter: limit.New(bans), away: limit.NewTally(log),
+		admission: admission{bans: bans, limiter: limit.New(bans), away: limit.NewTally(log)},
 	}
-}
-
-// errFull and the others are why accepting pauses.
-var (
-	errFull         = errors.New("as many connections as the limit of descriptors allows (ulimit -n)")
-	errMaxConns     = errors.New("as many connections as -max-conns allows")
-	errListenerFull = errors.New("as many connections as the max-conns of this listener allows")
-)
-
-// reserve counts a connection that is about to be accepted among those that there may
-// be at a time. The error is why there may be no other: then it is better off in
-// the listener's queue.
-func (l *ledger) reserve(by *entrance) error {
-	if !l.conns.Take() {
-		if _, most := l.conns.Count(); most == int(l.byDescriptors.Load()) {
-			return errFull
-		}
-		return errMaxConns
-	}
-	if !by.conns.Take() {
-		l.conns.Give()
-		return errListenerFull
-	}
-	return nil
-}
-
-// reserveBeyond is reserve for a connection that is there already.
-func (l *ledger) reserveBeyond(by *entrance) {
-	l.conns.Force()
-	by.conns.Force()
 }
 
 // hold has clients to come held to the limits of a configuration. descriptors is for
@@ -110,6 +73,15 @@ func (l *ledger) hold(cfg *Config, descriptors int32) {
 	l.conns.Bound(int(most))
 	l.bans.SetRule(cfg.Ban)
 	l.limiter.Set(cfg.limits())
+}
+
+// holdApart has clients of a listener to come held to limits of its own, and counts
+// them apart.
+func (l *ledger) holdApart(by *entrance, own *clientLimits) {
+	by.conns.Bound(own.MaxConns)
+	limiter := limit.New(l.bans)
+	limiter.Set(own.limits())
+	by.limiter.Store(limiter)
 }
 
 // holdAll has clients to come held to what listeners have of their own in a new
@@ -134,30 +106,6 @@ func (l *ledger) holdAll(list []listening) {
 		}
 	}
 }
-
-// holdApart has clients of a listener to come held to limits of its own, and counts
-// them apart.
-func (l *ledger) holdApart(by *entrance, own *clientLimits) {
-	by.conns.Bound(own.MaxConns)
-	limiter := limit.New(l.bans)
-	limiter.Set(own.limits())
-	by.limiter.Store(limiter)
-}
-
-// unready tells whether clients should go elsewhere; those that come are served.
-func (l *ledger) unready() bool { return l.lame.Load() || l.leaving.Load() }
-
-// unreserve undoes reserve.
-func (l *ledger) unreserve(by *entrance) {
-	by.conns.Give()
-	l.conns.Give()
-}
-
-// full tells whether there may be no other connection.
-func (l *ledger) full() bool { return l.conns.Full() }
-
-// fullAt is full for a listener.
-func (l *ledger) fullAt(by *entrance) bool { return l.full() || by.conns.Full() }
 
 // begin counts a connection among those that are served, until done. It must
 // not be called once wait has returned.

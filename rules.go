@@ -13,7 +13,6 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/balance"
 	"gateway/internal/handshake"
-	"gateway/internal/limit"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
 	"gateway/internal/resume"
@@ -385,9 +384,6 @@ type upstream struct {
 	preface int32           // bytes of ours that lead what the client sends
 	seat    *seat           // among the tunnels that its backend may have; nil: none
 }
-
-// seats count the tunnels of each backend.
-type seats = limit.Seats[address.Address]
 
 // seat is a tunnel's part in that.
 type seat struct {

@@ -53,6 +53,67 @@ type entrance struct {
 	conns   limit.Occupancy               // connections, those being accepted included
 }
 
+// seats count the tunnels of each backend.
+type seats = limit.Seats[address.Address]
+
+// admission says how many connections there may be at a time, and whose. It outlives any
+// configuration.
+type admission struct {
+	limiter       *limit.Limiter // of clients of all listeners that have no own
+	bans          *limit.Bans
+	seats         seats           // of backends
+	away          *limit.Tally    // clients that limits have turned away
+	lame          atomic.Bool     // clients should go elsewhere, by an operator's will
+	leaving       atomic.Bool     // the same, since the gateway is about to end
+	conns         limit.Occupancy // connections, those being accepted included
+	byDescriptors atomic.Int32    // the most that the descriptors suffice for
+}
+
+// errFull and the others are why accepting pauses.
+var (
+	errFull         = errors.New("as many connections as the limit of descriptors allows (ulimit -n)")
+	errMaxConns     = errors.New("as many connections as -max-conns allows")
+	errListenerFull = errors.New("as many connections as the max-conns of this listener allows")
+)
+
+// reserve counts a connection that is about to be accepted among those that there may
+// be at a time. The error is why there may be no other: then it is better off in
+// the listener's queue.
+func (a *admission) reserve(by *entrance) error {
+	if !a.conns.Take() {
+		if _, most := a.conns.Count(); most == int(a.byDescriptors.Load()) {
+			return errFull
+		}
+		return errMaxConns
+	}
+	if !by.conns.Take() {
+		a.conns.Give()
+		return errListenerFull
+	}
+	return nil
+}
+
+// reserveBeyond is reserve for a connection that is there already.
+func (a *admission) reserveBeyond(by *entrance) {
+	a.conns.Force()
+	by.conns.Force()
+}
+
+// unready tells whether clients should go elsewhere; those that come are served.
+func (a *admission) unready() bool { return a.lame.Load() || a.leaving.Load() }
+
+// unreserve undoes reserve.
+func (a *admission) unreserve(by *entrance) {
+	by.conns.Give()
+	a.conns.Give()
+}
+
+// full tells whether there may be no other connection.
+func (a *admission) full() bool { return a.conns.Full() }
+
+// fullAt is full for a listener.
+func (a *admission) fullAt(by *entrance) bool { return a.full() || by.conns.Full() }
+
 // entranceName is the name of the listener by which a client came.
 func (s *session) entranceName() string {
 	if s.entrance == nil { // in tests
