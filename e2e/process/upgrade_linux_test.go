@@ -38,6 +38,7 @@ func TestAnUpgradeReplacesTheProcessAndTunnelsGoOn(t *testing.T) {
 		harness.Finish(t, c)
 		harness.WaitGone(t, old) // not Wait: others have its standard error
 		u.EndMain(t)
+		u.Wait(t) // for the last that has the log
 		if n := len(u.Log.Lines("tunnel")); n != 4 {
 			t.Errorf("%d tunnels in the log, want 4", n)
 		}
