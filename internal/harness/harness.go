@@ -98,7 +98,9 @@ func Descriptors(pid int) int {
 // Eventually waits until cond holds, which what says in words.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(Patience); !cond(); time.Sleep(time.Millisecond) {
+	pause := 20 * time.Microsecond // many a test waits for thousands of things that take no longer
+	for deadline := time.Now().Add(Patience); !cond(); pause = min(2*pause, time.Millisecond) {
+		time.Sleep(pause)
 		if time.Now().After(deadline) {
 			t.Fatalf("not after %v: %s", Patience, what)
 		}
