@@ -6,44 +6,61 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AwaitBytes waits until at least want bytes can be read, the peer has finished,
-// the connection is broken, or its read deadline has passed. It reads nothing.
-// head gets a copy of the first bytes, and n says how many there are of them.
+// AwaitBytes waits until at least want bytes can be read, or it is known that they will
+// not come by waiting; how says why. It reads nothing. head gets a copy of the first bytes,
+// and n says how many there are of them.
 //
 // With SO_RCVLOWAT the kernel wakes nobody before that many bytes are there
-// (socket(7)), however they dribble in.
-func AwaitBytes(c syscall.RawConn, head []byte, want int) (n int) {
-	waited := false
+// (socket(7)), however they dribble in. It decides alone when that is, since it wakes also
+// when it can take no more (tcp_epollin_ready in net/ipv4/tcp.c): what is accounted for in
+// a receive buffer is memory and not bytes, and the last few of many small segments that
+// were joined may hold all of it. To wait for more then would be for ever.
+func AwaitBytes(c syscall.RawConn, head []byte, want int) (n int, how Awaited) {
+	low := false
+	how = Ended // a deadline, unless it is something else
 	c.Read(func(fd uintptr) bool {
-		if !waited && !ready(int(fd), want) {
-			waited = true
+		if !low && readable(int(fd)) < want {
+			low = true
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, want)
 		}
-		// More may have come before that.
-		return ready(int(fd), want)
+		events, over := poll(int(fd))
+		switch {
+		case readable(int(fd)) >= want:
+			how = Enough
+		case over || events&^unix.POLLIN != 0:
+			how = Ended
+		case events != 0:
+			how = Full
+		default:
+			return false
+		}
+		return true
 	})
 	c.Control(func(fd uintptr) {
-		if waited {
+		if low {
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1)
 		}
 		n, _, _ = unix.Recvfrom(int(fd), head, unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	})
-	return max(n, 0)
+	return max(n, 0), how
 }
 
-// ready tells whether want bytes can be read, or no more will come.
-func ready(fd, want int) bool {
+// readable returns how many bytes can be read; tcp(7), SIOCINQ.
+func readable(fd int) int {
 	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
-	return err != nil || n >= want || finished(fd)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
-// finished tells whether nothing more can come.
-func finished(fd int) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+// poll returns what the kernel says of a socket now; over, that it cannot be asked.
+func poll(fd int) (events int16, over bool) {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}
 	for {
-		n, err := unix.Poll(fds, 0)
+		_, err := unix.Poll(fds, 0)
 		if err != unix.EINTR {
-			return err != nil || n > 0
+			return fds[0].Revents, err != nil
 		}
 	}
 }

@@ -5,4 +5,4 @@ package sockopt
 import "syscall"
 
 // AwaitBytes does not wait, and tells that nothing is known.
-func AwaitBytes(c syscall.RawConn, head []byte, want int) (n int) { return 0 }
+func AwaitBytes(c syscall.RawConn, head []byte, want int) (n int, how Awaited) { return 0, Ended }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"net"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 
@@ -24,6 +25,10 @@ const (
 	// maxHandshake bounds what a client sends behind its first ClientHello before
 	// the handshake is done, in bytes: a second one, and its Finished.
 	maxHandshake = 16 << 10
+
+	// takeSize is how much is taken out of the kernel at a time that has no room for a
+	// whole record.
+	takeSize = 512
 )
 
 // ErrHandshakeTooLong is a handshake that takes more bytes than any needs.
@@ -101,21 +106,58 @@ func (g *Gate) read(b []byte) (int, error) {
 
 // awaitRecord waits until all of a record is here or in the kernel, or it is known
 // that none will come, and returns how many bytes may be read: at least one, since
-// a read tells why there are none.
+// a read tells why there are none. What the kernel has no room to join with the rest is
+// read already.
 func (g *Gate) awaitRecord() int {
-	var header [headerSize]byte
-	n := copy(header[:], g.early)
-	if n < headerSize {
-		if n += sockopt.AwaitBytes(g.raw, header[n:], headerSize-n); n < headerSize {
+	for {
+		var header [headerSize]byte
+		n := copy(header[:], g.early)
+		how := sockopt.Enough
+		if n < headerSize {
+			var more int
+			more, how = sockopt.AwaitBytes(g.raw, header[n:], headerSize-n)
+			n += more
+		}
+		size := headerSize
+		if n == headerSize {
+			if size += int(header[3])<<8 + int(header[4]); size > headerSize+maxRecord {
+				return headerSize // crypto/tls refuses it by its header
+			}
+			how = sockopt.Enough
+			if missing := size - len(g.early); missing > 0 {
+				_, how = sockopt.AwaitBytes(g.raw, nil, missing)
+			}
+		}
+		switch {
+		case how == sockopt.Full:
+			if !g.take(size - len(g.early)) {
+				return max(len(g.early), 1)
+			}
+		case n < headerSize:
 			return max(n, 1)
+		default:
+			return size
 		}
 	}
-	size := headerSize + int(header[3])<<8 + int(header[4])
-	if size > headerSize+maxRecord {
-		return headerSize // crypto/tls refuses it by its header
+}
+
+// take reads some of the next most bytes, which are in the kernel. It reports false where
+// a read is to tell why there are none.
+func (g *Gate) take(most int) bool {
+	if g.bound {
+		most = min(most, g.quota)
 	}
-	if missing := size - len(g.early); missing > 0 {
-		sockopt.AwaitBytes(g.raw, nil, missing)
+	if most == 0 {
+		return false
 	}
-	return size
+	held := len(g.early)
+	early := slices.Grow(g.early, min(most, takeSize))
+	n, err := g.Conn.Read(early[held : held+min(most, takeSize)])
+	if n > 0 {
+		g.early = early[:held+n]
+		if g.bound {
+			g.quota -= n
+		}
+	}
+	return n > 0 && err == nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,4 +139,34 @@ func TestAHandshakeMayNotTakeBytesForEver(t *testing.T) {
 		t.Errorf("%d bytes, %v", n, err)
 	}
 	client.Close()
+}
+
+// What the kernel accounts for is memory: the last bytes of many small segments, which it
+// has joined, may take all of a receive buffer, and the rest of their record has no room.
+func TestARecordWithoutRoomInTheKernelIsReadNevertheless(t *testing.T) {
+	for _, size := range []int{0, 1, 17, 18, 19, 40} {
+		client, server := pair(t)
+		g := NewGate(server, nil)
+		g.HandshakeDone()
+		record := append([]byte{0x17, 3, 3, 0, byte(size)}, bytes.Repeat([]byte{'x'}, size)...)
+		stream := bytes.Repeat(record, 1+200<<10/len(record))
+		var written atomic.Int64
+		go func() {
+			for rest := stream; len(rest) > 0; rest = rest[min(len(rest), len(record)):] { // a segment each
+				client.Write(rest[:min(len(rest), len(record))])
+				written.Add(1)
+			}
+		}()
+		for before := int64(-1); written.Load() != before; time.Sleep(5 * time.Millisecond) {
+			before = written.Load() // until there is no room for more
+		}
+		for got := 0; got < len(stream); {
+			b := make([]byte, 512)
+			n, err := g.Read(b)
+			if err != nil || !bytes.Equal(b[:n], stream[got:got+n]) {
+				t.Fatalf("records of %d bytes: after %d of %d bytes %q, %v", size, got, len(stream), b[:n], err)
+			}
+			got += n
+		}
+	}
 }
