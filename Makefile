@@ -11,20 +11,28 @@
 # make test-peers
 #              has nginx and HAProxy read what the gateway tells backends
 # make test-browser
-#              drives the page of clients/web in a headless Chromium
+#              drives the page of clients/web, and the TypeScript kit, in a headless Chromium
 # make test-issuing
 #              runs the programs of docs/issuing.md, in every language
 # make test-alerts
 #              runs the tests of deploy/prometheus by promtool
+# make test-ask
+#              runs the services of deploy/ask over etcd and Redis
 # make test-manifests
 #              validates deploy/kubernetes, and deploy/consul where Consul is there
 # make test-clients
 #              runs the client kits in every language
+# make test-packages
+#              installs, starts, upgrades and removes the packages; reads the manual page
+# make test-image
+#              builds the image and runs it (Linux, as root)
 # make dist    fills dist/ with the archives of a release
+# make packages
+#              puts a deb and an rpm for each architecture beside them
 # make bench   compares the gateway with HAProxy, nginx and others (Linux; see
 #              bench/README.md); make bench-peers installs those
 GO          ?= go
-VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+VERSION     ?= $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev/null || echo dev)
 COMMIT      ?= $(shell git rev-parse HEAD 2>/dev/null)
 LDFLAGS     := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 PREFIX      ?= /usr/local
@@ -32,14 +40,22 @@ FUZZTIME    ?= 30s
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Has the schemas of Kubernetes inside.
 KUBECTL_VALIDATE := sigs.k8s.io/kubectl-validate@v0.0.4
+# The newest that Go 1.26 builds.
+KUSTOMIZE   := sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
 # go test with a word on what passes, when it passes.
 PROGRESS    := $(CURDIR)/bin/progress $(GO) test -json
 # Of all tests of a package. On a busy machine the 10 minutes of go test are few.
 TIMEOUT     ?= 30m
+# Tests of a package side by side: most of them wait most of the time.
+PARALLEL    ?= 6
+# Packages that take longest, which begin first: nobody waits for them in the end. The two
+# with the most stalled readers are apart: together they use up the kernel's memory for
+# TCP (tcp_mem), under whose pressure it drops what it likes.
+LONGEST     := ./e2e/process ./clients/suite ./internal/kcp ./e2e/backends . ./e2e/roaming ./e2e/protocols ./e2e/kcp
 # The packages that test how bytes are relayed.
-RELAYING    := . ./e2e/process ./e2e/protocols
+RELAYING    := ./e2e/process ./e2e/protocols ./e2e/roaming .
 # Folders with a go.mod.
-MODULES     := . bench clients/go
+MODULES     := . bench clients/go deploy/ask/go
 PLATFORMS   := linux/amd64 linux/arm64 linux/386 darwin/arm64 freebsd/amd64 windows/amd64
 
 .PHONY: all gateway demo demo-roaming demo-upgrade test quick unit cross fuzz lint bench bench-peers progress install clean test-bench test-deps test-peers test-browser test-issuing test-manifests test-alerts
@@ -61,22 +77,23 @@ demo-upgrade: gateway
 test: unit cross demo demo-upgrade
 
 # -count=1: what the tests ask the kernel and openssl is not in Go's cache key. The
-# gateway that many of them drive is built once for all.
+# gateway that many of them drive is built once for all. What another target tests is
+# left to that.
 unit: progress
 	$(GO) build -race -o bin/gateway-race .
-	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
+	LEAVE_TO_TARGETS=1 TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -vet=off -race -count=1 -parallel $(PARALLEL) -timeout $(TIMEOUT) $(LONGEST) ./...
 
 # The tests of how bytes are relayed, once more with -io-uring=0 for all of them.
 test-epoll: progress
 	$(GO) build -race -o bin/gateway-race .
-	TEST_IO_URING=0 TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) $(RELAYING)
+	TEST_IO_URING=0 TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-race $(PROGRESS) -race -count=1 -parallel $(PARALLEL) -timeout $(TIMEOUT) $(RELAYING)
 
 # What go test knows to have passed before is not run again. -short leaves out what
 # storms and waits, and of the ways to relay all but two.
 quick: progress
 	$(GO) vet ./...
 	$(GO) build -o bin/gateway-quick .
-	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-quick $(PROGRESS) -vet=off -short -timeout $(TIMEOUT) ./...
+	TEST_GATEWAY_BINARY=$(CURDIR)/bin/gateway-quick $(PROGRESS) -vet=off -short -parallel $(PARALLEL) -timeout $(TIMEOUT) $(LONGEST) ./...
 
 test-bench: progress
 	cd bench && $(PROGRESS) -race -count=1 -timeout $(TIMEOUT) ./...
@@ -155,20 +172,37 @@ test-alerts:
 		apt-get update && dir=$$(mktemp -d) && chmod 755 $$dir && cd $$dir && apt-get download prometheus && \
 		dpkg -x prometheus_*.deb . && install -m 755 usr/bin/promtool $(PREFIX)/bin/promtool; rm -rf $$dir; \
 	}
-	NEED_PROMTOOL=1 $(GO) test -count=1 -run Alert ./deploy
+	NEED_PROMTOOL=1 $(GO) test -count=1 -run 'Alert|Autoscaler' ./deploy
 
-# The page in clients/web, in a browser from the packages of Debian and its
-# relatives.
-AXE_CACHE   ?= $(HOME)/.cache/gateway-test
-AXE         ?= $(AXE_CACHE)/node_modules/axe-core/axe.min.js
+# The services of deploy/ask over real stores, from the packages of Debian and its
+# relatives, which must not start servers of their own.
+.PHONY: test-ask
+test-ask:
+	@for c in etcd:etcd-server redis-server:redis-server python3:python3; do \
+		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y --no-install-recommends $$missing; \
+		for p in $$missing; do systemctl disable --now $${p%-server} $$p 2>/dev/null || true; done; \
+	fi
+	cd deploy/ask/go && $(GO) vet ./...
+	NEED_ASK=1 $(GO) test -race -count=1 -timeout 300s -run ServicesOfAsk ./deploy
+
+# The page in clients/web, and the kit in clients/typescript, in a browser from the
+# packages of Debian and its relatives.
+NPM_CACHE   ?= $(HOME)/.cache/gateway-test
+AXE         ?= $(NPM_CACHE)/node_modules/axe-core/axe.min.js
 test-browser:
-	@command -v chromium >/dev/null || { \
-		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; \
-	}
+	@for c in chromium:chromium tsc:node-typescript; do \
+		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
+	fi
 	NEED_BROWSER=1 $(GO) test -race -count=1 -timeout 120s ./clients/web
 	@[ -e "$(AXE)" ] || { \
 		command -v npm >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends npm; }; \
-		npm install --no-save --prefix "$(AXE_CACHE)" axe-core@4; \
+		npm install --no-save --prefix "$(NPM_CACHE)" axe-core@4; \
 	}
 	NEED_BROWSER=1 AXE="$(AXE)" $(GO) test -race -count=1 -timeout 120s ./internal/admin/page
 
@@ -191,11 +225,16 @@ test-issuing:
 	fi
 	NEED_RUNTIMES=1 $(GO) test -race -count=1 -timeout 300s -run Issuing ./docs
 
-# The manifests by the schemas of the Kubernetes that they need. The tool takes
-# minutes to build, once. Consul comes from nowhere but its vendor; where it is
+# The manifests by the schemas of the Kubernetes that they need: as they are, and as
+# kustomize builds them with each overlay. The tools take minutes to build, once. Consul comes from nowhere but its vendor; where it is
 # installed it judges its definitions, and the demo runs with it.
 test-manifests: gateway
-	$(GO) run $(KUBECTL_VALIDATE) --version 1.30 deploy/kubernetes
+	@set -e; dir=bin/overlays; rm -rf $$dir; mkdir -p $$dir/example $$dir/autoscaling; \
+	sed 's|\.\./kubernetes$$|../../../deploy/kubernetes|' deploy/kubernetes-example/kustomization.yaml >$$dir/example/kustomization.yaml; \
+	echo example >$$dir/example/secret; \
+	printf '%s\n' 'resources: [../../../deploy/kubernetes]' 'components: [../../../deploy/kubernetes/autoscaling]' >$$dir/autoscaling/kustomization.yaml; \
+	for o in example autoscaling; do $(GO) run $(KUSTOMIZE) build $$dir/$$o >$$dir/$$o.yaml; done; \
+	$(GO) run $(KUBECTL_VALIDATE) --version 1.30 deploy/kubernetes/gateway.yaml deploy/kubernetes/game.yaml $$dir/example.yaml $$dir/autoscaling.yaml
 	@if command -v consul >/dev/null; then \
 		set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
 		cp deploy/consul/gateway.json deploy/consul/dns.json "$$dir"; \
@@ -206,24 +245,53 @@ test-manifests: gateway
 		echo "no consul here: deploy/consul is not validated"; \
 	fi
 
-# The client kits, in the languages that Debian and its relatives have packages for.
+# The client kits, in the languages that Debian and its relatives have packages for. The
+# KCP of C++ takes ikcp.c, of which npm has a copy.
+IKCP        ?= $(NPM_CACHE)/kcp/node_modules/node-kcp/src/kcp
 .PHONY: test-clients
 test-clients:
 	@for c in node:nodejs tsc:node-typescript g++:g++ mcs:mono-mcs mono:mono-runtime javac:default-jdk-headless \
-		lua5.1:lua5.1 lua5.4:lua5.4 luajit:luajit python3:python3; do \
+		lua5.1:lua5.1 lua5.4:lua5.4 luajit:luajit python3:python3 godot3-server:godot3-server; do \
 		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
 	done; \
 	[ -e /usr/share/lua/5.4/socket.lua ] || missing="$$missing lua-socket"; \
+	[ -e "$(IKCP)" ] || command -v npm >/dev/null || missing="$$missing npm"; \
 	if [ -n "$$missing" ]; then \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
+	@[ -e "$(IKCP)" ] || npm install --no-save --ignore-scripts --prefix "$(NPM_CACHE)/kcp" node-kcp@1.0.13
 	cd clients/go && $(GO) test -race -count=1 -timeout 900s ./...
-	NEED_KITS=1 $(GO) test -race -count=1 -timeout 900s ./clients/suite
+	NEED_KITS=1 IKCP="$(IKCP)" $(GO) test -race -count=1 -timeout 900s ./clients/suite
+
+# The files of deploy/package by the tools that read them, from the packages of Debian
+# and its relatives.
+.PHONY: test-image
+test-image:
+	@command -v buildah >/dev/null || { \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends buildah; \
+	}
+	NEED_IMAGE=1 $(GO) test -count=1 -timeout 300s -run 'Image|Dockerfile|Compose' ./deploy
+
+.PHONY: test-packages
+test-packages:
+	@for c in mandoc:mandoc zsh:zsh fish:fish rpm:rpm unshare:util-linux; do \
+		command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
+	fi
+	NEED_PACKAGES=1 $(GO) test -count=1 -timeout 900s -run Package ./deploy
 
 # Archives of a release for all platforms, with SHA256SUMS, the same for all who make them.
 .PHONY: dist
 dist:
 	sh deploy/dist.sh dist '$(VERSION)' '$(or $(COMMIT),HEAD)' $(PLATFORMS)
+
+# The same for all who make them, too.
+PACKAGE_ARCHS := amd64 arm64
+.PHONY: packages
+packages:
+	sh deploy/packages.sh dist '$(VERSION)' '$(or $(COMMIT),HEAD)' $(PACKAGE_ARCHS)
 
 clean:
 	rm -rf gateway bin dist

@@ -1,18 +1,16 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"gateway/internal/handover"
+	"gateway/internal/listen"
+	"gateway/internal/relay"
 	"gateway/internal/sockopt"
 	"gateway/internal/sys"
 )
@@ -22,8 +20,7 @@ import (
 
 // crew are the loops as those that accept see them.
 type crew struct {
-	all     []*acceptor
-	circles circles
+	all []*acceptor
 
 	// EPOLLEXCLUSIVE wakes one loop for a connection, not all. Kernels before
 	// 4.5, and some that only look like Linux, refuse it.
@@ -60,7 +57,7 @@ type sharedListener struct {
 	paused   bool          // out of descriptors, or full
 	full     bool          // as many connections as there may be: that is why
 	resumeAt int64
-	pace     backoff
+	pace     listen.Backoff
 }
 
 // fullPause is the longest pause of accepting where there are as many connections as
@@ -81,13 +78,13 @@ func (l *acceptor) listen(fd int, by *entrance, rules func() *rules) {
 
 func (l *acceptor) registerListener(i int) {
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | l.crew.exclusive, Fd: listenerEvent, Pad: int32(i)}
-	err := unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev)
+	err := l.reactor.Control(unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev)
 	if err == unix.EINVAL && l.crew.exclusive != 0 {
 		l.crew.inclusive.Do(func() {
 			l.log.Warn("no EPOLLEXCLUSIVE here: every loop wakes for every connection", "err", err)
 		})
 		ev.Events = unix.EPOLLIN
-		err = unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev)
+		err = l.reactor.Control(unix.EPOLL_CTL_ADD, l.listeners[i].fd, &ev)
 	}
 	if err != nil {
 		l.pause(l.listeners[i], err)
@@ -99,8 +96,8 @@ func (l *acceptor) registerListener(i int) {
 // registration goes first: the kernel wakes one who waits for a connection, and has
 // this loop been the one, then nobody else knows of what it does not take.
 func (l *acceptor) unlisten(fd int) {
-	l.reactor.tick()
-	unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, fd, nil)
+	l.reactor.Tick()
+	l.reactor.Control(unix.EPOLL_CTL_DEL, fd, nil)
 	for _, sl := range l.listeners {
 		if sl.fd != fd {
 			continue
@@ -109,7 +106,7 @@ func (l *acceptor) unlisten(fd int) {
 			sl.paused = false
 			l.pausedListeners--
 		}
-		acceptQueue(func() bool { return l.accept(sl) })
+		listen.DrainQueue(func() bool { return l.accept(sl) })
 		if sl.paused {
 			sl.paused = false
 			l.pausedListeners--
@@ -120,20 +117,20 @@ func (l *acceptor) unlisten(fd int) {
 
 // pause stops accepting for a while: out of descriptors most of the time.
 func (l *acceptor) pause(sl *sharedListener, err error) {
-	l.circles.breakUp(&l.tunnels)
-	delay := sl.pace.next()
+	l.breakCircle()
+	delay := sl.pace.Next()
 	l.ledger.warnCannotAccept(err, delay)
-	unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, sl.fd, nil)
+	l.reactor.Control(unix.EPOLL_CTL_DEL, sl.fd, nil)
 	if !sl.paused {
 		l.pausedListeners++
 	}
 	sl.full = false
-	sl.paused, sl.resumeAt = true, l.reactor.now+delay.Nanoseconds()
+	sl.paused, sl.resumeAt = true, l.reactor.Now+delay.Nanoseconds()
 }
 
 func (l *acceptor) resumeListeners() {
 	for i, sl := range l.listeners {
-		if sl.paused && (l.reactor.now >= sl.resumeAt || sl.full && !l.ledger.fullAt(sl.entrance)) {
+		if sl.paused && (l.reactor.Now >= sl.resumeAt || sl.full && !l.ledger.fullAt(sl.entrance)) {
 			sl.paused = false
 			l.pausedListeners--
 			l.registerListener(i)
@@ -146,10 +143,15 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	if sl.fd < 0 {
 		return false // an event of before unlisten
 	}
-	if err := l.ledger.reserve(sl.entrance); err != nil {
-		l.reactor.tick()
+	err := l.ledger.reserve(sl.entrance)
+	if err != nil {
+		l.ledger.makeRoom(l.waiting)
+		err = l.ledger.reserve(sl.entrance)
+	}
+	if err != nil {
+		l.reactor.Tick()
 		l.pause(sl, err)
-		sl.full, sl.resumeAt = true, min(sl.resumeAt, l.reactor.now+fullPause)
+		sl.full, sl.resumeAt = true, min(sl.resumeAt, l.reactor.Now+fullPause)
 		return false
 	}
 	fd, err := sys.Accept(sl.fd, &l.sockaddr)
@@ -163,11 +165,11 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	case unix.EINTR, unix.ECONNABORTED:
 		return true
 	default:
-		l.reactor.tick()
+		l.reactor.Tick()
 		l.pause(sl, err)
 		return false
 	}
-	sl.pace.reset()
+	sl.pace.Reset()
 	l.ledger.begin()
 	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.entrance)
 	return true
@@ -252,178 +254,77 @@ func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
 	to.load.Add(1)
 	if to == l {
 		l.begin(fd, r, peer, by)
-	} else if !to.reactor.post(func() { to.begin(fd, r, peer, by) }) {
+	} else if !to.reactor.Post(func() { to.begin(fd, r, peer, by) }) {
 		unix.Close(fd)
 		s, u := session{entrance: by, reserved: true}, upstream{}
 		l.ledger.done(&s, &u)
 	}
 }
 
-// dupConn is dup for what is TCP.
+// dupConn is dup for what is a socket.
 func dupConn(c net.Conn) (int, error) {
-	tcp, ok := c.(*net.TCPConn)
-	if !ok {
-		return -1, errors.ErrUnsupported
+	switch c := c.(type) {
+	case *net.TCPConn:
+		return sockopt.Dup(c)
+	case *net.UnixConn: // see loops.pair
+		return sockopt.Dup(c)
 	}
-	return sockopt.Dup(tcp)
+	return -1, errors.ErrUnsupported
 }
 
-const (
-	// maxPipes bounds all pipes of the process, and with them the memory that
-	// stalled readers can pin: maxPipes × 1 MiB. Beyond it, tunnels copy. Where
-	// descriptors are few there may be less; see budget.
-	maxPipes = 256
-	// maxIdlePipes bounds the pipes that wait for their next use: half of what
-	// pipe-user-pages-soft lets an unprivileged user have by default.
-	maxIdlePipes = 32
-)
+// maxIdlePipes bounds the pipes that wait for their next use: half of what
+// pipe-user-pages-soft lets an unprivileged user have by default.
+const maxIdlePipes = 32
 
-// budget divides the descriptors that a process may have: two for each
-// connection, two for each pipe, and some put by for everything else. Few
-// descriptors mean few pipes: a tunnel can do without, and not a client.
-func budget(limit uint64) (conns, pipes int32) {
-	const putBy = 128
-	n := int32(min(limit, 1<<30))
-	pipes = min(maxPipes, n/8)
-	return max(16, (n-putBy)/2-pipes), pipes
+// Two gateways that forward to each other by mistake pass a client on and on,
+// until one of them is full. Then the last connection stands in the queue of a
+// listener that does not accept, and nothing ever ends; or the client leaves, and
+// its end never catches up with a beginning that runs before it. Where PROXY
+// headers of version 2 go with connections, hops are counted (maxHops). Else a
+// circle shows by this: a gateway is full of tunnels that it forwards, that come
+// from the host to which they lead, and through which never a byte came back.
+
+// circleShare is the part of a loop's connections that have to look like a
+// circle before they are taken for one: one in so many. A backend's own host
+// may be a client too, and some wait for an answer at any time.
+const circleShare = 4
+
+// breakCircle ends the tunnels of a circle, if the loop has one. It is for a gateway that
+// is full. What it resets here comes apart
+// everywhere, and what is passed on meanwhile is refused.
+func (l *acceptor) breakCircle() {
+	var found []*tunnel
+	var host netip.Addr
+	for _, t := range l.slots {
+		if from, ok := isCircular(t); ok {
+			found, host = append(found, t), from
+		}
+	}
+	if len(found) == 0 || len(found) < int(l.load.Load())/circleShare {
+		return
+	}
+	l.ledger.circles.broken(host)
+	l.log.Warn("full of tunnels that end nowhere, cutting them: does the backend forward to this gateway?",
+		"tunnels", len(found), "backend", found[0].upstream.backend.String())
+	for _, t := range found {
+		l.current = t
+		t.end.Note(relay.Gateway, relay.Failure)
+		l.reset(t)
+	}
+	l.current = nil
 }
 
-// connBudget returns for how many connections the descriptors suffice.
-func connBudget() int32 {
-	conns, _ := budget(descriptorLimit())
-	return conns
-}
-
-// descriptorLimit returns how many descriptors this process may have.
-func descriptorLimit() uint64 {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return unix.RLIM_INFINITY
+// isCircular tells whether a tunnel looks like a part of a circle, and which host
+// it comes from and leads to.
+func isCircular(t *tunnel) (host netip.Addr, ok bool) {
+	down := &t.flows[backendSide]
+	if t.state != stateOpen || t.session.forward == nil || down.moved > 0 || down.holds() {
+		return host, false
 	}
-	return limit.Cur
-}
-
-// Connections also come from another process, with all that they have been so far, and
-// go to one.
-
-const (
-	// handoverPatience is how long the other process may take for an answer.
-	handoverPatience = 5 * time.Second
-	// handoverPause is the longest pause before it is looked whether there is more
-	// to hand over: handshakes end, and the slow way brings tunnels.
-	handoverPause = 200 * time.Millisecond
-)
-
-// handOver gives the tunnels of all loops to another process, those that are open
-// and those that will be, until ctx ends or the other process does. It owns the
-// stream. state is what the other process has to know before, by names. told gets to
-// know how many tunnels there were in the first go.
-func (c *crew) handOver(ctx context.Context, conn *net.UnixConn, state map[string][]byte, told func(tunnels int, took time.Duration)) error {
-	to, err := handover.NewSender(conn, handoverPatience)
-	if err != nil {
-		conn.Close()
-		return err
+	var from, to unix.RawSockaddrAny
+	if sys.Getpeername(t.sockets[clientSide].fd, &from) != nil || sys.Getpeername(t.sockets[backendSide].fd, &to) != nil {
+		return host, false
 	}
-	defer to.Close()
-	for name, text := range state {
-		if err := to.State(name, text); err != nil {
-			return err
-		}
-	}
-	began := time.Now()
-	for pause := time.Millisecond; ; pause = min(2*pause, handoverPause) {
-		moved, err := c.handOverNow(ctx, to)
-		if err == nil {
-			err = to.Idle()
-		}
-		if told != nil {
-			told(moved, time.Since(began))
-			told = nil
-		}
-		if moved > 0 {
-			pause = time.Millisecond
-		}
-		if err != nil && !errors.Is(err, handover.ErrBusy) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
-	}
-}
-
-// handOverNow gives those tunnels away that are open now, and returns how many.
-func (c *crew) handOverNow(ctx context.Context, to *handover.Sender) (moved int, err error) {
-	for _, l := range c.all {
-		if l.load.Load() == 0 {
-			continue
-		}
-		for slot, more := 0, true; more && ctx.Err() == nil; {
-			p := &parcel{}
-			l.do(func() { slot, more = l.yield(p, slot) })
-			if len(p.tunnels) == 0 {
-				continue
-			}
-			if err := to.Send(p.states); err != nil {
-				for len(p.tunnels) > 0 { // a panic costs one
-					l.do(func() { l.resume(p) })
-				}
-				return moved, err
-			}
-			moved += len(p.tunnels)
-			for len(p.tunnels) > 0 {
-				l.do(func() { l.depart(p) })
-			}
-		}
-	}
-	return moved, nil
-}
-
-// do runs f in the loop's thread and waits for it. A loop with frozen tunnels does
-// not end.
-func (l *acceptor) do(f func()) {
-	done := make(chan struct{})
-	if l.reactor.post(func() { defer close(done); f() }) {
-		<-done
-	}
-}
-
-// takeOver adopts the tunnels of another process, until that sends no more, and returns
-// how many. It owns the stream, whose read deadline ends it. state gets what the other
-// process lets know; idle is told when that has no more for now, and when it has.
-func (c *crew) takeOver(conn *net.UnixConn, rules func() *rules, state func(name string, text []byte), idle func(bool)) (taken int, err error) {
-	from, err := handover.NewReceiver(conn)
-	if err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
-			err = nil // it has none, or has ended
-		}
-		return 0, err
-	}
-	defer from.Close()
-	from.Room = func(tunnels []handover.Tunnel) error {
-		if n, most := c.all[0].ledger.conns.Count(); most > 0 && n+len(tunnels) > most {
-			return errFull
-		}
-		return nil
-	}
-	from.State, from.Idle = state, idle
-	for {
-		tunnels, err := from.Next()
-		switch {
-		case err == io.EOF, errors.Is(err, os.ErrDeadlineExceeded):
-			return taken, nil
-		case err != nil:
-			return taken, err
-		}
-		taken += len(tunnels)
-		to, r := c.idlest(), rules()
-		to.load.Add(int32(len(tunnels)))
-		for i := range tunnels {
-			to.ledger.begin()
-			// No loop ends before this does, see Gateway.stop.
-			to.reactor.post(func() { to.adoptLive(&tunnels[i], r) })
-		}
-	}
+	host = sys.AddrPort(&from).Addr()
+	return host, host == sys.AddrPort(&to).Addr()
 }

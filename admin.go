@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,7 +24,9 @@ import (
 	"gateway/internal/handshake"
 	"gateway/internal/kcp"
 	"gateway/internal/limit"
+	"gateway/internal/listen"
 	"gateway/internal/relay"
+	"gateway/internal/resolve"
 	"gateway/internal/token"
 )
 
@@ -42,6 +44,8 @@ type overview struct {
 	dropped    func() int64 // lines of the log
 
 	started atomic.Bool // all is up
+	pages   admin.Pages
+	copied  count.Rising // bytes upwards
 }
 
 // build is what the program was built from.
@@ -74,15 +78,39 @@ func servePage(ctx context.Context, status func() admin.Status) (http.Handler, h
 
 // reloaded is told of another configuration.
 func (o *overview) reloaded(cfg *Config) {
-	if o != nil {
-		o.files.Store(&files{cfg.certificate, cfg.tokens})
+	if o == nil {
+		return
 	}
+	next := &files{certificate: cfg.certificate, tokens: cfg.tokens}
+	if old := o.files.Load(); old != nil {
+		next.certificates, next.tokenKeys = old.reloads()
+	}
+	o.files.Store(next)
 }
 
 // files are what files of the settings hold, and tell of themselves.
 type files struct {
 	certificate *certificate.Reloader // nil: no TLS
 	tokens      *token.Keys           // nil: no tokens
+
+	certificates, tokenKeys fileReloads // by what was in their place before
+}
+
+// fileReloads are how many changes of a file were taken up, and how many could not be.
+type fileReloads struct{ ok, failed int64 }
+
+// reloads returns those since the start.
+func (f *files) reloads() (certificates, tokenKeys fileReloads) {
+	certificates, tokenKeys = f.certificates, f.tokenKeys
+	if f.certificate != nil {
+		ok, failed := f.certificate.Reloads()
+		certificates.ok, certificates.failed = certificates.ok+ok, certificates.failed+failed
+	}
+	if f.tokens != nil {
+		ok, failed := f.tokens.Reloads()
+		tokenKeys.ok, tokenKeys.failed = tokenKeys.ok+ok, tokenKeys.failed+failed
+	}
+	return certificates, tokenKeys
 }
 
 // Reload is for admin.Source.
@@ -96,7 +124,7 @@ func (o *overview) ready() {
 }
 
 // Alive is for admin.Source.
-func (o *overview) Alive(ctx context.Context) error { return o.gateway.loops.answer(ctx) }
+func (o *overview) Alive(ctx context.Context) error { return o.gateway.engine.answer(ctx) }
 
 // Unready is for admin.Source.
 func (o *overview) Unready() string {
@@ -154,28 +182,35 @@ func (o *overview) visit(ctx context.Context, look func(*session, *upstream, rel
 		return ok && look(j.session, j.upstream, p)
 	})
 	between()
-	return o.gateway.loops.visit(ctx, look, between)
+	return o.gateway.engine.visit(ctx, look, between)
 }
 
 // filter is an admin.Filter in the gateway's words.
 type filter struct {
 	admin.Filter
-	number uint64 // of the only tunnel; 0: any
+	number uint64 // of f.ID, if it is a name that this process makes
 }
 
-// newFilter reports false if there is no such tunnel.
-func (o *overview) newFilter(f admin.Filter) (filter, bool) {
-	if f.ID == "" {
-		return filter{f, 0}, true
+func (o *overview) newFilter(f admin.Filter) filter {
+	number, _ := o.gateway.ledger.number(f.ID)
+	return filter{f, number}
+}
+
+// isNamed tells whether a tunnel has the name that is asked for; see account.id.
+func (f *filter) isNamed(s *session, u *upstream) bool {
+	switch {
+	case f.ID == "":
+		return true
+	case u.id != "":
+		return f.ID == u.id
 	}
-	number, ok := o.gateway.ledger.number(f.ID)
-	return filter{f, number}, ok
+	return f.number != 0 && f.number == s.number
 }
 
 // matches tells whether a tunnel is meant.
 func (f *filter) matches(s *session, u *upstream) bool {
 	switch {
-	case f.number != 0 && f.number != s.number,
+	case !f.isNamed(s, u),
 		f.Client.IsValid() && !f.Client.Contains(s.client.Addr()),
 		f.Listener != "" && f.Listener != s.entranceName():
 		return false
@@ -191,6 +226,7 @@ func (f *filter) matches(s *session, u *upstream) bool {
 // and a pulse, since there may be many.
 type liveTunnel struct {
 	number      uint64
+	id          string // see upstream.id
 	client      netip.AddrPort
 	accepted    time.Time
 	by          *entrance
@@ -205,7 +241,7 @@ type liveTunnel struct {
 
 func newLiveTunnel(s *session, u *upstream, p relay.Pulse) liveTunnel {
 	return liveTunnel{
-		number: s.number, client: s.client, accepted: s.accepted, by: s.entrance,
+		number: s.number, id: u.id, client: s.client, accepted: s.accepted, by: s.entrance,
 		backend: u.backend, dialed: u.dialed,
 		up: max(0, p.Up-int64(u.preface)), down: p.Down, idle: p.Idle,
 		form: s.form, secure: s.secure, kcp: s.kcp, halfClosed: p.HalfClosed,
@@ -219,14 +255,14 @@ func (o *overview) Tunnels(ctx context.Context, q admin.Query, yield func(*admin
 	after := uint64(0)
 	if q.After != "" {
 		var ok bool
-		if after, ok = o.gateway.ledger.number(q.After); !ok {
+		if after, ok = o.pages.Number(q.After); !ok {
+			after, ok = o.gateway.ledger.number(q.After)
+		}
+		if !ok {
 			return false, admin.ErrUnknownID
 		}
 	}
-	f, ok := o.newFilter(q.Filter)
-	if !ok {
-		return false, nil
-	}
+	f := o.newFilter(q.Filter)
 	seen := make([]liveTunnel, 0, 256) // in this portion
 	var list []liveTunnel
 	byNumber := func(a, b liveTunnel) int { return cmp.Compare(a.number, b.number) }
@@ -253,6 +289,9 @@ func (o *overview) Tunnels(ctx context.Context, q admin.Query, yield func(*admin
 	slices.SortFunc(list, byNumber)
 	if more = len(list) > q.Limit; more {
 		list = list[:q.Limit]
+		if last := &list[q.Limit-1]; last.id != "" { // which does not tell the number
+			o.pages.End(last.id, last.number)
+		}
 	}
 	var t admin.Tunnel
 	for i := range list {
@@ -266,7 +305,7 @@ func (o *overview) Tunnels(ctx context.Context, q admin.Query, yield func(*admin
 func (o *overview) describe(l *liveTunnel, t *admin.Tunnel) {
 	as := session{entrance: l.by, form: l.form, secure: l.secure, kcp: l.kcp}
 	*t = admin.Tunnel{
-		ID:       o.gateway.ledger.name(l.number),
+		ID:       o.gateway.ledger.id(&session{number: l.number}, &upstream{id: l.id}),
 		Client:   l.client.String(),
 		Backend:  l.backend.String(),
 		Listener: as.entranceName(),
@@ -293,10 +332,7 @@ func (o *overview) Cut(ctx context.Context, what admin.Filter) (n int, err error
 	if what.Zero() {
 		return 0, errNothingMeant
 	}
-	f, ok := o.newFilter(what)
-	if !ok {
-		return 0, nil
-	}
+	f := o.newFilter(what)
 	err = o.visit(ctx, func(s *session, u *upstream, _ relay.Pulse) bool {
 		if !f.matches(s, u) {
 			return false
@@ -308,55 +344,60 @@ func (o *overview) Cut(ctx context.Context, what admin.Filter) (n int, err error
 }
 
 // Status is for admin.Source. What is never more than something else is read before
-// it: tunnels that have ended before those that were opened, and so on.
+// it: tunnels that have ended before those that were opened, and so on. So all that was
+// accepted is at any time among what Pending is the rest of.
 func (o *overview) Status() admin.Status {
 	g, l := o.gateway, o.gateway.ledger
 	st := admin.Status{
 		Time: time.Now().UTC(), Started: o.began.UTC(), PID: os.Getpid(),
 		Version: o.build.version, Commit: o.build.commit, Go: runtime.Version(),
-		LogLevel: levelText(o.level.Level()),
+		LogLevel: strings.ToLower(o.level.Level().String()),
 		Draining: l.unready() || g.isStopping(), LogDropped: o.dropped(),
 	}
 	st.Reason = o.Unready()
 	st.Ready = st.Reason == ""
 
-	moved := l.moved.Load()
 	var ended int64
-	st.Tunnels.Ended = gather(l.ends, func(e ending, n int64) admin.EndCount {
+	st.Tunnels.Ended = admin.Counts(l.ends.All(), func(e ending, n int64) admin.EndCount {
 		ended += n
 		return admin.EndCount{By: e.By.String(), How: e.How.String(), Limit: e.limit.String(), Count: n}
 	})
-	st.Refusals = gather(l.refusals, countReason)
+	st.Tunnels.Moved = l.moved.Load()
+	st.Refusals = admin.Counts(l.refusals.All(), countReason)
+	for _, r := range st.Refusals {
+		st.Pending -= r.Count
+	}
 	outcomes := make(map[admin.ConnectionCount]int64)
 	for k, n := range l.outcomes.All() {
-		if k.status == handshake.OK && k.form != handshake.HTTP {
+		switch {
+		case k.form == handshake.HTTP && !k.kcp, k.status == resumedStatus:
+			st.Pending -= n
+		case k.status == handshake.OK:
 			st.Tunnels.Opened += n
-		}
+			st.Pending -= n
+		} // and any other is among the refusals, or is about to be
 		as := session{entrance: k.by, form: k.form, secure: k.secure, kcp: k.kcp}
 		outcomes[admin.ConnectionCount{Listener: as.entranceName(), Form: as.via(), Status: cmp.Or(string(k.status), "none")}] += n
-		st.Pending -= n
 	}
-	st.Connections = []admin.ConnectionCount{}
-	for c, n := range outcomes {
+	st.Connections = admin.Counts(maps.All(outcomes), func(c admin.ConnectionCount, n int64) admin.ConnectionCount {
 		c.Count = n
-		st.Connections = append(st.Connections, c)
-	}
-	sortByText(st.Connections)
-	st.Tunnels.Active = max(0, st.Tunnels.Opened+moved-ended)
+		return c
+	})
+	st.Tunnels.Active = st.Tunnels.Opened + st.Tunnels.Moved - ended
 	st.Listeners = []admin.Listener{}
 	for _, by := range l.allEntrances() {
 		n := by.accepted.Load()
 		st.Accepted += n
-		st.Listeners = append(st.Listeners, admin.Listener{Name: by.name, Forward: targetText(by.forward), Accepted: n})
+		st.Listeners = append(st.Listeners, admin.Listener{Name: by.name, Forward: listen.TargetText(by.forward), Accepted: n})
 	}
 	st.Pending += st.Accepted
 	st.Recent = o.recent()
 
-	st.Requests = gather(l.requests, func(a answered, n int64) admin.RequestCount {
+	st.Requests = admin.Counts(l.requests.All(), func(a answered, n int64) admin.RequestCount {
 		return admin.RequestCount{Kind: a.kind, Status: a.status, Count: n}
 	})
-	st.RequestRefusals = gather(l.requestRefusals, countReason)
-	st.Dials = gather(l.dials, func(k dialResult, n int64) admin.DialCount {
+	st.RequestRefusals = admin.Counts(l.requestRefusals.All(), countReason)
+	st.Dials = admin.Counts(l.dials.All(), func(k dialResult, n int64) admin.DialCount {
 		return admin.DialCount{Result: k.result, Attempt: k.attempt, Count: n}
 	})
 	st.Backends = o.backends()
@@ -368,21 +409,6 @@ func (o *overview) Status() admin.Status {
 
 func countReason(reason string, n int64) admin.ReasonCount {
 	return admin.ReasonCount{Reason: reason, Count: n}
-}
-
-// gather makes a sorted list of what was counted.
-func gather[K comparable, C any](set *count.Set[K], make func(K, int64) C) []C {
-	list := []C{}
-	for k, n := range set.All() {
-		list = append(list, make(k, n))
-	}
-	sortByText(list)
-	return list
-}
-
-// sortByText sorts counters by the texts in them, which come before the count.
-func sortByText[C any](list []C) {
-	slices.SortFunc(list, func(a, b C) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 }
 
 // recent returns the latest refusals, the newest first.
@@ -402,13 +428,14 @@ func (o *overview) recent() []admin.Refusal {
 }
 
 // bytes returns what was moved. What the gateway itself tells backends was moved too,
-// but not for a client.
+// but not for a client: that is taken off when a tunnel begins, and moved a little later,
+// so for a moment there may be less than was told before.
 func (o *overview) bytes() (b admin.Bytes) {
 	g, l := o.gateway, o.gateway.ledger
 	prefaced := l.prefaced.Load()
-	spliced, copied := g.loops.movedFrom()
+	spliced, copied := g.engine.movedFrom()
 	up, down := g.relay.Copied()
-	b.Up = admin.Moved{Spliced: spliced[0], Copied: max(0, copied[0]+up-prefaced), HTTP: l.bodiesUp.Load()}
+	b.Up = admin.Moved{Spliced: spliced[0], Copied: o.copied.Tell(copied[0] + up - prefaced), HTTP: l.bodiesUp.Load()}
 	b.Down = admin.Moved{Spliced: spliced[1], Copied: copied[1] + down, HTTP: l.bodiesDown.Load()}
 	return b
 }
@@ -425,7 +452,7 @@ func (o *overview) backends() []admin.Backend {
 	for a, b := range known.All() {
 		add(a.String(), b)
 	}
-	sortByText(list)
+	slices.SortFunc(list, func(a, b admin.Backend) int { return strings.Compare(a.Address, b.Address) })
 	if b := known.Rest(); b != nil {
 		add("other", b)
 	}
@@ -465,27 +492,26 @@ func (o *overview) protocols(st *admin.Status) {
 	reloads("settings", g.reloads.ok.Load(), g.reloads.failed.Load())
 	reloads("secrets", g.secretReloads.ok.Load(), g.secretReloads.failed.Load())
 	of := o.files.Load()
+	certificates, tokenKeys := of.reloads()
 	if of.certificate != nil {
 		st.TLS.File, st.TLS.NotAfter = of.certificate.File(), of.certificate.NotAfter()
-		ok, failed := of.certificate.Reloads()
-		reloads("certificate", ok, failed)
+		reloads("certificate", certificates.ok, certificates.failed)
 	}
 	if of.tokens != nil {
-		ok, failed := of.tokens.Reloads()
-		reloads("token_keys", ok, failed)
+		reloads("token_keys", tokenKeys.ok, tokenKeys.failed)
 	}
-	st.TLS.Handshakes = gather(l.handshakes, func(k tlsResult, n int64) admin.HandshakeCount {
+	st.TLS.Handshakes = admin.Counts(l.handshakes.All(), func(k tlsResult, n int64) admin.HandshakeCount {
 		return admin.HandshakeCount{Version: k.version, Result: k.result, Count: n}
 	})
-	st.DNS.Lookups = []admin.LookupCount{}
-	for k, n := range g.resolver.Lookups() {
-		st.DNS.Lookups = append(st.DNS.Lookups, admin.LookupCount{Type: k.Type, Result: k.Result, Count: n})
-	}
-	sortByText(st.DNS.Lookups)
+	st.DNS.Lookups = admin.Counts(maps.All(g.resolver.Lookups()), func(k resolve.LookupKey, n int64) admin.LookupCount {
+		return admin.LookupCount{Type: k.Type, Result: k.Result, Count: n}
+	})
 	st.DNS.StaleSeconds = g.resolver.Stale().Seconds()
+	o.asking(&st.Ask)
+	st.Resume.Attempts = admin.Counts(l.resumes.All(), func(result string, n int64) admin.ResultCount { return admin.ResultCount{Result: result, Count: n} })
 	if g.owner != nil {
 		r := g.owner.Stats()
-		st.Resume = admin.Resume{Tunnels: r.Tunnels, Detached: r.Detached, Memory: r.Memory, Resumed: r.Resumed}
+		st.Resume.Tunnels, st.Resume.Detached, st.Resume.Memory = r.Tunnels, r.Detached, r.Memory
 	}
 	st.KCP = admin.KCP{Listeners: []admin.KCPListener{}, Retransmitted: int64(kcp.Retransmitted())}
 	for _, by := range l.allEntrances() {
@@ -500,17 +526,33 @@ func (o *overview) protocols(st *admin.Status) {
 	}
 }
 
+// asking tells of the service of -ask.
+func (o *overview) asking(a *admin.Ask) {
+	service := o.gateway.rules.Load().asks.service
+	s := service.Stats()
+	*a = admin.Ask{
+		On: service != nil, Questions: []admin.ResultCount{}, Hits: []admin.KindCount{},
+		Labels: admin.Counts(o.gateway.ledger.labels.All(), func(label string, n int64) admin.LabelCount { return admin.LabelCount{Label: label, Count: n} }),
+		Asking: s.Asking, Waiting: s.Waiting, CircuitOpen: s.Open,
+	}
+	if service == nil {
+		return
+	}
+	a.Questions = admin.Counts(maps.All(s.Results), func(result string, n int64) admin.ResultCount { return admin.ResultCount{Result: result, Count: n} })
+	a.Hits = append(a.Hits, admin.KindCount{Kind: "fresh", Count: s.Hits}, admin.KindCount{Kind: "stale", Count: s.Stale})
+}
+
 // limits tells what the loops do, and what there may be.
 func (o *overview) limits(st *admin.Status) {
 	g := o.gateway
 	st.Loops = []admin.Loop{}
 	waiting := g.pending.Len()
-	g.loops.work(func(busy, longest time.Duration, conns, awaiting int) {
+	g.engine.work(func(busy, longest time.Duration, conns, awaiting int) {
 		waiting += awaiting
 		st.Loops = append(st.Loops, admin.Loop{BusySeconds: busy.Seconds(), LongestTurnSeconds: longest.Seconds(), Connections: int64(conns)})
 	})
 	use := func(used, limit int) admin.Use { return admin.Use{Used: int64(used), Limit: int64(limit)} }
-	st.Limits.Pipes = use(g.loops.pipeCount())
+	st.Limits.Pipes = use(g.engine.pipeCount())
 	st.Limits.Connections = use(g.ledger.conns.Count())
 	st.Limits.Unproven = use(waiting, o.maxPending)
 }

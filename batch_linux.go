@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/layer"
 	"gateway/internal/relay"
 	"gateway/internal/sys"
 	"gateway/internal/uring"
@@ -18,12 +19,14 @@ import (
 //
 // An entry of a ring names a socket by its descriptor. Were that closed before
 // the entry is made, the next accept could get its number, and the bytes of one
-// client would reach another. What keeps this from happening is that the three
-// steps of a batch do not mix, and that only the last knows how to close:
+// client would reach another. What keeps this from happening is that the five
+// steps of a batch do not mix, and that a tunnel ends only where nothing is queued:
 //
-//	collect   takes events; nothing is queued, and no handler runs
-//	exchange  queues and submits, both times; it sees numbers, no tunnels
-//	settle    notes what came of it, moves on, and ends tunnels; nothing is queued
+//	collect    takes events; no handler runs
+//	receive    queues and submits; it sees numbers, and no tunnels
+//	transform  has layers make of what came what is sent; nothing is queued
+//	send       queues and submits
+//	settle     notes what came of it, moves on, and ends tunnels; nothing is queued
 //
 // A batch comes before all other events of its wait, before the inbox, bulk and
 // deadlines. Nothing of it is left when they have their turn.
@@ -31,15 +34,27 @@ import (
 // batch relays messages of one loop. It is taken up where it was after a panic,
 // which costs the tunnel whose turn it was.
 type batch struct {
-	ring       *uring.Ring // nil: none, or no more
-	entries    [batchSize]entry
-	n          int  // how many there are
-	exchanging bool // true in settle: a panic has ended the exchange
-	noted      int  // entries of which settle has noted what came of them
-	gone       int  // entries with which settle has gone on
-	looked     int  // events of this wait that collect has looked at
-	err        error
+	ring    *uring.Ring // nil: none, or no more
+	entries [batchSize]entry
+	kept    [batchSize][]byte // what a layer has made that its slot has no room for
+	n       int               // how many there are
+	at      phase             // which step is at work, or was when a panic came
+	made    int               // entries that transform has looked at
+	noted   int               // entries of which settle has noted what came of them
+	gone    int               // entries with which settle has gone on
+	looked  int               // events of this wait that collect has looked at
+	err     error
 }
+
+// phase is a step of a batch that has been collected.
+type phase uint8
+
+const (
+	receiving phase = iota
+	transforming
+	sending
+	settling
+)
 
 // batchSize is how many messages are relayed by two system calls. More save
 // next to nothing, and for as long as these calls take the collector waits.
@@ -53,9 +68,15 @@ type entry struct {
 	from       int8
 	src, dst   int32 // descriptors
 
+	room    int8        // before what is received, in the slot
+	told    bool        // the client knew before that nothing more comes
+	state   layer.State // what the layer has learned of the client
+	goOn    bool        // there is more to do than to note
+	at, out int32       // of what is sent: where it begins, and how much it is
+	layer   *layered    // on the client's socket; nil: none
+
 	received, sent   int
 	recvErr, sendErr error
-	goOn             bool // there is more to do than to note
 }
 
 // takenEvent stands in the Fd field of an event that a batch has taken.
@@ -77,11 +98,28 @@ func (b *batch) close() {
 
 // relay relays the messages that events announce, and takes those events.
 func (b *batch) relay(l *tunnels, events []unix.EpollEvent) {
-	b.settle(l) // what a panic has left
-	for b.ring != nil && b.collect(&l.table, events) {
-		b.exchange(l.slotSize)
-		b.settle(l)
+	if b.n > 0 {
+		b.goOn(l) // with what a panic has left
 	}
+	for b.ring != nil && b.collect(&l.table, events) {
+		b.receive(l.slotSize)
+		b.goOn(l)
+	}
+}
+
+// goOn does what is left to do for a batch behind its receive.
+func (b *batch) goOn(l *tunnels) {
+	switch b.at {
+	case transforming:
+		b.transform(l)
+		b.send()
+	case receiving, sending: // and a panic came
+		b.err = errors.New("a bug")
+		for i := range b.entries[:b.n] {
+			b.entries[i].received, b.entries[i].recvErr = 0, uring.ErrUnknown
+		}
+	}
+	b.settle(l)
 }
 
 // collect takes the next events that announce plain messages. It reports false
@@ -103,7 +141,10 @@ func (b *batch) collect(tb *table, events []unix.EpollEvent) bool {
 		// A wait returns each socket once, so no direction is in here twice.
 		from := int(ev.Fd & 1)
 		b.entries[n] = entry{t: t, generation: t.generation, from: int8(from),
-			src: t.sockets[from].fd, dst: t.sockets[1-from].fd}
+			src: t.sockets[from].fd, dst: t.sockets[1-from].fd, layer: t.layer}
+		if t.layer != nil && from == backendSide {
+			b.entries[n].room = layer.Headroom
+		}
 		taken[n] = ev
 		n++
 	}
@@ -115,7 +156,7 @@ func (b *batch) collect(tb *table, events []unix.EpollEvent) bool {
 		s.noteEvents(ev.Events)
 		ev.Fd = takenEvent
 	}
-	b.n = n
+	b.n, b.at = n, receiving
 	return true
 }
 
@@ -124,59 +165,124 @@ func (b *batch) collect(tb *table, events []unix.EpollEvent) bool {
 func (t *tunnel) plain(from int) bool {
 	f, other := &t.flows[from], &t.flows[1-from]
 	src, dst := &t.sockets[from], &t.sockets[1-from]
-	return t.state == stateOpen && !t.broken && !t.deaf && !t.queued &&
+	return t.state == stateOpen && (t.layer == nil || t.layer.talks()) && !t.broken && !t.deaf && !t.queued &&
 		!src.hung && !dst.hung && dst.writable && !f.large &&
 		!f.bulk && !f.ended && !f.done && !f.holds() &&
 		!other.bulk && !other.ended && !other.done && !other.holds()
 }
 
-// exchange receives all messages of the batch and sends them on. Nothing is
-// queued any more when it returns.
-func (b *batch) exchange(size int) {
-	b.exchanging = true
+// talks tells whether there is nothing but messages to relay.
+func (l *layered) talks() bool {
+	if l.roams != nil {
+		return l.roams.session.Flows(uring.SlotSize)
+	}
+	return !l.finished && !l.Finished() && !l.Due()
+}
+
+// receive receives all messages of the batch. Nothing is queued when it returns.
+func (b *batch) receive(size int) {
 	entries := b.entries[:b.n]
 	for i := range entries {
-		b.ring.Recv(entries[i].src, i, size)
+		e := &entries[i]
+		b.ring.RecvAt(e.src, i, int(e.room), size-int(e.room))
 	}
 	b.err = b.ring.Submit()
 	for i := range entries {
 		e := &entries[i]
 		e.received, e.recvErr = b.ring.Result(i)
-		if e.received > 0 && b.err == nil {
-			b.ring.Send(e.dst, i, e.received)
+		e.out = int32(e.received)
+	}
+	b.at = transforming
+}
+
+// transform has layers make of what was received what is to be sent.
+func (b *batch) transform(l *tunnels) {
+	for b.made < b.n {
+		i := b.made
+		b.made++
+		if e := &b.entries[i]; e.layer != nil && e.received > 0 && e.holds() {
+			l.current = e.t
+			if kept := e.transform(b.ring.Slot(i)); kept != nil {
+				b.kept[i] = kept
+			}
 		}
 	}
-	if b.err != nil { // nothing is sent
-		for i := range entries {
-			entries[i].sendErr = uring.ErrNotMade
+	l.current = nil
+	b.at = sending
+}
+
+// send sends it, but for tunnels that transform has lost. Nothing is queued any more
+// when it returns.
+func (b *batch) send() {
+	entries := b.entries[:b.n]
+	for i := range entries {
+		switch e := &entries[i]; {
+		case e.layer != nil && !e.holds():
+			e.out = 0
+		case e.out == 0:
+		case b.err != nil:
+			e.sendErr = uring.ErrNotMade
+		default:
+			b.ring.SendAt(e.dst, i, int(e.at), int(e.out))
 		}
-	} else {
+	}
+	if b.err == nil {
 		b.err = b.ring.Submit()
 		for i := range entries {
-			if e := &entries[i]; e.received > 0 {
+			if e := &entries[i]; e.out > 0 {
 				e.sent, e.sendErr = b.ring.Result(i)
 			}
 		}
 	}
-	b.exchanging = false
+	b.at = settling
+}
+
+// transform has the layer make of what was received what is to be sent, in its slot. What
+// that has no room for goes by pump: it is returned.
+func (e *entry) transform(slot []byte) (kept []byte) {
+	var made []byte
+	if e.from == clientSide {
+		e.told = e.layer.Finished()
+		made, e.state = e.layer.In(slot[:e.received])
+	} else {
+		made = e.layer.Out(slot[:int(e.room)+e.received])
+		if e.layer.roams == nil {
+			e.layer.owed += int32(len(made) - e.received)
+		}
+	}
+	e.at, e.out = 0, int32(len(made))
+	at := cap(slot) - cap(made)
+	switch {
+	case len(made) == 0:
+	case at >= 0 && &made[0] == &slot[:cap(slot)][at]: // it was made there
+		e.at = int32(at)
+	case len(made) <= cap(slot):
+		copy(slot[:cap(slot)], made)
+	default:
+		e.out = 0
+		return append([]byte(nil), made...)
+	}
+	return nil
 }
 
 // settle notes what came of each message, of all of them before it goes on with
 // any: a tunnel may have two, and to go on with one moves both directions.
 func (b *batch) settle(l *tunnels) {
-	if b.exchanging {
-		b.exchanging = false
-		b.err = errors.New("a bug")
-		for i := range b.entries[:b.n] {
-			b.entries[i].received, b.entries[i].recvErr = 0, uring.ErrUnknown
-		}
-	}
 	for b.noted < b.n {
 		i := b.noted
 		b.noted++
 		if e := &b.entries[i]; e.holds() {
 			l.current = e.t
 			e.note(l, b.ring, i)
+			if b.kept[i] != nil && !(e.from == clientSide && e.t.deaf) {
+				e.t.flows[e.from].unsent, e.goOn = b.kept[i], true
+			}
+			if e.t.roams() {
+				e.noteRoaming(l)
+			}
+		}
+		if b.kept[i] != nil {
+			b.kept[i] = nil
 		}
 	}
 	for b.gone < b.n {
@@ -188,7 +294,7 @@ func (b *batch) settle(l *tunnels) {
 		}
 	}
 	l.current = nil
-	b.n, b.noted, b.gone = 0, 0, 0
+	b.n, b.made, b.noted, b.gone = 0, 0, 0, 0
 	if b.err != nil {
 		l.log.Warn("io_uring fails: messages cost more from now on", "err", b.err)
 		b.err = nil
@@ -208,33 +314,63 @@ func (e *entry) note(l *tunnels, ring *uring.Ring, slot int) {
 	f, src, dst := &t.flows[from], &t.sockets[from], &t.sockets[1-from]
 	if e.received <= 0 {
 		e.goOn = true
-		if e.recvErr != uring.ErrUnknown && e.recvErr != uring.ErrNotMade {
+		switch {
+		case e.recvErr == uring.ErrUnknown || e.recvErr == uring.ErrNotMade:
+		case from == clientSide && t.roams():
+			l.roamCut(t, e.recvErr)
+		case e.layer != nil && from == clientSide:
+			l.layerCut(t, f, src, 0, e.recvErr)
+		default:
 			l.sourceEnded(t, f, src, 0, e.recvErr)
 		}
 		return
 	}
-	if f.large = e.received >= l.slotSize; f.large {
+	if f.large = e.received >= l.slotSize-int(e.room); f.large {
 		l.goOn(t) // there is more to read, for which other messages do not wait
 	} else {
 		src.readable = src.hung
 	}
-	if from == backendSide && f.moved == 0 && e.sent > 0 {
-		l.firstByte(t)
+	if from == backendSide && t.roams() {
+		l.countOut(t, e.received)
+	} else if e.layer != nil && from == backendSide {
+		l.movedOut(t, f, e.sent)
+	} else {
+		if from == backendSide && f.moved == 0 && e.sent > 0 {
+			l.firstByte(t)
+		}
+		f.moved += int64(e.sent)
+		if e.out > 0 { // not for a ping alone
+			t.movedAt = l.reactor.Now
+		}
+		l.copied[from] += int64(e.sent)
 	}
-	f.moved += int64(e.sent)
-	t.movedAt = l.reactor.now
-	l.copied[from] += int64(e.sent)
-	if e.sendErr == nil && e.sent == e.received {
+	if e.layer != nil && (e.state != layer.Open || e.layer.Due()) {
+		e.goOn = true
+	}
+	if e.sendErr == nil && e.sent == int(e.out) {
 		return
 	}
 	e.goOn = true
 	switch {
 	case e.sendErr == uring.ErrNotMade: // there may be room
+	case e.sendErr != nil && e.sendErr != unix.EAGAIN && e.sendErr != unix.EINTR &&
+		from == backendSide && e.layer != nil && e.layer.Finished():
+		return // since then it wants no more, and need not be there; see writeOut
 	case e.sendErr == nil || l.noRoom(t, f, dst, e.sendErr):
 		l.awaitRoom(t, dst)
 	}
 	if !t.broken && !(from == clientSide && t.deaf) {
-		f.unsent = append([]byte(nil), ring.Slot(slot)[e.sent:e.received]...)
+		f.unsent = append([]byte(nil), ring.Slot(slot)[int(e.at)+e.sent:e.at+e.out]...)
+	}
+}
+
+// noteRoaming is note for what only the session of a resumable tunnel has to know.
+func (e *entry) noteRoaming(l *tunnels) {
+	if l.passed(e.t); !e.layer.roams.session.Flows(0) {
+		e.goOn = true
+	}
+	if e.from == backendSide && e.t.broken && e.received > 0 {
+		l.roamLost(e.t, e.sendErr)
 	}
 }
 
@@ -245,6 +381,11 @@ func (e *entry) moveOn(l *tunnels) {
 		sys.ResetOnClose(e.dst)
 		l.cut(e.t, relay.Failure)
 		return
+	}
+	if e.state != layer.Open {
+		e.layer.finished = e.state.Over()
+		l.say(e.t)
+		l.layerEnded(e.t, e.state, e.told)
 	}
 	l.move(e.t)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -11,15 +12,18 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"gateway/internal/address"
 	"gateway/internal/admin"
+	"gateway/internal/ask"
 	"gateway/internal/balance"
 	"gateway/internal/certificate"
 	"gateway/internal/kcp"
 	"gateway/internal/limit"
+	"gateway/internal/listen"
 	"gateway/internal/memlimit"
 	"gateway/internal/policy"
 	"gateway/internal/relay"
@@ -27,6 +31,7 @@ import (
 	"gateway/internal/smallfile"
 	"gateway/internal/sockopt"
 	"gateway/internal/token"
+	"gateway/internal/web"
 )
 
 // Set by the Makefile.
@@ -45,8 +50,9 @@ type Config struct {
 	TokenKeys     string   // a file; empty: no token opens
 	TokenAudience string   // empty: any
 
-	Listen []listening // where, and what clients get there; at least one
+	Listen []listen.Address // where, and what clients get there; at least one
 	Reuse  bool
+	MPTCP  bool
 
 	clientLimits // of clients of all listeners that have no own
 	Prefix6      int
@@ -57,6 +63,9 @@ type Config struct {
 	HTTPHeaderMax   int    // bytes
 	HTTPIdleTimeout time.Duration
 	WSOrigins       []string
+	HTTPHost        string      // "keep", or "backend"
+	HTTPSet         []web.Field // of requests and responses
+	HTTPStripPrefix string      // empty: none
 
 	HandshakeTimeout time.Duration
 	HandshakeMax     int    // bytes
@@ -90,6 +99,14 @@ type Config struct {
 	ResumePeer    string        // address for other gateways; empty: none
 	ResumePeers   []netip.Prefix
 
+	Ask          string // URL of the service that is asked; empty: none
+	AskTimeout   time.Duration
+	AskCA        string        // a file; empty: the system's certificates
+	AskTokenFile string        // empty: none
+	AskStale     time.Duration // for which an answer outlasts its time; 0: not at all
+	AskTickets   bool          // clients may bring tickets
+	AskHeaders   []string      // of HTTP requests, that the service is told
+
 	KCP                             string // address; empty: off
 	KCPMode                         string
 	KCPSendWindow, KCPReceiveWindow int // packets
@@ -108,6 +125,9 @@ type Config struct {
 	HardStopAfter  time.Duration // 0: never
 	LogFormat      string        // "text" or "json"
 	LogLevel       slog.Level
+	LogFile        string // empty: standard error
+	LogTunnels     string // "end", or "open" for their beginning too
+	LogRefusedRate int    // lines a second for refusals of one reason and network; 0: all
 	Pprof          string // empty: off
 
 	Admin          string // host:port or unix:PATH; empty: off
@@ -119,12 +139,14 @@ type Config struct {
 	TTL    time.Duration // of what actionSeal makes; 0: a sealed line
 	Watch  time.Duration // between two tables of actionStatus; 0: there is one
 	filter url.Values    // of actionTunnels and actionCut
+	probe  admin.Probe   // of actionProbe
 
 	// What load makes of files and of what belongs together.
 	tokens      *token.Keys           // nil: no token opens
 	tlsConfig   *tls.Config           // nil: clients do not speak TLS
 	certificate *certificate.Reloader // of it
 	tickets     *resume.Tickets       // of resumable tunnels; nil: there are none
+	asks        *ask.Service          // of Ask; nil: none
 	kcp         *kcp.Transport        // listens for KCP clients and dials KCP backends
 	watch       *smallfile.Watch      // of the files of secrets
 
@@ -137,25 +159,16 @@ type Config struct {
 	addr               string
 	forward            *address.Route    // of -addr
 	sources            map[string]string // setting → what set it: flag or variable
+	doubts             []string          // settings that another hides
+	// Limits of listeners that have some of their own, with the others, by the text of
+	// the options: see limitsAt.
+	own map[string]*clientLimits
 }
 
-// listening is an address to listen on.
-type listening struct {
-	addr    string
-	forward *address.Route // where every client goes; nil: to its sealed address
-	options []option       // that it has for itself
-	own     *clientLimits  // those with the others, once they are loaded; nil: none
-	kcp     bool           // by KCP, on UDP
-	peer    bool           // for other gateways, whose clients resume tunnels of this one
-	setting string         // the flag that said so
-
-	given   string       // by systemd, under this name; empty: not
-	ln      net.Listener // given; nil: not, or
-	packets *net.UDPConn // for KCP
+// limitsAt returns the limits of a listener's own, or nil.
+func (cfg *Config) limitsAt(l listen.Address) *clientLimits {
+	return cfg.own[listen.OptionsText(l.Options)]
 }
-
-// option is a setting of one listener.
-type option struct{ name, value string }
 
 // clientLimits are what clients are held to, of one listener or of all.
 type clientLimits struct {
@@ -195,24 +208,25 @@ const (
 	actionStatus  action = "status"
 	actionTunnels action = "tunnels"
 	actionCut     action = "cut"
+	actionProbe   action = "probe"
 )
 
 // settleListening gathers all addresses to listen on: -addr comes first, unless
 // only -listen is given.
 func (cfg *Config) settleListening() error {
 	if len(cfg.Listen) == 0 || cfg.sources["addr"] != "" || cfg.forward != nil {
-		cfg.Listen = slices.Insert(cfg.Listen, 0, listening{addr: cfg.addr, forward: cfg.forward, setting: "addr"})
+		cfg.Listen = slices.Insert(cfg.Listen, 0, listen.Address{Addr: cfg.addr, Forward: cfg.forward, Setting: "addr"})
 	}
 	first := cfg.Listen[0]
-	if slices.ContainsFunc(cfg.Listen[1:], func(l listening) bool { return l.addr == first.addr }) &&
-		!strings.HasSuffix(first.addr, ":0") {
-		return fmt.Errorf("%s has %s, and so has -addr: give it once", cfg.sources["listen"], first.addr)
+	if slices.ContainsFunc(cfg.Listen[1:], func(l listen.Address) bool { return l.Addr == first.Addr }) &&
+		!strings.HasSuffix(first.Addr, ":0") {
+		return fmt.Errorf("%s has %s, and so has -addr: give it once", cfg.sources["listen"], first.Addr)
 	}
 	if cfg.KCP != "" {
-		cfg.Listen = append(cfg.Listen, listening{addr: cfg.KCP, kcp: true, setting: "kcp"})
+		cfg.Listen = append(cfg.Listen, listen.Address{Addr: cfg.KCP, KCP: true, Setting: "kcp"})
 	}
 	if cfg.ResumePeer != "" {
-		cfg.Listen = append(cfg.Listen, listening{addr: cfg.ResumePeer, peer: true, setting: "resume-peer"})
+		cfg.Listen = append(cfg.Listen, listen.Address{Addr: cfg.ResumePeer, Peer: true, Setting: "resume-peer"})
 	}
 	return nil
 }
@@ -229,7 +243,7 @@ const tokenHandshakeMax = 2048
 func (cfg *Config) checkTokens() error {
 	if cfg.TokenKeys == "" {
 		switch {
-		case !cfg.Legacy && cfg.opens():
+		case !cfg.Legacy && cfg.opens() && !cfg.AskTickets:
 			return fmt.Errorf("%s=0 leaves only tokens, which need -token-keys", cfg.sources["legacy"])
 		case cfg.TTL != 0:
 			return errors.New("-ttl is for tokens, which need -token-keys")
@@ -253,7 +267,7 @@ func (cfg *Config) checkTokens() error {
 // opens tells whether there is anything to seal or to open.
 func (cfg *Config) opens() bool {
 	return cfg.Action == actionSeal || cfg.Action == actionOpen ||
-		slices.ContainsFunc(cfg.Listen, func(l listening) bool { return l.forward == nil })
+		slices.ContainsFunc(cfg.Listen, func(l listen.Address) bool { return l.Forward == nil })
 }
 
 // opensLines tells whether there is anything for a secret to do.
@@ -266,7 +280,7 @@ func (cfg *Config) opensLines() bool {
 	case cfg.Action == actionOpen:
 		return cfg.TokenKeys == ""
 	}
-	return slices.ContainsFunc(cfg.Listen, func(l listening) bool { return l.forward == nil })
+	return slices.ContainsFunc(cfg.Listen, func(l listen.Address) bool { return l.Forward == nil })
 }
 
 // checkTLS sees whether a certificate and its key are named, or neither.
@@ -292,6 +306,37 @@ func (cfg *Config) checkResume() error {
 	}
 	if cfg.ResumePeer != "" && len(cfg.ResumePeers) == 0 {
 		return fmt.Errorf("%s needs -resume-peers: from where other gateways connect, and which of them are connected to", cfg.sources["resume-peer"])
+	}
+	return nil
+}
+
+// checkAsk sees whether the settings of -ask go together.
+func (cfg *Config) checkAsk() error {
+	if cfg.Ask != "" {
+		return nil
+	}
+	for name, set := range map[string]bool{
+		"ask-ca": cfg.AskCA != "", "ask-token-file": cfg.AskTokenFile != "", "ask-stale": cfg.AskStale != 0, "ask-headers": len(cfg.AskHeaders) > 0,
+	} {
+		if set {
+			return fmt.Errorf("%s is for the service of -ask, which is not given", cfg.sources[name])
+		}
+	}
+	if cfg.AskTickets {
+		return fmt.Errorf("%s=1 needs -ask: the URL of the service that knows what tickets are worth", cfg.sources["ask-tickets"])
+	}
+	for _, l := range cfg.Listen {
+		if l.Forward != nil && l.Forward.IsAsked() {
+			return fmt.Errorf("%s leads to %s, which needs -ask: the URL of the service that knows where that is", l.Addr, l.Forward)
+		}
+	}
+	return nil
+}
+
+// checkMPTCP sees whether -mptcp goes with the other settings.
+func (cfg *Config) checkMPTCP() error {
+	if cfg.MPTCP && cfg.UserTimeout > 0 {
+		return fmt.Errorf("%s and %s do not go together: MPTCP has no TCP_USER_TIMEOUT, and a client that is silently gone would be kept for minutes", cfg.sources["mptcp"], cfg.sources["tcp-user-timeout"])
 	}
 	return nil
 }
@@ -383,21 +428,71 @@ func (cfg *Config) keepalive() (time.Duration, net.KeepAliveConfig) {
 
 // versionLine is what -version prints.
 func versionLine() string {
-	return fmt.Sprintf("gateway %s %s %s/%s commit %s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commitOf())
+	return fmt.Sprintf("gateway %s %s %s/%s commit %s", versionOf(), runtime.Version(), runtime.GOOS, runtime.GOARCH, commitOf())
+}
+
+// versionOf returns the version that this was built as: the Makefile's, or that of
+// go install PATH@VERSION.
+func versionOf() string {
+	info, ok := debug.ReadBuildInfo()
+	if version != "dev" || !ok || !strings.HasPrefix(info.Main.Version, "v") || revision(info) != "" {
+		return version // what go build makes of a commit is no version of ours
+	}
+	return info.Main.Version
 }
 
 // commitOf returns the commit that this was built from.
 func commitOf() string {
 	rev := commit
 	if info, ok := debug.ReadBuildInfo(); ok && rev == "" {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				rev = s.Value
-			}
+		rev = revision(info)
+	}
+	return cmp.Or(rev, "unknown")
+}
+
+// revision returns the commit of the work tree in which this was built.
+func revision(info *debug.BuildInfo) string {
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
 		}
 	}
-	if rev == "" {
-		rev = "unknown"
+	return ""
+}
+
+// actionValue sets the one action of the command line.
+type actionValue struct {
+	cfg    *Config
+	action action
+}
+
+func (v *actionValue) String() string { return "" }
+
+func (v *actionValue) Set(s string) error {
+	if v.action == actionTunnels {
+		if s == "true" { // what package flag says for a flag alone
+			s = ""
+		}
+	} else if v.IsBoolFlag() {
+		on, err := strconv.ParseBool(s)
+		if err != nil {
+			return errors.New("want no value")
+		}
+		if !on {
+			return nil
+		}
 	}
-	return rev
+	if v.cfg.Action != actionServe && v.cfg.Action != v.action {
+		return fmt.Errorf("-%s is given too: one action at a time", v.cfg.Action)
+	}
+	v.cfg.Action, v.cfg.Arg = v.action, s
+	return nil
+}
+
+func (v *actionValue) IsBoolFlag() bool {
+	switch v.action {
+	case actionCheck, actionVersion, actionKeygen, actionStatus, actionTunnels:
+		return true
+	}
+	return false
 }

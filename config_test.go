@@ -50,8 +50,8 @@ func TestEverySettingHasAnEnvironmentTwin(t *testing.T) {
 
 func TestActionsHaveNoEnvironmentTwin(t *testing.T) {
 	for _, s := range settings(defaultConfig()) {
-		if s.group == groupActions {
-			t.Setenv(envName(s.name), "1")
+		if s.Group == groupActions {
+			t.Setenv(reader(defaultConfig()).Variable(s.Name), "1")
 		}
 	}
 	t.Setenv("GATEWAY_HELP", "1")
@@ -66,7 +66,7 @@ func TestUnknownVariablesAreIgnored(t *testing.T) {
 		"GATEWAY", "GATEWAY_", "GATEWAY_RETRY_", "XGATEWAY_RETRY", "RETRY"} {
 		t.Setenv(name, "tcp://10.0.0.1:8000")
 	}
-	if cfg := configOf(t); cfg.Retry != 1 || len(cfg.Listen) != 1 || cfg.Listen[0].addr != "0.0.0.0:0" {
+	if cfg := configOf(t); cfg.Retry != 1 || len(cfg.Listen) != 1 || cfg.Listen[0].Addr != "0.0.0.0:0" {
 		t.Errorf("%+v", cfg)
 	}
 }
@@ -329,8 +329,8 @@ func TestAMisspeltVariableIsWarnedAbout(t *testing.T) {
 		"GATEWAY_WEB_SERVICE_PORT_HTTP": false,
 		"MY_GATEWAY_ALOW":               false,
 	} {
-		got := unknownVariables([]string{"HOME=/", name + "=10.0.0.0/8", "GATEWAY_SECRET=x"})
-		if (len(got) == 1) != warned || warned && (!strings.HasPrefix(got[0], name+" ") || strings.Contains(got[0], "10.0.0.0")) {
+		got := reader(defaultConfig()).Unknown([]string{"HOME=/", name + "=10.0.0.0/8", "GATEWAY_SECRET=x"})
+		if (len(got) == 1) != warned || warned && (got[0] != name) {
 			t.Errorf("%s: warned by %q, want %v", name, got, warned)
 		}
 	}
@@ -373,10 +373,10 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 	printHelp(&out)
 	want := map[string]string{
 		"secret": "", "secret-file": "", "kdf": "md5,sha256",
-		"addr": "0.0.0.0:0", "forward": "", "listen": "", "reuse": "0",
+		"addr": "0.0.0.0:0", "forward": "", "listen": "", "reuse": "0", "mptcp": "0",
 		"health-path": "", "max-tunnels-per-backend": "0", "drain-delay": "0",
 		"max-conns": "0", "max-conns-per-ip": "0", "rate-per-ip": "", "allow-clients": "", "deny-clients": "", "ip-prefix6": "64", "ban": "",
-		"trusted-proxies": "", "tls-cert": "", "tls-key": "", "http-header-max": "8192", "ws-origins": "*",
+		"trusted-proxies": "", "tls-cert": "", "tls-key": "", "http-header-max": "8192", "ws-origins": "*", "http-host": "keep", "http-set": "", "http-strip-prefix": "",
 		"handshake-timeout": "10s", "handshake-max": "1024", "max-pending": "0",
 		"retry": "1", "timeout": "3s", "balance": "first", "resolver": "", "resolver-timeout": "2s", "allow-backends": "", "deny-backends": "", "allow": "", "deny": "", "http-idle-timeout": "4s", "send-proxy": "off", "buffer": "16384",
 		"splice": "1", "io-uring": "1", "loops": "0", "idle-timeout": "0", "half-close-timeout": "60s",
@@ -385,13 +385,14 @@ func TestHelpHasEachFlagOnceWithItsDefaultAndFitsTheScreen(t *testing.T) {
 		"kcp-parityshard": "0", "kcp-crypt": "none", "kcp-key": "", "kcp-idle-timeout": "60s", "kcp-max-sessions": "10000",
 		"resume": "0", "resume-plain": "0", "resume-hold": "30s", "resume-buffer": "262144", "resume-memory": "268435456",
 		"resume-max": "10000", "resume-key-file": "", "resume-peer": "", "resume-peers": "",
-		"config": "", "pidfile": "gateway.pid", "drain": "30s", "upgrade-exec": "", "upgrade-timeout": "30s", "handover": "1", "hard-stop-after": "0", "log-format": "text", "log-level": "info", "pprof": "", "admin": "", "admin-token-file": "",
+		"config": "", "pidfile": "gateway.pid", "drain": "30s", "upgrade-exec": "", "upgrade-timeout": "30s", "handover": "1", "hard-stop-after": "0", "log-format": "text", "log-level": "info", "log-file": "", "log-tunnels": "end", "log-refused-rate": "100", "pprof": "", "admin": "", "admin-token-file": "",
+		"ask": "", "ask-timeout": "1s", "ask-ca": "", "ask-token-file": "", "ask-stale": "0", "ask-tickets": "0", "ask-headers": "",
 		"token-keys": "", "token-audience": "", "legacy": "1",
-		"seal": "", "ttl": "0", "keygen": "", "open": "", "check": "", "version": "", "status": "", "watch": "0", "tunnels": "", "cut": "",
+		"seal": "", "ttl": "0", "keygen": "", "open": "", "check": "", "version": "", "status": "", "watch": "0", "tunnels": "", "cut": "", "probe": "",
 	}
 	for _, s := range settings(defaultConfig()) {
-		if _, ok := want[s.name]; !ok {
-			t.Errorf("a new flag: add -%s to this test", s.name)
+		if _, ok := want[s.Name]; !ok {
+			t.Errorf("a new flag: add -%s to this test", s.Name)
 		}
 	}
 	seen := map[string]int{}
@@ -429,9 +430,15 @@ func TestNoErrorOfSyntaxHoldsASecret(t *testing.T) {
 	}
 }
 
+func TestMPTCPHasNoUserTimeout(t *testing.T) {
+	if got, want := refusedConfig(t, "-secret="+testSecret, "-mptcp=1", "-tcp-user-timeout=20s"), "-mptcp and -tcp-user-timeout do not go together"; !strings.HasPrefix(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 func TestTheSettingsOfResumableTunnelsGoTogether(t *testing.T) {
 	cfg := configOf(t, "-resume=1", "-resume-plain=1", "-resume-peer=10.0.0.7:7000", "-resume-peers=10.0.0.0/24")
-	if last := cfg.Listen[len(cfg.Listen)-1]; !last.peer || last.addr != "10.0.0.7:7000" || cfg.tickets == nil {
+	if last := cfg.Listen[len(cfg.Listen)-1]; !last.Peer || last.Addr != "10.0.0.7:7000" || cfg.tickets == nil {
 		t.Errorf("listens on %+v", last)
 	}
 	file := tempFile(t, "keys", "one\ntwo\n")

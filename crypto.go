@@ -11,13 +11,98 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"gateway/internal/address"
+	"gateway/internal/handshake"
+	"gateway/internal/token"
 )
+
+// opener opens what clients bring in place of their backend's address. The rules of a
+// gateway have one, and so has -open.
+type opener struct {
+	keys    *keyring    // of sealed lines; nil: none is opened
+	tokens  *token.Keys // of tokens; nil: none is opened
+	tickets bool        // of the operator's service are taken
+}
+
+// judge refuses by its beginning what is neither a sealed line nor a token, so
+// that its client need not be waited for. Only where a length leads it, the
+// beginning is known as such; a line is what its newline says.
+func (o *opener) judge(form handshake.Form, beginning []byte) error {
+	line := "U2FsdGVkX1" // saltMagic in base64
+	if form == handshake.Binary {
+		line = saltMagic
+	}
+	switch {
+	case o.tokens != nil && agree(beginning, token.Start):
+		return nil
+	case o.tickets && agree(beginning, ticketMark):
+		return nil
+	case o.keys == nil:
+		return errNotToken
+	case agree(beginning, line):
+		return nil
+	}
+	return errBadFormat
+}
+
+// agree tells whether b begins with s, as far as it goes.
+func agree(b []byte, s string) bool {
+	n := min(len(b), len(s))
+	return string(b[:n]) == s[:n]
+}
+
+// open returns the route in a sealed line, a token or a ticket, which a request of the
+// given form held. The error is a *refusal.
+func (o *opener) open(ctx context.Context, form handshake.Form, sealed []byte) (address.Route, error) {
+	switch {
+	case o.tokens != nil && token.Looks(sealed):
+		return openToken(o.tokens, sealed)
+	case o.tickets && bytes.HasPrefix(sealed, []byte(ticketMark)):
+		return openTicket(sealed[len(ticketMark):])
+	case o.keys == nil:
+		return address.Route{}, errNotToken
+	case form == handshake.Binary:
+		return o.keys.openRaw(ctx, sealed)
+	}
+	return o.keys.open(ctx, sealed)
+}
+
+// ticketMark begins a ticket, of which only the operator's service knows what it is
+// worth, in place of a sealed line. Neither that nor a token begins so.
+const ticketMark = "?"
+
+// openTicket returns the route of a ticket: text that JSON can hold as it is.
+func openTicket(ticket []byte) (address.Route, error) {
+	if len(ticket) == 0 || !utf8.Valid(ticket) || bytes.ContainsFunc(ticket, unicode.IsControl) {
+		return address.Route{}, errBadFormat
+	}
+	return address.ByTicket(string(ticket)), nil
+}
+
+func openToken(keys *token.Keys, text []byte) (address.Route, error) {
+	subject, err := keys.Open(text, time.Now())
+	if err != nil {
+		return address.Route{}, &refusal{status: handshake.Unauthorized, reason: err.Error(), cause: err}
+	}
+	route, err := address.ParseRoute(subject)
+	if err != nil {
+		return address.Route{}, errBadAddress
+	}
+	return route, nil
+}
+
+// slowKDF tells whether opening a line may take milliseconds or wait its turn.
+func (o *opener) slowKDF() bool { return o.keys != nil && slices.Contains(o.keys.kdfs, kdfPBKDF2) }
 
 // A sealed line is what `openssl enc -aes-256-cbc -a -A -salt -k SECRET` makes
 // of an address:
@@ -49,6 +134,7 @@ var (
 	errBadPadding = unauthorized("bad_padding") // no secret and derivation fits
 	errBadAddress = unauthorized("bad_address") // something was decrypted, but no address
 	errKDFBusy    = unauthorized("kdf_busy")    // the client's time ran out while it waited for -kdf=pbkdf2
+	errNotToken   = unauthorized("not_token")   // a sealed line, and -legacy=0
 )
 
 // keyIV is what a derivation makes: the AES key, then the IV.
@@ -124,9 +210,6 @@ func newKeyring(secrets [][]byte, kdfs []kdf) *keyring {
 		},
 	}
 }
-
-// slowKDF tells whether opening a line may take milliseconds or wait its turn.
-func (k *keyring) slowKDF() bool { return k != nil && slices.Contains(k.kdfs, kdfPBKDF2) }
 
 // seal returns the sealed line for an address or a route, without a newline,
 // made with a fresh salt.
@@ -372,4 +455,25 @@ func (r *recentLines) put(line []byte, route address.Route) {
 		}
 	}
 	r.opened[string(line)] = route
+}
+
+// parseKDFs reads a list of key derivations, each at most once.
+func parseKDFs(s string) ([]kdf, error) {
+	var list []kdf
+	for name := range strings.SplitSeq(s, ",") {
+		k := kdf(name)
+		if k != kdfMD5 && k != kdfSHA256 && k != kdfPBKDF2 || slices.Contains(list, k) {
+			return nil, errors.New("want md5, sha256 and pbkdf2, each at most once, separated by commas")
+		}
+		list = append(list, k)
+	}
+	return list, nil
+}
+
+func joinKDFs(list []kdf) string {
+	names := make([]string, len(list))
+	for i, k := range list {
+		names[i] = string(k)
+	}
+	return strings.Join(names, ",")
 }

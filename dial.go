@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,6 @@ import (
 	"gateway/internal/resolve"
 	"gateway/internal/resume"
 	"gateway/internal/resume/owner"
-	"gateway/internal/resume/stream"
 )
 
 // dialer turns an opened address into a connected backend, for who can wait. Its
@@ -102,6 +102,39 @@ func (d *dialer) account(s *session, u *upstream, why *refusal) {
 	if d.ledger != nil {
 		d.ledger.dialed(s, u, why)
 	}
+}
+
+// errNoTarget is a service without targets.
+var errNoTarget = &refusal{status: handshake.BadGateway, reason: "no_target", cause: errors.New("the service has no targets")}
+
+// choose finds the first backend of a route. Where the route is a service, ctx
+// bounds the lookup; its cause is the error then. Others are a *refusal.
+func (u *upstream) choose(ctx context.Context, r *rules, s *session, route address.Route) error {
+	u.left = r.attempts
+	if addr, ok := route.Single(); ok {
+		u.backend = addr
+		return nil
+	}
+	if route.IsAsked() {
+		return errUnasked
+	}
+	group := r.routes.Group(route, balanceClock())
+	if name := route.Service(); name != "" {
+		targets, err := r.services.find(ctx, name)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return dialFailure(err)
+		}
+		group.Update(targets)
+	}
+	u.choice = &choice{group: group, attempt: group.Start(s.client.Addr()), spares: group.Len() - 1, service: route.Service() != ""}
+	u.left = max(u.left, group.Len())
+	if !u.next() {
+		return errNoTarget
+	}
+	return nil
 }
 
 // lookupPatience is how long a backend's name is looked up before another one is
@@ -208,12 +241,15 @@ func mayBeBroadcast(err error) bool {
 }
 
 // resumables are the tunnels that outlive their clients' connections: what
-// internal/resume/owner keeps, in the words of a session.
+// internal/resume/owner keeps, in the words of a session. Where there are loops, these
+// carry them: what comes by TCP as it is, all else through a pair of local sockets.
 type resumables struct {
 	ledger *ledger
 	relay  *relay.Relay
 	owner  *owner.Owner
 	dialer *dialer
+	engine engine
+	ended  context.Context // tunnels are cut once it ends
 }
 
 // newOwner returns what keeps resumable tunnels.
@@ -238,20 +274,120 @@ func (m resumables) open(r *resume.Open) (t *owner.Tunnel, hello []byte, err err
 	return t, hello, nil
 }
 
-// run relays until the tunnel ends, and does not wait for that. header comes first to
-// the backend.
-func (m resumables) run(t *owner.Tunnel, s session, u upstream, backend net.Conn, header []byte) {
+// run relays a tunnel that begins until it ends, and does not wait for that. Its client has
+// its answer; header comes first to the backend, early is what the client has sent behind its request.
+// abort ends conn at once. Where conn needs somebody to serve it, carry does, until it
+// carries the tunnel no more.
+func (m resumables) run(t *owner.Tunnel, s session, u upstream, conn net.Conn, abort func(), backend net.Conn, header, early []byte) (carry func()) {
 	s.resumes = t.ID()
+	b := beginning{early: header, resumable: t, frames: early}
+	if m.engine.take(&s, &u, conn, backend, b) {
+		return nil
+	}
+	if inner, outer, err := m.engine.pair(); err == nil {
+		m.ledger.beginBridge()
+		if m.engine.take(&s, &u, inner, backend, b) {
+			return func() { m.bridge(conn, outer, abort) }
+		}
+		m.ledger.endBridge()
+		inner.Close()
+		outer.Close()
+	}
+	link := t.Begin(conn, s.client, abort)
 	go func() { m.ledger.ended(&s, &u, m.relay.RunAs(joined{&s, &u}, t, backend, header)) }()
+	return func() { t.Carry(link, early) }
 }
 
-// again has a tunnel carried on by conn. The error is a *refusal.
-func (m resumables) again(r *resume.Request, conn net.Conn, client netip.AddrPort) (*owner.Tunnel, *stream.Link, owner.Resumed, error) {
-	t, link, how, err := m.owner.Resume(r, conn, client, func() { layer.Abort(conn) })
-	if err != nil {
-		err = resumeFailure(err)
+// bridge moves bytes between a client and a loop, until the loop has no use for the
+// client any more, or the client is gone. By then the loop may be another process's.
+func (m resumables) bridge(client, loop net.Conn, abort func()) {
+	defer m.ledger.endBridge()
+	defer context.AfterFunc(m.ended, func() {
+		time.AfterFunc(lingerTime, func() { // of ours the loop has told it
+			loop.Close()
+			abort()
+		})
+	})()
+	var down sync.WaitGroup
+	down.Go(func() {
+		m.relay.Pump(client, struct{ io.Reader }{loop})
+		layer.CloseWrite(client)
+		// It has the last to read; not every connection has deadlines that strike who
+		// waits already.
+		client.SetDeadline(time.Now().Add(lingerTime))
+		time.AfterFunc(lingerTime+lingerTime/4, abort)
+	})
+	m.relay.Pump(loop, struct{ io.Reader }{client})
+	loop.Close() // as if it were the client's socket
+	down.Wait()
+	abort()
+}
+
+// again has a tunnel of this gateway go on by conn, whose client is told reply. Where conn
+// needs somebody to serve it, carry does. The error is a *refusal.
+func (m resumables) again(r *resume.Request, conn net.Conn, abort func(), client netip.AddrPort, reply, early []byte) (id string, how owner.Resumed, carry func(), err error) {
+	t, err := m.owner.Find(r)
+	if err == nil {
+		id = t.ID()
+		how, carry, err = m.goOn(t, &owner.Return{Request: r, Conn: conn, Client: client, Reply: reply, Early: early}, abort)
+		if err == owner.ErrUnknown { // over since, or another process's
+			_, err = m.owner.Find(r)
+			err = cmp.Or(err, owner.ErrUnknown)
+		}
 	}
-	return t, link, how, err
+	if err != nil {
+		err = m.failed(resumeFailure(err))
+	}
+	return id, how, carry, err
+}
+
+func (m resumables) goOn(t *owner.Tunnel, q *owner.Return, abort func()) (how owner.Resumed, carry func(), err error) {
+	conn, reply := q.Conn, q.Reply
+	carrier := t.Carrier()
+	if carrier == nil {
+		link, how, err := t.Resume(q, abort)
+		if err != nil {
+			return how, nil, err
+		}
+		return how, func() {
+			if _, err := conn.Write(reply); err != nil {
+				t.Drop(link, err)
+				return
+			}
+			t.Carry(link, q.Early)
+		}, nil
+	}
+	if _, ok := conn.(*net.TCPConn); ok {
+		how, err = carrier.Resume(q)
+		return how, nil, err
+	}
+	inner, outer, err := m.engine.pair()
+	if err != nil {
+		return how, nil, owner.ErrFew
+	}
+	q.Conn, q.Reply = inner, nil
+	m.ledger.beginBridge()
+	if how, err = carrier.Resume(q); err != nil {
+		m.ledger.endBridge()
+		inner.Close()
+		outer.Close()
+		return how, nil, err
+	}
+	return how, func() {
+		if _, err := conn.Write(reply); err != nil {
+			m.ledger.endBridge()
+			outer.Close()
+			abort()
+			return
+		}
+		m.bridge(conn, outer, abort)
+	}, nil
+}
+
+// failed counts a request to resume that is refused for err, and returns that.
+func (m resumables) failed(err error) error {
+	m.ledger.resumes.Add(reasonWord(err), 1)
+	return err
 }
 
 // elsewhere asks the gateway that a ticket names to go on, if that is another one, and
@@ -260,27 +396,28 @@ func (m resumables) again(r *resume.Request, conn net.Conn, client netip.AddrPor
 func (m resumables) elsewhere(ctx context.Context, r *rules, s *session, u *upstream, local netip.AddrPort, q *resume.Request) (net.Conn, error) {
 	addr, err := m.owner.OwnerOf(q)
 	if err != nil {
-		return nil, resumeFailure(err)
+		return nil, m.failed(resumeFailure(err))
 	}
 	if addr == "" || s.peer { // who is asked by another gateway asks nobody
 		return nil, nil
 	}
 	to, err := netip.ParseAddrPort(addr)
 	if err != nil || !within(r.peers, to.Addr()) {
-		return nil, &refusal{status: handshake.BadGateway, reason: "foreign_owner",
-			cause: fmt.Errorf("the tunnel's gateway %s is not within -resume-peers", addr)}
+		return nil, m.failed(&refusal{status: handshake.BadGateway, reason: "foreign_owner",
+			cause: fmt.Errorf("the tunnel's gateway %s is not within -resume-peers", addr)})
 	}
 	u.backend = address.Address{IP: to.Addr(), Port: to.Port()}
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	conn, err := m.dialer.base.DialContext(ctx, "tcp", addr)
 	if err != nil {
-		return nil, dialFailure(err)
+		return nil, m.failed(dialFailure(err))
 	}
 	if err := askOwner(ctx, conn, m.ledger.announce(2, s, u, local, q.Append(nil))); err != nil {
 		conn.Close()
-		return nil, err
+		return nil, m.failed(err)
 	}
+	m.ledger.resumes.Add("passed_on", 1)
 	u.preface = 0 // it went before the tunnel began
 	return conn, nil
 }
@@ -313,8 +450,11 @@ func askOwner(ctx context.Context, conn net.Conn, request []byte) error {
 // resumeFailure is why there is no such tunnel.
 func resumeFailure(err error) *refusal {
 	why := &refusal{status: handshake.Unauthorized, reason: err.Error()}
-	if errors.Is(err, owner.ErrUnknown) || errors.Is(err, resume.ErrOffsets) {
+	switch {
+	case errors.Is(err, owner.ErrUnknown), errors.Is(err, resume.ErrOffsets):
 		why.status = handshake.Gone
+	case errors.Is(err, owner.ErrMoving), errors.Is(err, owner.ErrFew):
+		why.status = handshake.BadGateway
 	}
 	return why
 }

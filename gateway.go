@@ -3,7 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,14 +17,18 @@ import (
 
 	"gateway/internal/address"
 	"gateway/internal/admin"
+	"gateway/internal/ask"
+	"gateway/internal/descriptors"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/limit"
+	"gateway/internal/listen"
 	"gateway/internal/pending"
 	"gateway/internal/relay"
 	"gateway/internal/resolve"
 	"gateway/internal/resume/owner"
 	"gateway/internal/sockopt"
+	"gateway/internal/tlslayer"
 	"gateway/internal/tlsrecord"
 )
 
@@ -37,11 +41,12 @@ type Gateway struct {
 	dialer   *dialer
 	resolver *resolve.Resolver
 	relay    *relay.Relay
-	loops    *loops                    // nil: goroutines serve
+	engine   engine
 	http     atomic.Pointer[httpFront] // for connections to come
 	owner    *owner.Owner              // of resumable tunnels; nil: there are none
 	clients  connections               // in serveConn, until another owns them
 	pending  *pending.Budget           // of those that have proven nothing
+	tries    *limit.Tries              // of tickets
 	metrics  *admin.Metrics            // nil: nobody looks
 
 	reloads, secretReloads reloadCount // of all settings, and of secrets alone
@@ -52,14 +57,15 @@ type Gateway struct {
 	adopting  sync.WaitGroup // TakeOver
 
 	mu        sync.Mutex
-	closed    bool                           // by Shutdown or Close
-	listeners map[net.Listener]chan struct{} // closed when they are to end
-	limited   map[net.Listener]listening     // see limits
-	cfg       *Config                        // of rules and http
-	own       []netip.AddrPort               // see Own
-	fronts    []*httpFront                   // all that serve, the last for connections to come
-	stopPeer  func()                         // ends ServePeer; nil: there is none
-	taking    *taking                        // nil: no TakeOver so far
+	closed    bool                            // by Shutdown or Close
+	listeners map[net.Listener]chan struct{}  // closed when they are to end
+	limited   map[net.Listener]listen.Address // see limits
+	cfg       *Config                         // of rules and http
+	own       []netip.AddrPort                // see Own
+	fronts    []*httpFront                    // all that serve, the last for connections to come
+	stopPeer  func()                          // ends ServePeer; nil: there is none
+	taking    *taking                         // nil: no TakeOver so far
+	arrived   func()                          // tells the owner that all tunnels have, see Expect
 }
 
 // taking is what goes on in TakeOver.
@@ -81,36 +87,33 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 		cancel:    cancel,
 		listeners: make(map[net.Listener]chan struct{}),
 		cfg:       cfg,
-		limited:   make(map[net.Listener]listening),
+		limited:   make(map[net.Listener]listen.Address),
+		arrived:   func() {},
 		clients:   connections{all: make(map[net.Conn]struct{})},
 		pending:   pending.NewBudget(cfg.maxPending(), cfg.pendingShare(1)),
 	}
 	g.dialer.resolver, g.dialer.ledger = hostLookup{g.resolver}, g.ledger
-	g.rules.Store(newRules(cfg, newServices(g.resolver)))
+	g.tries = limit.NewTries(mustRate(ticketTries))
+	if cfg.Resume {
+		g.owner = newOwner(cfg, log)
+	}
+	g.rules.Store(g.newRules(cfg, newServices(g.resolver)))
 	o := relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log}
 	if cfg.Admin != "" {
 		g.metrics = admin.NewMetrics()
 		g.ledger.watched(g.metrics)
+		if cfg.asks != nil {
+			cfg.asks.Observe(g.metrics.Ask.Observe)
+		}
 		o.FirstByte = g.metrics.FirstByte.Observe
 	}
 	g.relay = relay.New(o)
-	g.ledger.hold(cfg, connBudget())
-	if cfg.Resume {
-		g.owner = newOwner(cfg, log)
+	g.ledger.hold(cfg, descriptors.Conns())
+	g.ledger.unproven = g.pending
+	if err := g.startEngine(cfg); err != nil {
+		return nil, err
 	}
-	g.openFront(cfg)
-	if cfg.loopCount() == 0 {
-		return g, nil
-	}
-	var err error
-	g.loops, err = newLoops(cfg, g.ledger, g.serveDescriptor)
-	switch {
-	case err == nil:
-	case cfg.Loops > 0: // asked for
-		return nil, fmt.Errorf("-loops: %w (-loops=-1 does without)", err)
-	default:
-		log.Warn("no event loops here, goroutines serve instead", "err", err)
-	}
+	g.openFront(cfg) // which has WebSockets for the loops
 	return g, nil
 }
 
@@ -121,7 +124,13 @@ func (g *Gateway) Reload(cfg *Config) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	old := g.rules.Load()
-	r := newRules(cfg, old.services)
+	if cfg.asks != nil {
+		cfg.asks.Succeed(g.cfg.asks)
+		if g.metrics != nil {
+			cfg.asks.Observe(g.metrics.Ask.Observe)
+		}
+	}
+	r := g.newRules(cfg, old.services)
 	if cfg.Balance == g.cfg.Balance {
 		r.routes = old.routes // whose turn it is, and who has failed
 	}
@@ -129,13 +138,20 @@ func (g *Gateway) Reload(cfg *Config) {
 		r.policy.Own(ap)
 	}
 	g.rules.Store(r)
-	g.ledger.hold(cfg, connBudget())
-	g.ledger.holdAll(cfg.Listen)
-	g.loops.retime(cfg)
+	g.ledger.hold(cfg, descriptors.Conns())
+	g.ledger.holdAll(cfg)
+	g.engine.retime(cfg)
 	if !sameFront(cfg, g.cfg) {
 		g.openFront(cfg)
 	}
 	g.cfg = cfg
+}
+
+// newRules returns rules that ask as this gateway.
+func (g *Gateway) newRules(cfg *Config, services directory) *rules {
+	r := newRules(cfg, services)
+	r.asks.gateway, r.asks.tries, r.owner = g.ledger.idPrefix, g.tries, g.owner
+	return r
 }
 
 // reloadCount counts how often files that had changed were taken up, or could not be.
@@ -172,15 +188,36 @@ func (g *Gateway) reloadSecrets() {
 		return
 	}
 	r := *g.rules.Load()
-	r.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+	r.opener.keys = newKeyring(cfg.Secrets, cfg.KDFs)
 	g.rules.Store(&r)
 	g.cfg = &cfg
 	g.ledger.log.Info("secrets changed", "secrets", len(cfg.Secrets), "from", strings.Join(cfg.SecretSources, ","))
 }
 
+// startEngine starts the event loops, where there are to be and can be some.
+func (g *Gateway) startEngine(cfg *Config) error {
+	g.engine = idle{}
+	if cfg.loopCount() == 0 {
+		return nil
+	}
+	err := errors.New("not supported by this operating system")
+	if newEngine != nil {
+		var e engine
+		if e, err = newEngine(cfg, g.ledger, g.serveDescriptor); err == nil {
+			g.engine = e
+			return nil
+		}
+	}
+	if cfg.Loops > 0 { // asked for
+		return fmt.Errorf("-loops: %w (-loops=-1 does without)", err)
+	}
+	g.ledger.log.Warn("no event loops here, goroutines serve instead", "err", err)
+	return nil
+}
+
 // openFront has HTTP clients to come served by a front of this configuration.
 func (g *Gateway) openFront(cfg *Config) {
-	front := newHTTPFront(cfg, g.ledger, g.dialer, g.relay)
+	front := newHTTPFront(cfg, g.ledger, g.dialer, g.relay, g.engine)
 	front.resumable = g.resumable()
 	g.fronts = append(g.fronts, front)
 	g.http.Store(front)
@@ -199,7 +236,9 @@ func (g *Gateway) serveConn(c *connection, received []byte) {
 	case err != nil:
 		g.refuse(c, err)
 	case c.session.form == handshake.TLS:
-		g.serveTLS(c, req.early)
+		// Where little rests on a stack, the collector takes back what the handshake
+		// has made it grow (shrinkstack in the runtime: less than a quarter is used).
+		g.afresh(c, func() { g.serveTLS(c, req.early) })
 	case c.session.form == handshake.HTTP:
 		g.afresh(c, func() { g.serveHTTP(c, req.early) })
 	case req.again != nil:
@@ -214,10 +253,10 @@ func (g *Gateway) serveConn(c *connection, received []byte) {
 // serveTLS speaks TLS with a client that has begun to, and serves what is inside.
 func (g *Gateway) serveTLS(c *connection, hello []byte) {
 	c.records = tlsrecord.NewGate(c.socket, bytes.Clone(hello))
-	conn := tls.Server(c.records, c.rules.tls)
+	conn := tlslayer.Server(c.records, c.rules.tls)
 	c.SetDeadline(c.session.accepted.Add(c.rules.handshakeTimeout)) // Close closes the socket
 	err := conn.Handshake()
-	g.ledger.handshaken(conn, err)
+	g.ledger.handshaken(conn.Conn, err)
 	if err != nil {
 		g.refuse(c, g.whyNot(c, &refusal{reason: "tls_failed", cause: fmt.Errorf("tls_failed: %w", err)}))
 		return
@@ -253,7 +292,7 @@ func (g *Gateway) whyNot(c *connection, err error) error {
 
 // serveTunnel dials, answers and relays.
 func (g *Gateway) serveTunnel(c *connection, req request) {
-	c.proven()
+	c.provenBy(req.route)
 	g.ledger.asked(&c.session)
 	backend, err := g.dial(c, req.route)
 	if err != nil {
@@ -281,16 +320,16 @@ func (g *Gateway) answer(c *connection, backend net.Conn, early []byte) {
 
 // runTunnel relays until the tunnel ends, or until a loop has taken it.
 func (g *Gateway) runTunnel(c *connection, backend net.Conn, early []byte) {
-	if g.loops.take(&c.session, &c.upstream, c.Conn, backend, early) {
+	s, u := &c.session, &c.upstream
+	if c.giveTo(g.engine, s, u, backend, beginning{early: early}) {
 		return
 	}
-	s, u := &c.session, &c.upstream
 	g.ledger.ended(s, u, g.relay.RunAs(joined{s, u}, c.Conn, backend, early))
 }
 
 // serveResumable is serveTunnel for a tunnel that may be resumed.
 func (g *Gateway) serveResumable(c *connection, req request) {
-	c.proven()
+	c.provenBy(req.route)
 	t, hello, err := g.resumable().open(req.begin)
 	if err != nil {
 		g.refuse(c, err)
@@ -311,11 +350,12 @@ func (g *Gateway) serveResumable(c *connection, req request) {
 	}
 	g.clients.remove(c.socket)
 	header := g.ledger.announce(c.rules.sendProxy, &c.session, &c.upstream, layer.AddrPort(c.LocalAddr()), nil)
-	link := t.Begin(c.Conn, c.session.client, func() { layer.Abort(c.Conn) })
 	g.ledger.opened(&c.session, &c.upstream)
-	g.resumable().run(t, c.session, c.upstream, backend, header)
+	carry := g.resumable().run(t, c.session, c.upstream, c.Conn, func() { layer.Abort(c.Conn) }, backend, header, req.early)
 	c.session.done = true // by that
-	g.afresh(c, func() { t.Carry(link, req.early) })
+	if carry != nil {
+		g.afresh(c, carry)
+	}
 }
 
 // resume has a client go on with its tunnel.
@@ -330,22 +370,23 @@ func (g *Gateway) resume(c *connection, req request) {
 		g.answer(c, peer, req.early)
 		return
 	}
-	t, link, how, err := g.resumable().again(req.again, c.Conn, c.session.client)
+	id, how, carry, err := g.resumable().again(req.again, c.Conn, func() { layer.Abort(c.Conn) }, c.session.client,
+		c.session.form.Reply(handshake.OK), req.early)
 	if err != nil {
 		g.refuse(c, err)
 		return
 	}
 	c.proven()
 	g.clients.remove(c.socket)
-	g.ledger.resumed(&c.session, t.ID(), how)
-	if _, err := c.Write(c.session.form.Reply(handshake.OK)); err != nil {
-		t.Drop(link, err)
-		return
+	g.ledger.resumed(&c.session, id, how)
+	if carry != nil {
+		g.afresh(c, carry)
 	}
-	g.afresh(c, func() { t.Carry(link, req.early) })
 }
 
-func (g *Gateway) resumable() resumables { return resumables{g.ledger, g.relay, g.owner, g.dialer} }
+func (g *Gateway) resumable() resumables {
+	return resumables{g.ledger, g.relay, g.owner, g.dialer, g.engine, g.baseCtx}
+}
 
 // serveHTTP serves a client that speaks HTTP.
 func (g *Gateway) serveHTTP(c *connection, early []byte) {
@@ -448,7 +489,15 @@ func (g *Gateway) dial(c *connection, route address.Route) (net.Conn, error) {
 			c.socket.SetReadDeadline(time.Time{})
 		}()
 	}
-	return g.dialer.connect(ctx, c.rules, &c.session, &c.upstream, route)
+	if !route.IsAsked() {
+		return g.dialer.connect(ctx, c.rules, &c.session, &c.upstream, route)
+	}
+	answer, err := c.ask(ctx, route, takesBytes, ask.Question{Form: c.session.form.String()})
+	if err != nil {
+		return nil, g.whyNot(c, err)
+	}
+	backend, err := g.dialer.connect(ctx, c.rules, &c.session, &c.upstream, answer.Backend)
+	return backend, blameAnswer(err)
 }
 
 // refuse answers with the status of an error, accounts for it and closes the
@@ -491,15 +540,15 @@ func (g *Gateway) dismiss(c *connection) {
 // survive keeps a bug met by one connection from ending all the others.
 func (g *Gateway) survive(c *connection) {
 	if v := recover(); v != nil {
-		g.ledger.panicked(v)
+		g.ledger.panicked(v, &c.session)
 		g.dismiss(c)
 	}
 }
 
 // relaying says by what tunnels are relayed.
 func (g *Gateway) relaying() string {
-	if g.loops == nil {
+	if g.engine.kind() == "" {
 		return "goroutines"
 	}
-	return g.loops.kind()
+	return g.engine.kind()
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gateway/internal/harness"
+	"gateway/internal/relay"
 	"gateway/internal/token"
 )
 
@@ -92,7 +93,7 @@ func TestEachFailureHasItsStatus(t *testing.T) {
 			eventually(t, "the log has the reason", func() bool {
 				for _, l := range g.log.lines("refused") {
 					if l["client"] == c.LocalAddr().String() {
-						if l["status"] != tt.want || l["reason"] != tt.reason {
+						if harness.Status(l) != tt.want || l["reason"] != tt.reason {
 							t.Fatalf("log: %v", l)
 						}
 						return true
@@ -250,7 +251,7 @@ func TestAClientsResetCancelsTheDial(t *testing.T) {
 		eventually(t, "the dial is cancelled", func() bool {
 			for _, l := range g.log.lines("refused") {
 				if l["client"] == c.LocalAddr().String() {
-					return l["reason"] == "client_gone" && l["status"] == ""
+					return l["reason"] == "client_gone" && harness.Status(l) == ""
 				}
 			}
 			return false
@@ -392,19 +393,31 @@ func TestAcceptErrorsNeverEndTheServing(t *testing.T) {
 	}
 }
 
-func TestBackoffGrowsTo1sAndStartsAgain(t *testing.T) {
-	var b backoff
-	var got []string
-	for range 10 {
-		got = append(got, b.next().String())
-	}
-	want := "[5ms 10ms 20ms 40ms 80ms 160ms 320ms 640ms 1s 1s]"
-	if fmt.Sprint(got) != want {
-		t.Errorf("delays %v, want %v", got, want)
-	}
-	b.reset()
-	if d := b.next(); d != 5*time.Millisecond {
-		t.Errorf("after a success it waits %v", d)
+// lastWish is a client that does something when the gateway closes it.
+type lastWish struct {
+	net.Conn
+	onClose func()
+}
+
+func (c *lastWish) Close() error {
+	c.onClose()
+	return c.Conn.Close()
+}
+
+// TestATunnelThatBeginsWhileTheGatewayClosesIsCut has one begin when the clients that
+// have none yet are closed: it was told 200 just before, and its client has done nothing.
+func TestATunnelThatBeginsWhileTheGatewayClosesIsCut(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, nil)
+	client, backend := net.Pipe()
+	client.Close()
+	backend.Close()
+	var end relay.End
+	c := &lastWish{client, func() { end = g.relay.Run(client, backend, nil) }}
+	g.clients.add(c)
+	g.Close()
+	if end.By != relay.Gateway || end.How != relay.Shutdown {
+		t.Errorf("it was ended by %s: %s", end.By, end.How)
 	}
 }
 
@@ -413,7 +426,7 @@ const anyToken = "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..AAAAAAAAAAAAAAAA.AAAA
 
 func TestABugInOneHandshakeEndsOnlyThatConnection(t *testing.T) {
 	t.Parallel()
-	g := startGateway(t, func(g *Gateway) { g.rules.Load().tokens = new(token.Keys) }) // which panics
+	g := startGateway(t, func(g *Gateway) { g.rules.Load().opener.tokens = new(token.Keys) }) // which panics
 	for i := range 3 {
 		c := connect(t, g.addr)
 		send(t, c, anyToken)
@@ -445,4 +458,23 @@ func TestManyClientsAtOnceAreAllServed(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+func TestNoCounterFallsWhileATunnelsPROXYHeaderIsNotMoved(t *testing.T) {
+	t.Parallel()
+	tg := startConfigured(t, func(cfg *Config) { cfg.SendProxy = "v2" }, nil)
+	o := &overview{gateway: tg.Gateway}
+	c := openTunnel(t, tg.addr, startEcho(t))
+	harness.Send(t, c, strings.Repeat("x", 1000))
+	var moved int64
+	harness.Eventually(t, "1000 bytes are told of", func() bool { moved = o.bytes().Up.Copied; return moved == 1000 })
+	// Another tunnel begins, and its header has not been moved yet.
+	const header = 60
+	tg.ledger.prefaced.Add(header)
+	if now := o.bytes().Up.Copied; now != moved {
+		t.Errorf("%d bytes, and %d before", now, moved)
+	}
+	tg.ledger.prefaced.Add(-header)
+	harness.Send(t, c, "more")
+	harness.Eventually(t, "4 more bytes are told of", func() bool { return o.bytes().Up.Copied == 1004 })
 }

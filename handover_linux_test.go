@@ -34,7 +34,7 @@ func init() {
 func keepFreezing(t testing.TB, g *testGateway) {
 	stop := make(chan struct{})
 	var freezing sync.WaitGroup
-	for _, l := range g.loops.all {
+	for _, l := range g.engine.(*loops).all {
 		freezing.Go(func() {
 			for slot, more := 0, false; ; {
 				select {
@@ -93,7 +93,7 @@ func pass(t testing.TB, from, to *Gateway) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var passing sync.WaitGroup
 	passing.Go(func() {
-		if err := from.HandOver(ctx, a, nil); err != nil && ctx.Err() == nil && !from.isClosed() && !to.isClosed() {
+		if err := from.HandOver(ctx, a, patience, nil); err != nil && ctx.Err() == nil && !from.isClosed() && !to.isClosed() {
 			t.Errorf("hand over: %v", err)
 		}
 	})
@@ -139,7 +139,7 @@ func frozen(t *testing.T, g *testGateway, to *Gateway, client net.Conn, f func()
 	}
 	a, b := streams(t)
 	go to.TakeOver(b)
-	s, err := handover.NewSender(a, patience)
+	s, err := handover.NewSender(t.Context(), a, patience, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestAPipeTooManyIsEmptiedIntoMemory(t *testing.T) {
 	g := startLoops(t, 1, nil)
 	to := another(t, g)
 	g.partner = to
-	to.loops.pipes.Max = 0
+	to.engine.(*loops).pipes.Max = 0
 	const size = 16 << 20
 	want := noise(1, size)
 	backend := startBackend(t, func(b *net.TCPConn) { b.Write(want); b.CloseWrite() })
@@ -286,12 +286,12 @@ func TestATunnelThatMovesIsAccountedForAsAWhole(t *testing.T) {
 		copied := tun.session
 		s = &copied
 		tun.session.accepted = tun.session.accepted.Add(-time.Hour)
-		tun.rest.Resume(tun.progress(), false, 59*time.Minute, l.reactor.now)
+		tun.rest.Resume(tun.progress(), false, 59*time.Minute, l.reactor.Now)
 	})
 	frozen(t, g, to, c, func() {})
-	eventually(t, "the tunnel is in the other gateway's loop", func() bool { return to.loops.all[0].load.Load() == 1 })
-	inLoop(t, to.loops.all[0], func() {
-		l := to.loops.all[0]
+	eventually(t, "the tunnel is in the other gateway's loop", func() bool { return to.engine.(*loops).all[0].load.Load() == 1 })
+	inLoop(t, to.engine.(*loops).all[0], func() {
+		l := to.engine.(*loops).all[0]
 		tun := l.slots[l.free[len(l.free)-1]]
 		for _, s := range l.slots {
 			if s.state == stateOpen {
@@ -305,7 +305,7 @@ func TestATunnelThatMovesIsAccountedForAsAWhole(t *testing.T) {
 		if !tun.sockets[clientSide].writable || !tun.plain(clientSide) {
 			t.Error("its messages do not go along with others'")
 		}
-		if rested := tun.rest.Rested(tun.progress(), false, l.reactor.now); rested < 59*time.Minute {
+		if rested := tun.rest.Rested(tun.progress(), false, l.reactor.Now); rested < 59*time.Minute {
 			t.Errorf("it has rested for %v", rested)
 		}
 		if tun.upstream.choice == nil || tun.upstream.choice.group != to.rules.Load().routes.Group(mustRoute(t, route), balanceClock()) {
@@ -333,7 +333,7 @@ func TestABackendThatFailsIsSkippedByTheNextProcess(t *testing.T) {
 	route := closedPort(t) + "," + backend
 	c := openTunnel(t, g.addr, route) // after a failure
 	pass(t, g.Gateway, to)
-	eventually(t, "the tunnel is in the other gateway's loop", func() bool { return to.loops.all[0].load.Load() == 1 })
+	eventually(t, "the tunnel is in the other gateway's loop", func() bool { return to.engine.(*loops).all[0].load.Load() == 1 })
 	failing := to.rules.Load().routes.Snapshot(balanceClock()).Failing
 	if len(failing) != 1 || failing[0].Route != route || failing[0].Skipped <= 0 {
 		t.Errorf("known: %+v", failing)
@@ -356,7 +356,7 @@ func TestTheNextProcessHoldsClientsToTheirLimits(t *testing.T) {
 	c := openTunnel(t, g.addr, backend)
 	client := addrOf(c).Addr()
 	pass(t, g.Gateway, to)
-	eventually(t, "the tunnel is in the other gateway's loop", func() bool { return to.loops.all[0].load.Load() == 1 })
+	eventually(t, "the tunnel is in the other gateway's loop", func() bool { return to.engine.(*loops).all[0].load.Load() == 1 })
 	eventually(t, "its client is counted there, and only there", func() bool {
 		return to.ledger.limiter.Conns(client) == 1 && g.ledger.limiter.Conns(client) == 0
 	})

@@ -47,22 +47,20 @@ type handshakes struct {
 	// slowWay serves an accepted client that has sent received, waiting where
 	// need be. It owns the descriptor.
 	slowWay    func(fd int, r *rules, s session, received []byte)
-	circles    *circles // of all loops
 	localPorts localPorts
 	sockaddr   unix.RawSockaddrAny // scratch
 
 	awaiting int             // clients that have not said all
-	waiting  *pending.Budget // of those
+	waiting  *pending.Budget // of those, and of the refused that linger
 
 	requests deadlines // of clients that have not said all
 	dials    deadlines // of backends that are connecting
 	watches  deadlines // when to watch a client whose backend still connects
-	lingers  deadlines // of refused clients
 }
 
 // begin starts the life of a connection, which has been counted in.
 func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, by *entrance) {
-	l.reactor.tick()
+	l.reactor.Tick()
 	t := l.alloc()
 	l.current = t
 	t.state = stateRequest
@@ -75,7 +73,7 @@ func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, by *entrance) 
 		l.turnAway(t, err)
 	case l.closing:
 		l.abandon(t, errShutdown)
-	case by.forward != nil && l.circles.holds(peer.Addr()):
+	case by.forward != nil && l.ledger.circles.holds(peer.Addr()):
 		l.refuse(t, errForwardLoop)
 	case t.session.asks():
 		l.readRequest(t)
@@ -127,7 +125,7 @@ func (l *handshakes) readRequest(t *tunnel) {
 			f.unsent = append(f.unsent, received...)
 			received = f.unsent
 		}
-		if t.rules.slowKDF() {
+		if t.rules.opener.slowKDF() {
 			l.leave(t, received)
 			return
 		}
@@ -165,7 +163,7 @@ func (l *handshakes) awaitRequest(t *tunnel) {
 		}
 		return
 	}
-	l.requests.set(t, l.reactor.now)
+	t.expects(&l.requests, l.reactor.Now)
 	if err := l.watch(t, c); err != nil {
 		l.abandon(t, errEmpty)
 		return
@@ -179,7 +177,9 @@ func (l *handshakes) heard(t *tunnel) {
 	if t.ticket != nil {
 		t.ticket.Release()
 		t.ticket = nil
-		l.awaiting--
+		if t.state == stateRequest {
+			l.awaiting--
+		}
 	}
 }
 
@@ -187,6 +187,9 @@ func (l *handshakes) heard(t *tunnel) {
 // that the client has sent so far.
 func (l *handshakes) route(t *tunnel, req request, received []byte) {
 	l.heard(t)
+	if answer := t.rules.known(req.route); answer != nil && isPlain(answer.Backend) && !req.resumable() {
+		req.route, t.upstream.label = answer.Backend, answer.Label
+	}
 	if req.resumable() || !isPlain(req.route) {
 		l.leave(t, received)
 		return
@@ -217,7 +220,7 @@ func (l *handshakes) leave(t *tunnel, received []byte) {
 	l.heard(t)
 	c := &t.sockets[clientSide]
 	if c.watched {
-		unix.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, int(c.fd), nil)
+		l.reactor.Control(unix.EPOLL_CTL_DEL, int(c.fd), nil)
 	}
 	fd, r, s := int(c.fd), t.rules, t.session
 	received = append([]byte(nil), received...)
@@ -256,8 +259,8 @@ func (l *handshakes) dial(t *tunnel) {
 		return
 	}
 	t.state = stateDial
-	l.dials.set(t, l.reactor.now)
-	l.watches.push(t, l.reactor.now)
+	t.expects(&l.dials, l.reactor.Now)
+	l.watches.Push(t, l.reactor.Now)
 	b := &t.sockets[backendSide]
 	b.wantOut = true
 	if err := l.watch(t, b); err != nil {
@@ -331,7 +334,7 @@ func (l *handshakes) dialing(t *tunnel, s *socket, events uint32) {
 // local one (TCP's simultaneous open, RFC 9293 section 3.5).
 func (l *handshakes) isSelfConnect(t *tunnel) bool {
 	addr := t.upstream.backend
-	if addr.Port < l.localPorts.first(l.reactor.now) {
+	if addr.Port < l.localPorts.first(l.reactor.Now) {
 		return false
 	}
 	fd := t.sockets[backendSide].fd
@@ -452,7 +455,7 @@ func (l *handshakes) refuse(t *tunnel, err error) {
 	}
 	sys.ShutdownWrite(c.fd)
 	t.state = stateLinger
-	l.lingers.set(t, l.reactor.now)
+	t.expects(&l.lingers, l.reactor.Now)
 	if !c.watched {
 		if err := l.watch(t, c); err != nil {
 			l.dismiss(t)
@@ -460,6 +463,10 @@ func (l *handshakes) refuse(t *tunnel, err error) {
 		}
 	}
 	l.linger(t)
+	if t.state == stateLinger {
+		// It has been answered, and would else take a place for as long as it likes.
+		t.ticket = l.waiting.Admit(t.session.shares(), func() { l.dismiss(t) })
+	}
 }
 
 // turnAway resets a client that a limit does not let in.
@@ -499,6 +506,7 @@ func (l *handshakes) abandon(t *tunnel, err error) {
 
 // dismiss closes a connection that is accounted for and never was a tunnel.
 func (l *handshakes) dismiss(t *tunnel) {
+	l.heard(t)
 	s, u := t.session, t.upstream
 	l.release(t)
 	l.ledger.done(&s, &u)

@@ -133,6 +133,7 @@ func startConfigured(t testing.TB, configure func(*Config), tweak func(*Gateway)
 	log := slog.New(slog.NewJSONHandler(&tg.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := defaultConfig()
 	cfg.Secrets, cfg.IOUring = [][]byte{[]byte(testSecret)}, harness.IOUring()
+	cfg.LogRefusedRate = 0 // tests count the lines
 	cfg.Timeout = patience // a busy machine is no backend that is gone
 	if configure != nil {
 		configure(cfg)

@@ -13,6 +13,7 @@ import (
 
 	"gateway/internal/address"
 	"gateway/internal/harness"
+	"gateway/internal/reactor"
 )
 
 // How the loops dial: time-outs, clients that leave meanwhile, and sockets that
@@ -30,7 +31,7 @@ func TestABlackholedBackendIsDialedAsOftenAsConfigured(t *testing.T) {
 		if took := time.Since(start); took < retry*timeout {
 			t.Errorf("504 after %v, want %v", took, retry*timeout)
 		}
-		if line := g.log.waitLine(t, "refused", 1); line["reason"] != "timeout" || line["status"] != "504" {
+		if line := g.log.waitLine(t, "refused", 1); line["reason"] != "timeout" || harness.Status(line) != "504" {
 			t.Errorf("refused: %v", line)
 		}
 	})
@@ -57,7 +58,7 @@ func TestAClientsResetEndsItsDialAndItsFINDoesNot(t *testing.T) {
 					switch line["client"] {
 					case reset.LocalAddr().String():
 						found++
-						how = fmt.Sprint(line["reason"], line["status"])
+						how = fmt.Sprint(line["reason"], harness.Status(line))
 					case fin.LocalAddr().String():
 						found++
 					}
@@ -127,7 +128,7 @@ func connectOnce(from, to int) (fd, port int, err error) {
 func TestNoTunnelLeadsToItself(t *testing.T) {
 	t.Parallel()
 	g := startLoops(t, 1, nil)
-	l := g.loops.all[0]
+	l := g.engine.(*loops).all[0]
 	var err error
 	var fd, own int
 	inLoop(t, l, func() { // the thread ends with its loop
@@ -167,7 +168,7 @@ func TestNoTunnelLeadsToItself(t *testing.T) {
 func TestWithoutALocalPortTheClientIsTold(t *testing.T) {
 	t.Parallel()
 	g := startLoops(t, 1, nil)
-	l := g.loops.all[0]
+	l := g.engine.(*loops).all[0]
 	var err error
 	var ln, only int
 	inLoop(t, l, func() {
@@ -199,7 +200,7 @@ func TestWithoutALocalPortTheClientIsTold(t *testing.T) {
 func TestASocketThatMetItselfIsRecognized(t *testing.T) {
 	t.Parallel()
 	g := startLoops(t, 1, nil)
-	l := g.loops.all[0]
+	l := g.engine.(*loops).all[0]
 	var fd, port int
 	for range 100 { // until a port is free
 		port = int(new(localPorts).first(0)) + rand.IntN(1000)
@@ -223,7 +224,9 @@ func TestASocketThatMetItselfIsRecognized(t *testing.T) {
 		"127.0.0.1:80":                          false,
 	} {
 		s.upstream.backend = parseAddr(t, addr)
-		if got := l.isSelfConnect(s); got != want {
+		var got bool
+		inLoop(t, l, func() { got = l.isSelfConnect(s) })
+		if got != want {
 			t.Errorf("%s: %v", addr, got)
 		}
 	}
@@ -248,7 +251,7 @@ func TestASelfConnectIsSeenInEverySpelling(t *testing.T) {
 		t.Fatal(err) // with nobody else there, it connects to itself
 	}
 	l := &handshakes{localPorts: localPorts{least: 1, readAt: 1}}
-	l.reactor = &reactor{}
+	l.reactor = &reactor.Reactor{}
 	for _, host := range []string{"127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1"} {
 		tn := &tunnel{}
 		tn.sockets[backendSide].fd = int32(fd)

@@ -35,7 +35,7 @@ func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
 		for _, early := range []string{"", "early"} {
 			t.Run(fmt.Sprintf("%s, %d early bytes", end, len(early)), func(t *testing.T) {
 				g := startLoops(t, 1, nil)
-				l := g.loops.all[0]
+				l := g.engine.(*loops).all[0]
 				ln, err := net.Listen("tcp", "127.0.0.1:0")
 				if err != nil {
 					t.Fatal(err)
@@ -189,8 +189,8 @@ func TestBytesBehindUrgentDataAreNotLeftBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		var releases []func()
-		if g.loops != nil {
-			for _, l := range g.loops.all {
+		if g.engine.kind() != "" {
+			for _, l := range g.engine.(*loops).all {
 				releases = append(releases, hold(t, l))
 			}
 		}

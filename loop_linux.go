@@ -6,13 +6,15 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"gateway/internal/handover"
+	"gateway/internal/descriptors"
 	"gateway/internal/pending"
 	"gateway/internal/pipe"
+	"gateway/internal/reactor"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
 	"gateway/internal/sys"
@@ -35,6 +37,16 @@ type loops struct {
 	batching bool // all have an io_uring
 }
 
+func init() {
+	newEngine = func(cfg *Config, l *ledger, slowWay func(int, *rules, session, []byte)) (engine, error) {
+		ls, err := newLoops(cfg, l, slowWay)
+		if err != nil {
+			return nil, err // and no *loops that is nil
+		}
+		return ls, nil
+	}
+}
+
 // newLoops starts the loops. slowWay serves, in a goroutine of its own, an
 // accepted client that a loop cannot serve without waiting; it owns the
 // descriptor.
@@ -44,12 +56,13 @@ func newLoops(cfg *Config, l *ledger, slowWay func(fd int, r *rules, s session, 
 	}
 	ls := &loops{liveness: cfg.liveness()}
 	ls.crew.exclusive = unix.EPOLLEXCLUSIVE
-	_, ls.pipes.Max = budget(descriptorLimit())
+	limit, _ := descriptors.Limit()
+	_, ls.pipes.Max = descriptors.Divide(limit)
 	for range cfg.loopCount() {
 		l, err := newLoop(ls, cfg, l, slowWay)
 		if err != nil {
 			for _, l := range ls.all {
-				l.reactor.close()
+				l.reactor.Close()
 			}
 			return nil, fmt.Errorf("cannot make an event loop: %w", err)
 		}
@@ -106,7 +119,7 @@ func (ls *loops) serve(ln *net.TCPListener, by *entrance, stopping <-chan struct
 func (ls *loops) onAll(f func(*loop)) {
 	done := make(chan struct{}, len(ls.all))
 	for _, l := range ls.all {
-		if !l.reactor.post(func() { defer func() { done <- struct{}{} }(); f(l) }) {
+		if !l.reactor.Post(func() { defer func() { done <- struct{}{} }(); f(l) }) {
 			done <- struct{}{}
 		}
 	}
@@ -118,20 +131,14 @@ func (ls *loops) onAll(f func(*loop)) {
 // work tells what each loop does with its time, the longest turn of the last minute
 // or two, how many connections it has, and how many of those have not said all.
 func (ls *loops) work(tell func(busy, longest time.Duration, conns, awaiting int)) {
-	if ls == nil {
-		return
-	}
 	for _, l := range ls.all {
-		busy, longest := l.meter.read(time.Since(l.reactor.start))
-		tell(busy, longest, int(l.load.Load()), int(l.meter.awaiting.Load()))
+		busy, longest := l.meter.Read(l.reactor.Age())
+		tell(busy, longest, int(l.load.Load()), int(l.awaitingSeen.Load()))
 	}
 }
 
 // pipeCount returns how many pipes there are, and how many there may be.
 func (ls *loops) pipeCount() (made, limit int) {
-	if ls == nil {
-		return 0, 0
-	}
 	return ls.pipes.Made(), int(ls.pipes.Max)
 }
 
@@ -140,10 +147,7 @@ func (ls *loops) pipeCount() (made, limit int) {
 // descriptors having changed hands by dup, since net keeps its own to itself.
 // What is not TCP stays with the caller; and so does everything where there are
 // no descriptors left for a dup: the client has its 200.
-func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, early []byte) bool {
-	if ls == nil {
-		return false
-	}
+func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, b beginning) bool {
 	cfd, err := dupConn(client)
 	if err != nil {
 		return false
@@ -156,26 +160,33 @@ func (ls *loops) take(s *session, u *upstream, client, backend net.Conn, early [
 	client.Close()
 	backend.Close()
 	to := ls.crew.idlest()
-	early = append([]byte(nil), early...) // not the whole of its array
+	if b.resumable != nil {
+		b.resumable.CarriedBy(to.carrier(), s.client)
+		b.frames = append([]byte(nil), b.frames...)
+	}
+	b.early = append([]byte(nil), b.early...) // not the whole of its array
 	to.load.Add(1)
-	if !to.reactor.post(func() { to.adopt(s, u, cfd, bfd, early) }) {
+	if !to.reactor.Post(func() { to.adopt(s, u, cfd, bfd, b) }) {
 		unix.Close(cfd)
 		unix.Close(bfd)
+		if b.resumable != nil {
+			b.resumable.Over()
+		}
 		to.ledger.ended(s, u, relay.End{Ending: relay.Ending{By: relay.Gateway, How: relay.Shutdown}, Limit: relay.Drain})
 	}
 	return true
 }
 
+// pair is for engine.
+func (*loops) pair() (inner, outer net.Conn, err error) { return newPair() }
+
 // retime gives the loops the times and sizes of another configuration, for what
 // begins from here on. A time that is shorter than before counts from the moment
 // on when those have passed that began with the longer one.
 func (ls *loops) retime(cfg *Config) {
-	if ls == nil {
-		return
-	}
 	ls.onAll(func(l *loop) {
-		l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
-		l.dials.after = cfg.Timeout.Nanoseconds()
+		l.requests.After = cfg.HandshakeTimeout.Nanoseconds()
+		l.dials.After = cfg.Timeout.Nanoseconds()
 		if size := max(cfg.Buffer, cfg.HandshakeMax+len("\r\n")); size > len(l.buf) {
 			l.buf = make([]byte, size)
 		}
@@ -191,13 +202,10 @@ const portion = 256
 // between two portions, and then the caller is called too, by between. An error is
 // ctx's; look may be called once more then.
 func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay.Pulse) (cut bool), between func()) error {
-	if ls == nil {
-		return nil
-	}
 	for _, l := range ls.all {
 		for at, more := 0, true; more; {
 			done := make(chan struct{})
-			if !l.reactor.post(func() { at, more = l.visit(at, look); close(done) }) {
+			if !l.reactor.Post(func() { at, more = l.visit(at, look); close(done) }) {
 				break // it has ended, and its tunnels too
 			}
 			select {
@@ -214,7 +222,7 @@ func (ls *loops) visit(ctx context.Context, look func(*session, *upstream, relay
 // visit is one portion of loops.visit. It returns where the next one begins, if
 // there is one.
 func (l *loop) visit(at int, look func(*session, *upstream, relay.Pulse) (cut bool)) (next int, more bool) {
-	l.reactor.tick()
+	l.reactor.Tick()
 	next = l.openFrom(at, portion, func(t *tunnel) {
 		if look(&t.session, &t.upstream, l.pulse(t)) {
 			l.cut(t, relay.Cut)
@@ -226,12 +234,9 @@ func (l *loop) visit(at int, look func(*session, *upstream, relay.Pulse) (cut bo
 // answer returns whether all loops go on with their work, or nil. ctx bounds the
 // wait.
 func (ls *loops) answer(ctx context.Context) error {
-	if ls == nil {
-		return nil
-	}
 	for i, l := range ls.all {
 		done := make(chan struct{})
-		if !l.reactor.post(func() { close(done) }) {
+		if !l.reactor.Post(func() { close(done) }) {
 			continue // it has ended, as it was told to
 		}
 		select {
@@ -243,48 +248,26 @@ func (ls *loops) answer(ctx context.Context) error {
 	return nil
 }
 
-// handOver is crew.handOver. Where there are no loops there is nothing to hand over.
-func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, state map[string][]byte, told func(tunnels int, took time.Duration)) error {
-	if ls == nil {
-		return conn.Close()
-	}
-	return ls.crew.handOver(ctx, conn, state, told)
+// handOver is crew.handOver.
+func (ls *loops) handOver(ctx context.Context, conn *net.UnixConn, first time.Duration, state map[string][]byte, told func(tunnels int, took time.Duration)) error {
+	return ls.crew.handOver(ctx, conn, first, state, told)
 }
 
-// takeOver is crew.takeOver. Where there are no loops the other process keeps what it
-// has.
+// takeOver is crew.takeOver.
 func (ls *loops) takeOver(conn *net.UnixConn, rules func() *rules, state func(string, []byte), idle func(bool)) (taken int, err error) {
-	if ls == nil {
-		ls.refuse(conn, "it has no event loops (-loops)")
-		return 0, nil
-	}
 	return ls.crew.takeOver(conn, rules, state, idle)
 }
 
-// refuse has another process keep its tunnels, and says why. It owns the stream.
-func (*loops) refuse(conn *net.UnixConn, why string) { handover.Refuse(conn, why) }
-
 // close cuts all tunnels and ends the loops. It does not wait for them.
 func (ls *loops) close() {
-	if ls == nil {
-		return
-	}
 	for _, l := range ls.all {
-		l.reactor.post(l.shutdown)
+		l.reactor.Post(l.shutdown)
 	}
 }
 
-// moved returns how many bytes were spliced, and how many were copied.
-func (ls *loops) moved() (spliced, copied int64) {
-	s, c := ls.movedFrom()
-	return s[clientSide] + s[backendSide], c[clientSide] + c[backendSide]
-}
-
-// movedFrom is moved by the side that the bytes came from, the client's first.
+// movedFrom returns how many bytes were spliced, and how many were copied, by the side that
+// they came from, the client's first.
 func (ls *loops) movedFrom() (spliced, copied [2]int64) {
-	if ls == nil {
-		return spliced, copied
-	}
 	for _, l := range ls.all {
 		for side := range spliced {
 			spliced[side] += l.totalSpliced[side].Load()
@@ -299,12 +282,14 @@ type loop struct {
 	acceptor
 	batch            batch
 	pending, handled int // events: a panic loses one of them
-	meter            meter
+	meter            reactor.Meter
+	metered          bool         // somebody may ask for what meter knows
+	awaitingSeen     atomic.Int32 // awaiting, published at the end of a turn
 }
 
 func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, session, []byte)) (*loop, error) {
 	// A raw wait keeps its processor, so it needs one to itself.
-	r, err := newReactor(runtime.GOMAXPROCS(0) > cfg.loopCount())
+	r, err := reactor.New(runtime.GOMAXPROCS(0) > cfg.loopCount())
 	if err != nil {
 		return nil, err
 	}
@@ -319,14 +304,15 @@ func newLoop(ls *loops, cfg *Config, ledger *ledger, slowWay func(int, *rules, s
 	l.pipes = pipe.NewPool(&ls.pipes, max(1, maxIdlePipes/cfg.loopCount()))
 	l.spliceable = cfg.Splice
 	l.slowWay = slowWay
-	l.meter.on = cfg.Admin != ""
+	l.metered = cfg.Admin != ""
 	l.firstBytes = ledger.times.firstByte
-	l.circles = &ls.crew.circles
 	l.waiting = pending.NewBudget(max(1, cfg.maxPending()/cfg.loopCount()), cfg.pendingShare(cfg.loopCount()))
-	l.requests.after = cfg.HandshakeTimeout.Nanoseconds()
-	l.dials.after = cfg.Timeout.Nanoseconds()
-	l.watches.after = watchAfter.Nanoseconds()
-	l.lingers.after = lingerTime.Nanoseconds()
+	l.requests.After = cfg.HandshakeTimeout.Nanoseconds()
+	l.dials.After = cfg.Timeout.Nanoseconds()
+	l.watches.After = watchAfter.Nanoseconds()
+	l.look = cfg.Keepalive.Nanoseconds() / 2
+	l.lingers.After = lingerTime.Nanoseconds()
+	l.acks.After = ackAfter.Nanoseconds()
 	return l, nil
 }
 
@@ -341,22 +327,22 @@ func (l *loop) run(ring bool, told chan<- error) {
 	} else {
 		told <- nil
 	}
-	for {
+	for turns := uint(0); ; turns++ {
 		l.pending, l.handled, l.batch.looked = l.wait(), 0, 0
 		switch {
-		case l.meter.on && l.reactor.slept:
-			l.meter.woke(l.reactor)
-		case !l.meter.on && l.anythingTimed():
-			l.reactor.tick()
+		case l.metered && l.reactor.Slept:
+			l.meter.Woke(l.reactor)
+		case !l.metered && (l.anythingTimed() || l.reactor.Rested || turns%staleTurns == 0):
+			l.reactor.Tick()
 		}
 		for !l.turn() {
 		}
 		l.publish()
-		if l.meter.on {
-			l.meter.awaiting.Store(int32(l.awaiting))
-			l.meter.turned(l.reactor)
+		if l.metered {
+			l.awaitingSeen.Store(int32(l.awaiting))
+			l.meter.Turned(l.reactor)
 		}
-		if l.closing && l.empty() && l.reactor.end() {
+		if l.closing && l.empty() && l.reactor.End() {
 			l.pipes.CloseIdle()
 			l.batch.close()
 			return
@@ -364,18 +350,24 @@ func (l *loop) run(ring bool, told chan<- error) {
 	}
 }
 
+// staleTurns is after how many turns the clock is read where nothing waits for it: it
+// tells how long a tunnel had rested when it ended, and no clock is read for a message.
+// With sleeps that are no longer than reactor.Brief it is a third of a second behind at
+// most.
+const staleTurns = 64
+
 // wait returns how many events there are, after waiting for at least one or
 // for something to be due.
 func (l *loop) wait() int {
-	n := l.reactor.poll()
-	if n > 0 || len(l.todo) > 0 || len(l.reactor.work) > 0 || !l.newcomers.empty() {
+	n := l.reactor.Poll()
+	if n > 0 || len(l.todo) > 0 || l.reactor.Busy() || !l.newcomers.empty() {
 		return n
 	}
 	timeout := l.untilDue()
 	if timeout == 0 {
 		return 0
 	}
-	return l.reactor.sleep(timeout)
+	return l.reactor.Sleep(timeout)
 }
 
 // turn deals with a batch of events and with what is due. It returns false
@@ -384,24 +376,25 @@ func (l *loop) wait() int {
 func (l *loop) turn() (done bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			l.ledger.panicked(v)
 			t := l.current
 			l.current = nil
-			if t != nil {
+			if t == nil {
+				l.ledger.panicked(v, nil)
+			} else {
+				l.ledger.panicked(v, &t.session)
+				t.layer = nil // may be what has failed, and has no last words
 				l.cut(t, relay.Failure)
 			}
 		}
 	}()
 	l.bulkTurn = false
-	l.batch.relay(&l.tunnels, l.reactor.events[:l.pending])
+	l.batch.relay(&l.tunnels, l.reactor.Events[:l.pending])
 	for l.handled < l.pending {
-		ev := &l.reactor.events[l.handled]
+		ev := &l.reactor.Events[l.handled]
 		l.handled++
 		l.dispatch(ev)
 	}
-	for len(l.reactor.work) > 0 {
-		f := l.reactor.work[0]
-		l.reactor.work = l.reactor.work[1:]
+	for f := l.reactor.Next(); f != nil; f = l.reactor.Next() {
 		f()
 		l.current = nil
 	}
@@ -417,8 +410,8 @@ func (l *loop) dispatch(ev *unix.EpollEvent) {
 	switch ev.Fd {
 	case takenEvent:
 		return
-	case wakeEvent:
-		l.reactor.readInbox()
+	case reactor.WakeEvent:
+		l.reactor.ReadInbox()
 		return
 	case listenerEvent:
 		l.newcomers.knock(ev.Pad)
@@ -449,7 +442,7 @@ func (l *loop) shutdown() {
 // expire deals with everything whose time has come.
 func (l *loop) expire() {
 	for {
-		t, at := l.requests.due(l.reactor.now)
+		t, at := l.requests.Due(l.reactor.Now)
 		if t == nil {
 			break
 		}
@@ -458,7 +451,7 @@ func (l *loop) expire() {
 		}
 	}
 	for {
-		t, _ := l.watches.due(l.reactor.now)
+		t, _ := l.watches.Due(l.reactor.Now)
 		if t == nil {
 			break
 		}
@@ -470,7 +463,7 @@ func (l *loop) expire() {
 		}
 	}
 	for {
-		t, at := l.dials.due(l.reactor.now)
+		t, at := l.dials.Due(l.reactor.Now)
 		if t == nil {
 			break
 		}
@@ -479,7 +472,7 @@ func (l *loop) expire() {
 		}
 	}
 	for {
-		t, at := l.lingers.due(l.reactor.now)
+		t, at := l.lingers.Due(l.reactor.Now)
 		if t == nil {
 			break
 		}
@@ -487,18 +480,36 @@ func (l *loop) expire() {
 			l.dismiss(t)
 		}
 	}
+	for {
+		t, _ := l.acks.Due(l.reactor.Now)
+		if t == nil {
+			break
+		}
+		l.current = t
+		l.remind(t)
+		l.move(t)
+	}
 	if l.pausedListeners > 0 {
 		l.resumeListeners()
 	}
-	if l.sweepable > 0 && l.reactor.now >= l.sweepDue {
+	if l.sweepable > 0 && l.reactor.Now >= l.sweepDue {
 		l.sweep()
 	}
 }
 
+// queues returns all deadlines.
+func (l *loop) queues() [5]*deadlines {
+	return [...]*deadlines{&l.requests, &l.dials, &l.watches, &l.lingers, &l.acks}
+}
+
 // anythingTimed tells whether the clock matters.
 func (l *loop) anythingTimed() bool {
-	return l.sweepable > 0 || !l.requests.empty() || !l.dials.empty() ||
-		!l.watches.empty() || !l.lingers.empty() || l.pausedListeners > 0
+	for _, d := range l.queues() {
+		if _, ok := d.Next(); ok {
+			return true
+		}
+	}
+	return l.sweepable > 0 || l.pausedListeners > 0
 }
 
 // untilDue returns how many milliseconds there are until something is due,
@@ -510,9 +521,9 @@ func (l *loop) untilDue() int {
 			next = at
 		}
 	}
-	for _, d := range []*deadlines{&l.requests, &l.dials, &l.watches, &l.lingers} {
-		if !d.empty() {
-			earlier(d.queue[d.head].at)
+	for _, d := range l.queues() {
+		if at, ok := d.Next(); ok {
+			earlier(at)
 		}
 	}
 	for _, sl := range l.listeners {
@@ -526,6 +537,6 @@ func (l *loop) untilDue() int {
 	if next < 0 {
 		return -1
 	}
-	l.reactor.tick()
-	return int(min(max(0, (next-l.reactor.now+1e6-1)/1e6), 1<<30)) // epoll takes an int
+	l.reactor.Tick()
+	return int(min(max(0, (next-l.reactor.Now+1e6-1)/1e6), 1<<30)) // epoll takes an int
 }

@@ -21,7 +21,7 @@ import (
 func inLoop(t testing.TB, l *loop, f func()) {
 	t.Helper()
 	done := make(chan struct{})
-	if !l.reactor.post(func() { defer close(done); f() }) {
+	if !l.reactor.Post(func() { defer close(done); f() }) {
 		t.Fatal("the loop has ended")
 	}
 	inTime(t, done, "the loop does not answer")
@@ -53,7 +53,7 @@ func startLoops(t testing.TB, n int, configure func(*Config)) *testGateway {
 func look(t testing.TB, g *testGateway, client net.Conn, f func(*loop, *tunnel)) {
 	t.Helper()
 	eventually(t, "the connection is in a loop", func() (found bool) {
-		for _, l := range g.loops.all {
+		for _, l := range g.engine.(*loops).all {
 			inLoop(t, l, func() {
 				for _, s := range l.slots {
 					if s.state != stateFree && s.session.client == addrOf(client) {
@@ -82,7 +82,7 @@ func reaches(t testing.TB, g *testGateway, client net.Conn, state tunnelState) {
 func hold(t testing.TB, l *loop) (release func()) {
 	t.Helper()
 	held, gate := make(chan struct{}), make(chan struct{})
-	l.reactor.post(func() { close(held); <-gate })
+	l.reactor.Post(func() { close(held); <-gate })
 	<-held
 	return func() { close(gate) }
 }
@@ -91,7 +91,7 @@ func hold(t testing.TB, l *loop) (release func()) {
 // checks that they are as good as new, and returns how many pipes they keep.
 func wantAtRest(t testing.TB, g *testGateway) (pipes int) {
 	t.Helper()
-	for i, l := range g.loops.all {
+	for i, l := range g.engine.(*loops).all {
 		eventually(t, "the loop has no connection", func() (rests bool) {
 			inLoop(t, l, func() { rests = len(l.free) == len(l.slots) && l.load.Load() == 0 && len(l.todo) == 0 })
 			return rests
@@ -118,7 +118,7 @@ func wantAtRest(t testing.TB, g *testGateway) (pipes int) {
 			pipes += l.pipes.Idle()
 		})
 	}
-	if made := g.loops.pipes.Made(); made != pipes {
+	if made := g.engine.(*loops).pipes.Made(); made != pipes {
 		t.Errorf("%d pipes, of which %d are idle", made, pipes)
 	}
 	return pipes
@@ -141,8 +141,8 @@ func TestAnEventOfASlotsFormerOwnerIsIgnored(t *testing.T) {
 	c.SetLinger(0)
 	c.Close()
 	wantAtRest(t, g)
-	inLoop(t, g.loops.all[0], func() {
-		l := g.loops.all[0]
+	inLoop(t, g.engine.(*loops).all[0], func() {
+		l := g.engine.(*loops).all[0]
 		for _, s := range l.slots { // slots that are nobody's
 			for side := range int32(2) {
 				l.dispatch(&unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLHUP, Fd: int32(s.slot<<1) | side, Pad: int32(s.generation)})
@@ -152,66 +152,6 @@ func TestAnEventOfASlotsFormerOwnerIsIgnored(t *testing.T) {
 	wantAtRest(t, g)
 	if got := g.log.lines("panic"); len(got) > 0 {
 		t.Error(got)
-	}
-}
-
-func TestDeadlinesExpireInOrderAndOnlyWhileTheyHold(t *testing.T) {
-	d := deadlines{after: 100}
-	tunnels := make([]*tunnel, 5)
-	for i := range tunnels {
-		tunnels[i] = &tunnel{slot: uint32(i), state: stateDial}
-		d.set(tunnels[i], int64(i*10))
-	}
-	tunnels[1].state = stateOpen // moved on
-	tunnels[3].generation++      // released, and a new one
-	var got []string
-	for now := int64(0); now <= 200; now++ {
-		for {
-			s, at := d.due(now)
-			if s == nil {
-				break
-			}
-			got = append(got, fmt.Sprint(s.slot, " at ", now))
-			if at != now || s.deadline != at {
-				t.Errorf("%d: due at %d, not at %d (%d)", s.slot, now, at, s.deadline)
-			}
-		}
-	}
-	if want := "[0 at 100 2 at 120 4 at 140]"; fmt.Sprint(got) != want {
-		t.Errorf("due: %v, want %v", got, want)
-	}
-	if !d.empty() {
-		t.Errorf("%d entries stay", len(d.queue))
-	}
-}
-
-func TestADeadlineThatIsSetAgainReplacesTheFirst(t *testing.T) {
-	d := deadlines{after: 100}
-	s := &tunnel{state: stateDial}
-	d.set(s, 0)
-	d.set(s, 50)
-	if due, at := d.due(100); due != s || at == s.deadline {
-		t.Errorf("the first entry: %v at %d, deadline %d", due, at, s.deadline)
-	}
-	if due, at := d.due(149); due != nil {
-		t.Errorf("due at %d already", at)
-	}
-	if due, at := d.due(150); due != s || at != s.deadline {
-		t.Errorf("the second entry: %v at %d, deadline %d", due, at, s.deadline)
-	}
-}
-
-func TestDeadlinesThatDoNotHoldTakeNoMemory(t *testing.T) {
-	d := deadlines{after: 3e9}
-	s := &tunnel{}
-	for now := range int64(1e6) {
-		s.generation++
-		s.state = stateDial
-		d.set(s, now)
-		s.state = stateOpen
-		if len(d.queue) > 1 || cap(d.queue) > 64 {
-			t.Fatalf("%d entries in an array of %d after %d connections", len(d.queue), cap(d.queue), now+1)
-		}
 	}
 }
 
@@ -273,7 +213,7 @@ func TestRequestsOfAnySizeFitBuffersOfAnySize(t *testing.T) {
 func TestALoopGoesOnWhileItsTunnelsAreListed(t *testing.T) {
 	t.Parallel()
 	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 1 }, nil)
-	l := g.loops.all[0]
+	l := g.engine.(*loops).all[0]
 	const many = 10_000
 	inLoop(t, l, func() {
 		for i := range many { // without sockets
@@ -295,10 +235,10 @@ func TestALoopGoesOnWhileItsTunnelsAreListed(t *testing.T) {
 		}
 		turns++
 		most, atOnce = max(most, atOnce), 0
-		l.reactor.post(inBetween)
+		l.reactor.Post(inBetween)
 	}
-	l.reactor.post(inBetween)
-	err := g.loops.visit(t.Context(), func(*session, *upstream, relay.Pulse) bool {
+	l.reactor.Post(inBetween)
+	err := g.engine.visit(t.Context(), func(*session, *upstream, relay.Pulse) bool {
 		looked++
 		atOnce++
 		return false
@@ -313,7 +253,7 @@ func TestALoopGoesOnWhileItsTunnelsAreListed(t *testing.T) {
 		}
 	})
 	cut := 0
-	if err := g.loops.visit(t.Context(), func(s *session, _ *upstream, _ relay.Pulse) bool {
+	if err := g.engine.visit(t.Context(), func(s *session, _ *upstream, _ relay.Pulse) bool {
 		cut++
 		return s.number%2 == 0
 	}, func() {}); err != nil || cut != many {
@@ -340,10 +280,10 @@ func TestALoopThatIsGoneHasNothingToList(t *testing.T) {
 	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 2 }, nil)
 	g.Close()
 	eventually(t, "the loops are gone", func() bool { return loopsGone(g) })
-	if err := g.loops.visit(t.Context(), func(*session, *upstream, relay.Pulse) bool { return false }, func() {}); err != nil {
+	if err := g.engine.visit(t.Context(), func(*session, *upstream, relay.Pulse) bool { return false }, func() {}); err != nil {
 		t.Error(err)
 	}
-	if err := g.loops.answer(t.Context()); err != nil {
+	if err := g.engine.answer(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
@@ -353,13 +293,13 @@ func TestALoopThatHangsIsTold(t *testing.T) {
 	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 2 }, nil)
 	goOn := make(chan struct{})
 	defer close(goOn)
-	g.loops.all[1].reactor.post(func() { <-goOn })
+	g.engine.(*loops).all[1].reactor.Post(func() { <-goOn })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := g.loops.answer(ctx); err == nil || err.Error() != "loop 1 does not answer" {
+	if err := g.engine.answer(ctx); err == nil || err.Error() != "loop 1 does not answer" {
 		t.Errorf("%v", err)
 	}
-	if err := g.loops.visit(ctx, func(*session, *upstream, relay.Pulse) bool { return false }, func() {}); err != context.DeadlineExceeded {
+	if err := g.engine.visit(ctx, func(*session, *upstream, relay.Pulse) bool { return false }, func() {}); err != context.DeadlineExceeded {
 		t.Errorf("%v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gateway/internal/descriptors"
 	"gateway/internal/sys"
 )
 
@@ -19,12 +20,12 @@ import (
 
 // pauseAll has all loops stop accepting for a while.
 func pauseAll(t testing.TB, g *testGateway, delay time.Duration) {
-	for _, l := range g.loops.all {
+	for _, l := range g.engine.(*loops).all {
 		inLoop(t, l, func() {
-			l.reactor.tick()
+			l.reactor.Tick()
 			sl := l.listeners[0]
-			sl.pace.delay = delay / 2 // the next is twice that
 			l.pause(sl, unix.EMFILE)
+			sl.resumeAt = l.reactor.Now + delay.Nanoseconds()
 		})
 	}
 }
@@ -48,7 +49,7 @@ func TestAListenerPausesAndGoesOn(t *testing.T) {
 			t.Errorf("warned %d times", warned)
 		}
 		finish(t, stays)
-		for _, l := range g.loops.all { // which may still be pausing
+		for _, l := range g.engine.(*loops).all { // which may still be pausing
 			eventually(t, "no listener is paused", func() (ok bool) {
 				inLoop(t, l, func() { ok = l.pausedListeners == 0 })
 				return ok
@@ -79,7 +80,7 @@ func TestAListenerThatIsPausedEndsWithTheServing(t *testing.T) {
 			defer g.mu.Unlock()
 			return len(g.listeners) == 0
 		})
-		for _, l := range g.loops.all {
+		for _, l := range g.engine.(*loops).all {
 			inLoop(t, l, func() {
 				for _, sl := range l.listeners {
 					if sl.fd >= 0 || sl.paused || l.pausedListeners != 0 {
@@ -157,9 +158,9 @@ func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T)
 	g := startLoops(t, 1, nil)
 	backend := startEcho(t)
 	open := openTunnel(t, g.addr, backend)
-	l := g.loops.all[0]
+	l := g.engine.(*loops).all[0]
 	inLoop(t, l, func() {
-		l.reactor.tick()
+		l.reactor.Tick()
 		l.pause(l.listeners[0], unix.EMFILE)
 	})
 	queued := connect(t, g.addr)
@@ -184,15 +185,13 @@ func TestAListenerThatPausesAtShutdownServesItsQueueAndIsForgotten(t *testing.T)
 func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
 	t.Parallel()
 	g := startLoops(t, 1, nil)
-	l := g.loops.all[0]
+	l := g.engine.(*loops).all[0]
 	openTunnel(t, g.addr, startEcho(t)).Close() // it accepts
 	release := hold(t, l)
 	c := connect(t, g.addr) // the listener's event
 	go g.Shutdown(context.Background())
 	eventually(t, "the loop is told to stop accepting", func() bool {
-		l.reactor.mu.Lock()
-		defer l.reactor.mu.Unlock()
-		return len(l.reactor.inbox) > 0
+		return l.reactor.Backlog() > 0
 	})
 	release()
 	waitRefused(t, g.addr)
@@ -209,8 +208,8 @@ func TestAnEventOfAFormerListenerIsIgnored(t *testing.T) {
 
 func TestDescriptorsAreDividedSoThatTheySuffice(t *testing.T) {
 	for _, limit := range []uint64{0, 64, 256, 1024, 4096, 20000, 1 << 20, 1 << 30, 1<<64 - 1} {
-		conns, pipes := budget(limit)
-		if conns < 16 || pipes < 0 || pipes > maxPipes {
+		conns, pipes := descriptors.Divide(limit)
+		if conns < 16 || pipes < 0 || pipes > descriptors.MaxPipes {
 			t.Errorf("of %d: %d connections, %d pipes", limit, conns, pipes)
 		}
 		if need := uint64(2*(int64(conns)+int64(pipes)) + 100); limit >= 256 && need > limit {
@@ -243,7 +242,7 @@ func TestConnectionsThatGoroutinesServeCountAsWell(t *testing.T) {
 func TestWithoutEPOLLEXCLUSIVEEveryLoopAccepts(t *testing.T) {
 	t.Parallel()
 	g := startConfigured(t, func(cfg *Config) { cfg.Loops = 3 }, func(g *Gateway) {
-		g.loops.crew.exclusive |= unix.EPOLLRDHUP // together the kernel refuses them (epoll_ctl(2))
+		g.engine.(*loops).crew.exclusive |= unix.EPOLLRDHUP // together the kernel refuses them (epoll_ctl(2))
 	})
 	g.log.waitLine(t, "no EPOLLEXCLUSIVE here: every loop wakes for every connection", 1)
 	backend := startEcho(t)
@@ -284,13 +283,13 @@ func TestALoopThatIsStuckDoesNotAnswer(t *testing.T) {
 	answer := func(within time.Duration) bool {
 		ctx, cancel := context.WithTimeout(t.Context(), within)
 		defer cancel()
-		return g.loops.answer(ctx) == nil
+		return g.engine.answer(ctx) == nil
 	}
 	if !answer(patience) {
 		t.Fatal("loops with nothing to do do not answer")
 	}
 	stuck, free := make(chan struct{}), make(chan struct{})
-	g.loops.all[1].reactor.post(func() { close(stuck); <-free })
+	g.engine.(*loops).all[1].reactor.Post(func() { close(stuck); <-free })
 	<-stuck
 	if answer(50 * time.Millisecond) {
 		t.Error("a loop that is stuck answers")

@@ -6,6 +6,7 @@ import (
 	"net"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gateway/internal/balance"
+	"gateway/internal/descriptors"
 	"gateway/internal/harness"
 	"gateway/internal/relay"
 )
@@ -58,7 +60,7 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 	const streams = 64
 	for _, buffer := range []int64{4096, 64} {
 		g := startLoops(t, 1, func(cfg *Config) { cfg.Splice, cfg.Buffer = false, int(buffer) })
-		l := g.loops.all[0]
+		l := g.engine.(*loops).all[0]
 		begin := make(chan struct{})
 		backend := startBackend(t, func(b *net.TCPConn) {
 			<-begin
@@ -86,7 +88,7 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 		// before bulk has its turn.
 		var events, portion int64
 		done := make(chan struct{})
-		l.reactor.post(func() {
+		l.reactor.Post(func() {
 			all := func() (n int64) {
 				for side := range l.copied {
 					n += l.totalCopied[side].Load() + l.copied[side]
@@ -95,7 +97,7 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 			}
 			events = l.copied[clientSide] + l.copied[backendSide]
 			so := all()
-			l.reactor.post(func() { portion = all() - so; close(done) })
+			l.reactor.Post(func() { portion = all() - so; close(done) })
 		})
 		release()
 		inTime(t, done, "the loop does not go on")
@@ -188,36 +190,50 @@ func TestTheWorldStopsQuicklyUnderLoadAndAtRest(t *testing.T) {
 					}
 				})
 			}
-			samples := []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}}
-			metrics.Read(samples)
-			before := append([]uint64(nil), samples[0].Value.Float64Histogram().Counts...)
-			for range 100 {
-				runtime.GC()
+			// What other processes of a busy machine do to pauses comes and goes; what the
+			// loops do stays: the middle one of several measures counts.
+			var measured []float64
+			for range 5 {
+				measured = append(measured, pausesOf(t, 100))
 			}
-			metrics.Read(samples)
 			close(stop)
 			clients.Wait()
-			h := samples[0].Value.Float64Histogram()
-			var all, seen uint64
-			for i, n := range h.Counts {
-				all += n - before[i]
-			}
-			quantile := func(q float64) float64 {
-				seen = 0
-				for i, n := range h.Counts {
-					if seen += n - before[i]; float64(seen) >= q*float64(all) {
-						return h.Buckets[i+1]
-					}
-				}
-				return 0
-			}
-			t.Logf("%d pauses: half within %.3f ms, 90 %% within %.3f ms, 99 %% within %.3f ms",
-				all, 1e3*quantile(.5), 1e3*quantile(.9), 1e3*quantile(.99))
-			if p90 := quantile(.9); p90 > 20e-3 {
+			slices.Sort(measured)
+			if p90 := measured[len(measured)/2]; p90 > 20e-3 {
 				t.Errorf("90 %% of the pauses are within %.1f ms only", 1e3*p90)
 			}
 		})
 	}
+}
+
+// pausesOf collects so many times, and returns within how many seconds the world had
+// stopped in 90 % of the pauses for that.
+func pausesOf(t testing.TB, collections int) float64 {
+	t.Helper()
+	samples := []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}}
+	metrics.Read(samples)
+	before := append([]uint64(nil), samples[0].Value.Float64Histogram().Counts...)
+	for range collections {
+		runtime.GC()
+	}
+	metrics.Read(samples)
+	h := samples[0].Value.Float64Histogram()
+	var all uint64
+	for i, n := range h.Counts {
+		all += n - before[i]
+	}
+	quantile := func(q float64) float64 {
+		var seen uint64
+		for i, n := range h.Counts {
+			if seen += n - before[i]; float64(seen) >= q*float64(all) {
+				return h.Buckets[i+1]
+			}
+		}
+		return 0
+	}
+	t.Logf("%d pauses: half within %.3f ms, 90 %% within %.3f ms, 99 %% within %.3f ms",
+		all, 1e3*quantile(.5), 1e3*quantile(.9), 1e3*quantile(.99))
+	return quantile(.9)
 }
 
 // Pipes, and what passes through them.
@@ -226,7 +242,7 @@ func TestTheWorldStopsQuicklyUnderLoadAndAtRest(t *testing.T) {
 // them the gateway spliced and how many it copied.
 func bulk(t testing.TB, g *testGateway, backend string, size int) (spliced, copied int64) {
 	t.Helper()
-	s0, c0 := g.loops.moved()
+	s0, c0 := movedBy(g)
 	c := openTunnel(t, g.addr, backend)
 	text := string(noise(1, size))
 	sent := make(chan error, 1)
@@ -240,7 +256,7 @@ func bulk(t testing.TB, g *testGateway, backend string, size int) (spliced, copi
 		t.Error(err)
 	}
 	eventually(t, "all is counted", func() bool {
-		spliced, copied = g.loops.moved()
+		spliced, copied = movedBy(g)
 		spliced, copied = spliced-s0, copied-c0
 		return spliced+copied >= int64(2*size)
 	})
@@ -270,11 +286,11 @@ func TestWithoutAPipeTunnelsCopy(t *testing.T) {
 	t.Parallel()
 	g := startLoops(t, 1, nil)
 	backend := startEcho(t)
-	inLoop(t, g.loops.all[0], func() { g.loops.pipes.Max = 0 })
+	inLoop(t, g.engine.(*loops).all[0], func() { g.engine.(*loops).pipes.Max = 0 })
 	if spliced, _ := bulk(t, g, backend, 4<<20); spliced != 0 {
 		t.Errorf("%d bytes were spliced", spliced)
 	}
-	inLoop(t, g.loops.all[0], func() { g.loops.pipes.Max = maxPipes })
+	inLoop(t, g.engine.(*loops).all[0], func() { g.engine.(*loops).pipes.Max = descriptors.MaxPipes })
 	if spliced, _ := bulk(t, g, backend, 4<<20); spliced == 0 {
 		t.Error("with pipes to be had again, nothing was spliced")
 	}
@@ -286,7 +302,7 @@ func TestWhereSpliceIsRefusedTunnelsCopy(t *testing.T) {
 	for _, errno := range []unix.Errno{unix.EPERM, unix.ENOSYS, unix.EINVAL} {
 		g := startLoops(t, 1, nil)
 		var err error
-		inLoop(t, g.loops.all[0], func() { err = refuse(unix.SYS_SPLICE, errno) }) // for this thread, which ends with its loop
+		inLoop(t, g.engine.(*loops).all[0], func() { err = refuse(unix.SYS_SPLICE, errno) }) // for this thread, which ends with its loop
 		if err != nil {
 			t.Skip("no seccomp here: ", err)
 		}
@@ -298,17 +314,30 @@ func TestWhereSpliceIsRefusedTunnelsCopy(t *testing.T) {
 }
 
 // refuse has a system call fail in the calling thread from now on, as a sandbox
-// does.
-func refuse(call uint32, errno unix.Errno) error {
+// does. With seconds it fails only if its second argument is one of those.
+func refuse(call uint32, errno unix.Errno, seconds ...uint32) error {
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the number of the system call
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: call},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: call},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 24}, // args[1] of struct seccomp_data; its low half
 	}
+	for i, second := range seconds {
+		filter = append(filter, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: uint8(len(seconds) - i), K: second})
+	}
+	if len(seconds) > 0 {
+		filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW})
+	}
+	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)})
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
 	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+}
+
+// movedBy returns how many bytes the loops have spliced, and how many copied.
+func movedBy(g *testGateway) (spliced, copied int64) {
+	s, c := g.engine.movedFrom()
+	return s[0] + s[1], c[0] + c[1]
 }

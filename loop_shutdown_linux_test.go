@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -49,7 +51,7 @@ func bringAbout(t testing.TB, g *testGateway, started chan context.Context) *sta
 		io.Copy(io.Discard, b)
 	}))
 	expectAll(t, s.halfOpen, "")
-	if g.loops != nil {
+	if g.engine.kind() != "" {
 		reaches(t, g, s.silent, stateRequest)
 		reaches(t, g, s.pieces, stateRequest)
 		reaches(t, g, s.dialing, stateDial)
@@ -102,7 +104,7 @@ func TestShutdownWaitsForConnectionsInEveryState(t *testing.T) {
 			case <-time.After(patience):
 				t.Fatal("Shutdown does not return")
 			}
-			if g.loops != nil {
+			if g.engine.kind() != "" {
 				wantAtRest(t, g)
 			}
 		})
@@ -133,16 +135,16 @@ func TestCloseCutsConnectionsInEveryState(t *testing.T) {
 			if g.ledger.cut.Load() != 3 {
 				t.Errorf("%d tunnels were cut, want 3", g.ledger.cut.Load())
 			}
-			if g.loops != nil {
-				eventually(t, "the loops have ended", func() bool { return g.loops.pipes.Made() == 0 && loopsGone(g) })
+			if g.engine.kind() != "" {
+				eventually(t, "the loops have ended", func() bool { return g.engine.(*loops).pipes.Made() == 0 && loopsGone(g) })
 			}
 		})
 	}
 }
 
 func loopsGone(g *testGateway) bool {
-	for _, l := range g.loops.all {
-		if l.reactor.post(func() {}) {
+	for _, l := range g.engine.(*loops).all {
+		if l.reactor.Post(func() {}) {
 			return false
 		}
 	}
@@ -161,4 +163,44 @@ func TestCloseDoesNotWaitForARequestThatIsChangingHands(t *testing.T) {
 	eventually(t, "only the request is left", func() bool { return loopsGone(g) })
 	go g.serveDescriptor(fd, g.rules.Load(), session{accepted: time.Now()}, []byte("half a li"))
 	inTime(t, closed, "Close waits for the rest of the request")
+}
+
+func TestNoRingOutlivesItsLoop(t *testing.T) {
+	needRing(t)
+	atRest := func() bool { return ringsOf(t, os.Getpid()) == 0 }
+	eventually(t, "no ring of the tests before is left", atRest)
+	for range 3 {
+		g := startLoops(t, 3, nil)
+		if n := ringsOf(t, os.Getpid()); n != 3 {
+			t.Errorf("%d rings of 3 loops", n)
+		}
+		manyTalk(t, g.addr)
+		g.Close()
+		eventually(t, "the rings are closed and unmapped", atRest)
+	}
+}
+
+// ringsOf counts the rings of a process by their descriptors, and fails if there
+// are mappings of others.
+func ringsOf(t testing.TB, pid int) (n int) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	fds, err := os.ReadDir(dir + "fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if name, _ := os.Readlink(dir + "fd/" + fd.Name()); strings.Contains(name, "io_uring") {
+			n++
+		}
+	}
+	maps, err := os.ReadFile(dir + "maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mapped := strings.Count(string(maps), "io_uring"); mapped != 2*n {
+		t.Logf("%d mappings of %d rings", mapped, n)
+		return -1 // one is being opened or closed
+	}
+	return n
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gateway/internal/harness"
+	"gateway/internal/listen"
 )
 
 // What the loops ask of a tunnel's two sockets.
@@ -172,7 +173,7 @@ func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := defaultConfig()
 			cfg.Keepalive = tt.keepalive
-			ln, err := listen(cfg, listening{addr: "127.0.0.1:0"})
+			ln, err := listen.Open(listen.Address{Addr: "127.0.0.1:0"}, howToListen(cfg))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -201,7 +202,7 @@ func TestBothLegsHaveTheConfiguredKeepaliveOnEveryWay(t *testing.T) {
 				}
 			}()
 			eventually(t, "both legs have their options", func() bool {
-				got = legOptions(t, g.loops.all[0])
+				got = legOptions(t, g.engine.(*loops).all[0])
 				return len(got) == 2 && tt.want(got[0]) && tt.want(got[1])
 			})
 		})

@@ -2,12 +2,12 @@
 // connects and sends one line, the address of its backend, sealed by the
 // operator; the gateway opens it, connects, and pumps bytes both ways.
 //
-// Follow a connection from Gateway.serveConn in gateway.go.
+// Follow a connection from Gateway.serveConn in gateway.go, where a goroutine waits for it.
+// On Linux event loops do the same for most, from accept_linux.go and handshake_linux.go on.
 package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -15,18 +15,20 @@ import (
 	"io"
 	stdlog "log"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"gateway/internal/address"
 	"gateway/internal/admin"
 	"gateway/internal/handshake"
+	"gateway/internal/listen"
 	"gateway/internal/logwriter"
+	"gateway/internal/secretfile"
 	"gateway/internal/systemd"
 	"gateway/internal/token"
 	"gateway/internal/upgrade"
@@ -63,7 +65,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 		stdout.Write(keys)
 		return exitOK
 	case actionStatus, actionTunnels, actionCut:
-		return ask(cfg, stdout, stderr)
+		return askAdmin(cfg, stdout, stderr)
+	case actionProbe:
+		says, err := cfg.probe.Run(context.Background())
+		if err != nil {
+			return fail(stderr, exitFailure, fmt.Errorf("-probe: %w", err))
+		}
+		fmt.Fprintln(stdout, says)
+		return exitOK
 	case actionSeal, actionOpen:
 		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
 			return fail(stderr, exitUsage, err)
@@ -84,36 +93,96 @@ func run(args []string, stdout, stderr io.Writer) int {
 				return fail(stderr, exitUsage, fmt.Errorf("-pidfile: %w", err))
 			}
 		}
-		cfg.warn(newLogger(cfg, stderr))
+		if cfg.LogFile != "" {
+			if err := logwriter.Check(cfg.LogFile); err != nil {
+				return fail(stderr, exitUsage, fmt.Errorf("%s: %w", cfg.sources["log-file"], err))
+			}
+		}
+		cfg.warn(slog.New(logwriter.Handler(stderr, cfg.LogFormat, cfg.level)))
 		fmt.Fprintln(stdout, "the configuration is valid")
 		return exitOK
 	}
 	return serveLogged(args, cfg, stderr)
 }
 
-// serveLogged serves until a signal ends it, and logs to stderr.
+// checkListening sees whether all addresses can be listened on.
+func checkListening(cfg *Config) error {
+	for _, l := range cfg.Listen {
+		if err := l.Check(cfg.Reuse); err != nil {
+			return err
+		}
+	}
+	for setting, addr := range map[string]string{"admin": cfg.Admin, "pprof": cfg.Pprof} {
+		var err error
+		if path, ok := admin.UnixPath(addr); ok {
+			err = admin.CheckUnix(path)
+		} else if addr != "" {
+			err = listen.Check(listen.Network("tcp", addr), addr, false)
+		}
+		if err != nil {
+			return listen.PrivateRemedy(setting, err)
+		}
+	}
+	return nil
+}
+
+// serveLogged serves until a signal ends it, and logs to -log-file or stderr.
 func serveLogged(args []string, cfg *Config, stderr io.Writer) int {
 	// Who reads the log may die, now or later; the gateway need not follow.
 	signal.Ignore(syscall.SIGPIPE)
-	lines := logwriter.New(stderr, func(n int) []byte {
+	var out *logwriter.Output
+	out, err := logwriter.OpenOutput(cfg.LogFile, stderr, func(n int) []byte {
 		var line bytes.Buffer
-		newLogger(cfg, &line).Warn("log lines were dropped: their reader is too slow", "lines", n)
+		slog.New(out.Handler(&line, cfg.LogFormat, cfg.level)).Warn("log lines were dropped: they could not be written, or not as fast as they came", "lines", n)
 		return line.Bytes()
 	})
-	log := newLogger(cfg, lines)
+	if err != nil {
+		return fail(stderr, exitUsage, fmt.Errorf("%s: %w", cfg.sources["log-file"], err))
+	}
+	log := slog.New(out.Handler(out, cfg.LogFormat, cfg.level))
 	code, err := exitUsage, cfg.load(log)
 	if err == nil {
 		// The standard library has something to tell now and then.
 		slog.SetDefault(log)
-		stdlog.SetOutput(libraryLog{log})
+		stdlog.SetOutput(logwriter.Library{Log: log})
+		defer reopenOnSignal(out, log)()
 		cfg.warn(log)
-		code, err = exitFailure, serve(args, cfg, log, lines.Dropped)
+		code, err = exitFailure, serve(args, cfg, log, out)
 	}
-	lines.Close(time.Second)
+	if err != nil && cfg.LogFile != "" {
+		log.Error("the gateway ends", "err", err)
+	}
+	if n := out.Close(time.Second); n > 0 {
+		fail(stderr, code, fmt.Errorf("the last %d lines of the log could not be written", n))
+	}
 	if err != nil {
 		return fail(stderr, code, err)
 	}
 	return exitOK
+}
+
+// reopenOnSignal has SIGUSR1 open the log file once more until stop is called.
+func reopenOnSignal(out *logwriter.Output, log *slog.Logger) (stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, logwriter.Signal)
+	var reopening sync.WaitGroup
+	reopening.Go(func() {
+		for range signals {
+			switch is, err := out.Reopen(); {
+			case err != nil:
+				log.Error("cannot open the log file again, the old one stays in use", "err", err)
+			case is:
+				log.Info("the log file was opened again")
+			default:
+				log.Warn("there is no -log-file to open again", "signal", logwriter.Signal.String())
+			}
+		}
+	})
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+		reopening.Wait()
+	}
 }
 
 // sealRoute prints the sealed line or the token for the route of -seal.
@@ -135,7 +204,8 @@ func sealRoute(cfg *Config, stdout, stderr io.Writer) int {
 // openLine prints the route in the line or token of -open.
 func openLine(cfg *Config, stdout, stderr io.Writer) int {
 	line := strings.TrimSuffix(strings.TrimSuffix(cfg.Arg, "\n"), "\r")
-	route, err := newRules(cfg, nil).open(context.Background(), handshake.Line, []byte(line))
+	o := newOpener(cfg)
+	route, err := o.open(context.Background(), handshake.Line, []byte(line))
 	var bad token.Error
 	switch {
 	case errors.As(err, &bad):
@@ -147,13 +217,13 @@ func openLine(cfg *Config, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
-// ask asks the gateway at -admin, which runs already.
-func ask(cfg *Config, stdout, stderr io.Writer) int {
+// askAdmin asks the gateway at -admin, which runs already.
+func askAdmin(cfg *Config, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if cfg.AdminTokenFile != "" {
 		var err error
-		if cfg.adminToken, err = readToken(cfg.AdminTokenFile); err != nil {
+		if cfg.adminToken, err = secretfile.Word(cfg.AdminTokenFile, shortSecret); err != nil {
 			return fail(stderr, exitUsage, fmt.Errorf("%s: %w", cfg.sources["admin-token-file"], err))
 		}
 	}
@@ -191,60 +261,57 @@ func isTerminal(w io.Writer) bool {
 
 // fail prints an error on a line of its own.
 func fail(stderr io.Writer, code int, err error) int {
-	fmt.Fprintln(stderr, "gateway:", strings.ReplaceAll(err.Error(), "\n", " "))
+	text := "gateway: " + strings.ReplaceAll(err.Error(), "\n", " ")
+	if f, ok := stderr.(*os.File); ok && logwriter.IsJournal(f) {
+		text = logwriter.ErrorPrefix + text
+	}
+	fmt.Fprintln(stderr, text)
 	return code
 }
 
-func newLogger(cfg *Config, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.LogLevel}
-	if cfg.level != nil {
-		opts.Level = cfg.level
-	}
-	if cfg.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
-}
-
-// libraryLog takes what the standard library logs. Of a backend that speaks out
-// of turn net/http quotes up to 4 KiB: that is no business of the log.
-type libraryLog struct{ log *slog.Logger }
-
-func (l libraryLog) Write(line []byte) (int, error) {
-	text, _, _ := strings.Cut(strings.TrimSpace(string(line)), " starting with ")
-	l.log.Info("standard library", "text", text)
-	return len(line), nil
-}
-
 // serve runs a gateway until a signal ends it, or another process has taken over.
-// dropped tells how many lines of the log were.
-func serve(args []string, cfg *Config, log *slog.Logger, dropped func() int64) error {
-	p := &service{args: args, log: log, dropped: dropped, signals: make(chan os.Signal, 16)}
+// out is what log writes to.
+func serve(args []string, cfg *Config, log *slog.Logger, out *logwriter.Output) error {
+	p := &service{args: args, log: log, out: out, signals: make(chan os.Signal, 16), wishes: make(chan os.Signal, 16)}
 	p.cfg.Store(cfg)
 	// Before anything that a signal would have to clean up.
-	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, upgrade.Signal)
+	// Apart from each other: what a channel has no room for is lost, and no flood of
+	// wishes may keep the gateway from its end.
+	signal.Notify(p.signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(p.wishes, syscall.SIGHUP, upgrade.Signal)
 	defer signal.Stop(p.signals)
+	defer signal.Stop(p.wishes)
 	p.notify = systemd.New(log)
 	p.program, p.dir = upgrade.OwnProgram()
 	var err error
 	if p.before, err = upgrade.Inherit(); err != nil {
 		return err
 	}
-	if p.sockets, err = newSockets(cfg, p.before); err != nil {
+	var list []listen.Descriptor
+	inherited, err := systemd.Sockets()
+	for _, s := range inherited {
+		list = append(list, listen.Descriptor(s))
+	}
+	if err != nil {
 		return err
 	}
+	sockets, given, err := listen.New(p.before, list, upgrade.Supported)
+	if err != nil {
+		return err
+	}
+	p.sockets, cfg.Listen = sockets, listen.Activate(cfg.Listen, given, cfg.forward)
 	return p.serve()
 }
 
 func (p *service) serve() error {
 	cfg := p.cfg.Load()
-	listeners, err := p.sockets.listenAll(cfg)
+	listeners, err := p.sockets.OpenAll(cfg.Listen, howToListen(cfg))
 	if err != nil {
 		return err
 	}
 	p.makeRoom(cfg)
 	if p.g, err = NewGateway(cfg, p.log); err != nil {
-		closeAll(listeners)
+		listen.CloseAll(listeners)
 		return err
 	}
 	defer p.g.Close()
@@ -252,12 +319,12 @@ func (p *service) serve() error {
 		p.g.Own(ln.Addr()) // all of them, before a client of any
 	}
 	if err := p.servePprof(cfg); err != nil {
-		closeAll(listeners)
+		listen.CloseAll(listeners)
 		return err
 	}
 	defer p.stopPprof(0)
 	if err := p.openAdmin(cfg); err != nil {
-		closeAll(listeners)
+		listen.CloseAll(listeners)
 		return err
 	}
 	if p.before == nil {
@@ -269,7 +336,7 @@ func (p *service) serve() error {
 		// The old process still has its line. What is wrong should show before it
 		// gives way.
 		if err := checkPIDFile(cfg.PIDFile); err != nil {
-			closeAll(listeners)
+			listen.CloseAll(listeners)
 			return fmt.Errorf("-pidfile: %w", err)
 		}
 	}
@@ -278,24 +345,29 @@ func (p *service) serve() error {
 		if errors.Is(err, upgrade.ErrOldEnded) {
 			p.log.Warn("nobody hands over: this process serves", "err", err)
 		} else if err != nil {
-			closeAll(listeners)
+			listen.CloseAll(listeners)
 			return err
 		}
 	}
+	if p.before != nil {
+		p.g.Expect()
+	}
 	p.served = make(chan error, 2*len(listeners))
 	for i, ln := range listeners {
-		if l := cfg.Listen[i]; !l.kcp || p.before == nil {
+		if l := cfg.Listen[i]; !l.KCP || p.before == nil {
 			p.serveListener(ln, l)
 		}
 	}
 	if p.before != nil {
-		p.takeOver()
+		if err := p.takeOver(); err != nil {
+			return err
+		}
 		// Not before: whoever asks the old one is told how that does.
 		p.serveAdmin(cfg, true)
 		for i, ln := range listeners {
 			// Datagrams are not shared as connects are: who reads one has it. The
 			// old process has read all of its own by now.
-			if l := cfg.Listen[i]; l.kcp {
+			if l := cfg.Listen[i]; l.KCP {
 				p.serveListener(ln, l)
 			}
 		}
@@ -304,7 +376,9 @@ func (p *service) serve() error {
 		return err
 	}
 	defer p.removePIDFile()
+	p.out.CatchUp() // whoever has rotated the log meanwhile has told the old process
 	p.logListeners(cfg, listeners)
+	cfg.describe(p.log)
 	p.seen.Load().ready()
 	p.notify.Ready("serving")
 	p.notify.Watch(p.alive)
@@ -312,6 +386,22 @@ func (p *service) serve() error {
 		go p.takeTunnels(p.before.Conn())
 	}
 	return p.live()
+}
+
+// takeOver says that this process serves beside the old one, and waits until that
+// serves no more, or has ended. The error says that it serves on.
+func (p *service) takeOver() error {
+	err := p.before.Serving()
+	if err == nil {
+		err = p.before.Settled()
+	}
+	if errors.Is(err, upgrade.ErrNever) {
+		return err
+	}
+	if err != nil {
+		p.log.Warn("the old process has not finished handing over", "err", err)
+	}
+	return nil
 }
 
 // live deals with what comes from outside, until the process is to end.
@@ -322,24 +412,25 @@ func (p *service) live() error {
 	defer cancel(nil)
 	for {
 		select {
-		case sig := <-p.signals:
+		case wish := <-p.wishes:
 			switch {
-			case sig == syscall.SIGHUP:
-				go p.Reload()
-			case sig == upgrade.Signal && starting:
-				p.log.Warn("an upgrade is under way: asked for one more", "signal", sig.String())
-			case sig == upgrade.Signal:
-				starting = true
-				go func() { started <- p.upgrade(ctx) }()
+			case wish == syscall.SIGHUP:
+				p.reloadSoon()
+			case starting:
+				p.log.Warn("an upgrade is under way: asked for one more", "signal", wish.String())
 			default:
-				cancel(fmt.Errorf("this process is to end: %s", sig))
-				if starting {
-					if s := <-started; s != nil {
-						return p.giveWay(s, sig) // too late to end it
-					}
-				}
-				return p.drain(sig)
+				starting = true
+				p.told = p.wished.Load()
+				go func() { started <- p.upgrade(ctx) }()
 			}
+		case sig := <-p.signals:
+			cancel(fmt.Errorf("this process is to end: %s", sig))
+			if starting {
+				if s := <-started; s != nil {
+					return p.giveWay(s, sig) // too late to end it
+				}
+			}
+			return p.drain(sig)
 		case s := <-started:
 			starting = false
 			if s == nil {
@@ -360,178 +451,4 @@ func (p *service) makeRoom(cfg *Config) {
 	if n := cfg.loopCount(); n > 0 && os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(n + 1)
 	}
-}
-
-// upgrade starts a new process and returns it once it serves beside this one; or nil,
-// and the log says why not. ctx ends it early.
-func (p *service) upgrade(ctx context.Context) *upgrade.Successor {
-	cfg := p.cfg.Load()
-	program := cmp.Or(cfg.UpgradeExec, p.program)
-	p.notify.Reloading()
-	s, err := p.start(ctx, program, cfg.UpgradeTimeout)
-	if err == nil {
-		return s
-	}
-	p.log.Error("the upgrade failed: this process goes on serving", "program", program, "err", err)
-	p.notify.Ready("serving; the upgrade failed")
-	return nil
-}
-
-var errUpgradeTimeout = errors.New("-upgrade-timeout is over")
-
-func (p *service) start(ctx context.Context, program string, timeout time.Duration) (*upgrade.Successor, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errUpgradeTimeout)
-	defer cancel()
-	args := append([]string{program}, os.Args[1:]...)
-	return upgrade.Replace(ctx, upgrade.Program{Path: program, Args: args, Env: os.Environ(), Dir: p.dir}, p.sockets.all(), p.log)
-}
-
-// takeOver says that this process serves beside the old one, and waits until that
-// serves no more, or has ended.
-func (p *service) takeOver() {
-	err := p.before.Serving()
-	if err == nil {
-		err = p.before.Settled()
-	}
-	if err != nil {
-		p.log.Warn("the old process has not finished handing over", "err", err)
-	}
-}
-
-// errGoOn is what giveWay returns where this process serves again.
-var errGoOn = errors.New("the new process has ended")
-
-// probation is how long a new process has to live before the old one ends, even if
-// there is nothing to wait for: one that crashes at once is replaced by the old.
-const probation = 500 * time.Millisecond
-
-// giveWay leaves the sockets to a new process that serves, and lets connections end.
-// It returns errGoOn if that process ends without a word meanwhile: then this one
-// serves again. sig, if not nil, has asked for this one's end.
-func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
-	defer s.Close()
-	cfg := p.cfg.Load()
-	p.g.Withdraw()
-	p.stopPprof(time.Second)
-	admin.Leave(p.admin)
-	p.stopAdmin(time.Second)
-	p.notify.GiveWay(s.PID())
-	if err := s.Yield(); err != nil {
-		return p.goOn(s)
-	}
-	// What the new process has no use for is to refuse, and not to let wait.
-	p.sockets.drop(func(name string) bool { return !s.Took(name) })
-	p.before.Bye() // it is of no more use, and may have ended
-	p.log.Info("handed over", "new_pid", s.PID(), "tunnels", p.g.ledger.open(), "hard_stop_after", cfg.HardStopAfter.String())
-	if sig != nil { // who sent it meant whoever serves
-		if err := s.End(); err != nil {
-			p.log.Warn("the new process serves on", "new_pid", s.PID(), "err", err)
-		}
-		return p.drain(sig)
-	}
-	defer p.handOver(s.Conn())()
-
-	var stop <-chan time.Time
-	if cfg.HardStopAfter > 0 {
-		stop = time.After(cfg.HardStopAfter)
-	}
-	until := time.Now().Add(probation)
-	look := time.NewTicker(50 * time.Millisecond)
-	defer look.Stop()
-	gone := s.Gone()
-	for {
-		select {
-		case <-look.C:
-			if p.g.ledger.open() == 0 && !p.g.isTaking() && !time.Now().Before(until) {
-				p.g.Close()
-				p.g.logTotals()
-				return nil
-			}
-		case <-stop:
-			p.log.Info("ending at once", "tunnels", p.g.ledger.open(), "reason", "-hard-stop-after")
-			p.g.Close()
-			p.g.logTotals()
-			return nil
-		case <-s.Stops():
-			return p.drain(syscall.SIGTERM)
-		case <-gone:
-			if !s.InOrder() {
-				return p.goOn(s)
-			}
-			p.sockets.dropAll()
-			gone = nil
-		case sig := <-p.signals:
-			if sig == syscall.SIGHUP || sig == upgrade.Signal {
-				p.log.Warn("this process only waits for its tunnels to end: signal the new one", "signal", sig.String(), "new_pid", s.PID())
-				continue
-			}
-			return p.drain(sig)
-		}
-	}
-}
-
-// handOver sends live tunnels to the new process, over a stream of its own, until stop
-// is called; what stays ends here.
-func (p *service) handOver(to *net.UnixConn) (stop func()) {
-	if !p.cfg.Load().Handover {
-		return func() {}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		err := p.g.HandOver(ctx, to, func(tunnels int, took time.Duration) {
-			p.log.Info("tunnels handed over", "tunnels", tunnels, "took_ms", took.Milliseconds(), "stay", p.g.ledger.open())
-		})
-		if err != nil {
-			p.log.Warn("tunnels stay in this process until they end", "tunnels", p.g.ledger.open(), "err", err)
-		}
-	}()
-	return func() {
-		cancel()
-		<-ended
-	}
-}
-
-// takeTunnels is handOver's other end.
-func (p *service) takeTunnels(from *net.UnixConn) {
-	if !p.cfg.Load().Handover {
-		p.g.RefuseTunnels(from, "-handover=0")
-		return
-	}
-	n, err := p.g.TakeOver(from)
-	p.log.Info("tunnels taken over", "tunnels", n, "from", p.before.PID)
-	if err != nil {
-		p.log.Warn("the old process keeps what tunnels it has left", "from", p.before.PID, "err", err)
-	}
-}
-
-// goOn serves again after the new process has ended.
-func (p *service) goOn(s *upgrade.Successor) error {
-	p.log.Error("the new process has ended: this one serves again", "new_pid", s.PID(), "how", s.How(time.Second))
-	cfg := p.cfg.Load()
-	p.g.Return()
-	again := p.sockets.reopen(cfg, p.log)
-	if len(again) == 0 {
-		return errors.New("the new process has ended, and this one cannot serve again")
-	}
-	for _, l := range again {
-		p.g.Own(l.ln.Addr())
-		p.serveListener(l.ln, l.listening)
-	}
-	if err := p.servePprof(cfg); err != nil {
-		p.log.Warn("pprof is off", "err", err)
-	}
-	if err := p.openAdmin(cfg); err != nil {
-		p.log.Warn("admin is off", "err", err)
-	}
-	p.serveAdmin(cfg, true)
-	if p.pid != nil {
-		if err := p.pid.reclaim(s.PID()); err != nil {
-			p.log.Error("the pid file does not name this process", "err", err)
-		}
-	}
-	p.notify.TakeBack("serving; the new process has ended")
-	p.notify.Watch(p.alive)
-	return errGoOn
 }

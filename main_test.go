@@ -128,8 +128,8 @@ func TestHelpListsEveryFlag(t *testing.T) {
 	t.Parallel()
 	stdout, _, _ := runGateway(t, nil, "-help")
 	for _, s := range settings(defaultConfig()) {
-		if !strings.Contains(stdout, "\n  -"+s.name) {
-			t.Errorf("-help does not list -%s", s.name)
+		if !strings.Contains(stdout, "\n  -"+s.Name) {
+			t.Errorf("-help does not list -%s", s.Name)
 		}
 	}
 }

@@ -40,7 +40,7 @@ const lockWait = 5 * time.Second
 // remove.
 func createPIDFile(path string) (*pidFile, error) { return createPIDFileInsteadOf(path, 0) }
 
-// createPIDFileInsteadOf is Create in the place of the line of another process, which
+// createPIDFileInsteadOf is createPIDFile in the place of the line of another process, which
 // lives on: whoever reads the file sees one of the two, and never both.
 func createPIDFileInsteadOf(path string, other int) (*pidFile, error) {
 	if _, err := readPIDs(path); err != nil { // before anything is made

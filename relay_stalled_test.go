@@ -14,6 +14,7 @@ import (
 
 	"gateway/internal/harness"
 	"gateway/internal/layer"
+	"gateway/internal/listen"
 )
 
 // Backends that take nothing, and clients that leave them. Nobody reads from
@@ -137,7 +138,7 @@ func startKCP(t testing.TB, configure func(*Config)) *kcpGateway {
 		}
 		cfg = c
 	}, nil)}
-	ln, err := listenKCP(cfg, cfg.KCP)
+	ln, err := listen.Open(listen.Address{Addr: cfg.KCP, KCP: true}, howToListen(cfg))
 	if err != nil {
 		t.Fatal(err)
 	}

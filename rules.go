@@ -11,13 +11,16 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/ask"
 	"gateway/internal/balance"
 	"gateway/internal/handshake"
+	"gateway/internal/layer"
+	"gateway/internal/limit"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
 	"gateway/internal/resume"
+	"gateway/internal/resume/owner"
 	"gateway/internal/smallfile"
-	"gateway/internal/token"
 )
 
 // rules say what a client's request means and where it may lead. They know
@@ -25,19 +28,18 @@ import (
 // in share them: a goroutine that reads and waits (Gateway.serveConn), and the
 // event loops. They never change; a connection keeps those that it began with.
 type rules struct {
-	trusted          []netip.Prefix  // peers that tell of their clients by a PROXY header
-	tls              *tls.Config     // nil: clients do not speak TLS
-	resumes          bool            // tunnels may be resumable
-	tickets          *resume.Tickets // opens those of clients that come back
-	peers            []netip.Prefix  // where other gateways are
-	resumePlain      bool            // also where their key can be read on the way
-	httpHeaderMax    int             // of an HTTP request's head, in bytes
-	handshakeTimeout time.Duration   // from accept to the end of the request
-	handshakeMax     int             // of a sealed line, in bytes
+	trusted          []netip.Prefix // peers that tell of their clients by a PROXY header
+	tls              *tls.Config    // nil: clients do not speak TLS
+	resumes          bool           // tunnels may be resumable
+	owner            *owner.Owner   // of resumable tunnels; nil: there are none
+	peers            []netip.Prefix // where other gateways are
+	resumePlain      bool           // also where their key can be read on the way
+	httpHeaderMax    int            // of an HTTP request's head, in bytes
+	handshakeTimeout time.Duration  // from accept to the end of the request
+	handshakeMax     int            // of a sealed line, in bytes
 
-	keys    *keyring         // opens sealed lines; nil: none is
-	secrets *smallfile.Watch // of the files of their secrets
-	tokens  *token.Keys      // opens tokens; nil: none is
+	opener  opener
+	secrets *smallfile.Watch // of the files of the secrets of sealed lines
 
 	policy     *policy.Policy // where backends may be
 	routes     *balance.Table // whose turn it is among several backends
@@ -46,6 +48,16 @@ type rules struct {
 	timeout    time.Duration  // of one attempt
 	maxTunnels int            // of one backend; 0: any number
 	sendProxy  int            // version of the PROXY header for backends; 0: none
+
+	asks asking // where names and tickets lead
+}
+
+// asking is whom the gateway asks where names and tickets lead; see rules.ask. The zero
+// value asks nobody.
+type asking struct {
+	service *ask.Service // nil: nobody
+	gateway string       // this process, as the service knows it
+	tries   *limit.Tries // of tickets, by address; nil: any number
 }
 
 // directory lists the targets of a service, at least one: the same slice as long
@@ -58,6 +70,7 @@ type directory interface {
 
 func newRules(cfg *Config, services directory) *rules {
 	r := &rules{
+		opener:           newOpener(cfg),
 		trusted:          cfg.TrustedProxies,
 		tls:              cfg.tlsConfig,
 		handshakeTimeout: cfg.HandshakeTimeout,
@@ -65,9 +78,7 @@ func newRules(cfg *Config, services directory) *rules {
 		httpHeaderMax:    cfg.HTTPHeaderMax,
 		resumes:          cfg.Resume,
 		resumePlain:      cfg.ResumePlain,
-		tickets:          cfg.tickets,
 		peers:            cfg.ResumePeers,
-		tokens:           cfg.tokens,
 		policy:           policy.New(cfg.Allow, cfg.Deny),
 		routes:           balance.NewTable(cfg.Balance),
 		services:         services,
@@ -75,11 +86,20 @@ func newRules(cfg *Config, services directory) *rules {
 		timeout:          cfg.Timeout,
 		maxTunnels:       cfg.MaxTunnels,
 		sendProxy:        cfg.proxyVersion(),
+		asks:             asking{service: cfg.asks},
 	}
 	if cfg.Legacy {
-		r.keys, r.secrets = newKeyring(cfg.Secrets, cfg.KDFs), cfg.watch
+		r.secrets = cfg.watch
 	}
 	return r
+}
+
+func newOpener(cfg *Config) opener {
+	o := opener{tokens: cfg.tokens, tickets: cfg.AskTickets}
+	if cfg.Legacy {
+		o.keys = newKeyring(cfg.Secrets, cfg.KDFs)
+	}
+	return o
 }
 
 // arrival is the beginning of a connection. forward is where its listener
@@ -120,10 +140,11 @@ func (q *request) resumable() bool { return q.begin != nil || q.again != nil }
 // The ways in which an address that opens is of no use.
 var (
 	errWrongWay  = unauthorized("wrong_way")  // it is for HTTP, and the client brings bytes
-	errNotToken  = unauthorized("not_token")  // a sealed line, and -legacy=0
 	errNoResume  = unauthorized("no_resume")  // for a resumable tunnel, and -resume=0
 	errNotResume = unauthorized("not_resume") // on -resume-peer, anything but that
 	errBadTicket = unauthorized("bad_ticket") // to resume one; made up, or of another secret
+	errForged    = unauthorized("forged")     // to resume one; of somebody else
+	errUsed      = unauthorized("used")       // to resume one; it was before, or a newer one
 	errPlainKey  = unauthorized("plain_key")  // for one without a key, outside of TLS
 )
 
@@ -136,7 +157,12 @@ var errLongHello = &refusal{reason: "tls_failed",
 // as long as more has to be read; otherwise it is a *refusal. The session learns
 // the form and what a trusted proxy says. ctx bounds the wait for a slow key
 // derivation.
-func (r *rules) request(ctx context.Context, s *session, received []byte) (request, error) {
+func (r *rules) request(ctx context.Context, s *session, received []byte) (q request, err error) {
+	defer func() {
+		if why, ok := err.(*refusal); ok {
+			err = s.foreign(received, why)
+		}
+	}()
 	b, err := r.believe(s, received)
 	if err != nil {
 		return request{}, err
@@ -177,7 +203,7 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 	case handshake.ErrBadLength:
 		return request{}, errBadLength
 	}
-	if hopeless := r.judge(s.form, s.form.Beginning(b)); hopeless != nil && !marked {
+	if hopeless := r.opener.judge(s.form, s.form.Beginning(b)); hopeless != nil && !marked {
 		return request{}, hopeless
 	}
 	if err != nil {
@@ -194,7 +220,7 @@ func (r *rules) request(ctx context.Context, s *session, received []byte) (reque
 	if s.peer {
 		return request{}, errNotResume
 	}
-	route, err := r.open(ctx, s.form, sealed)
+	route, err := r.opener.open(ctx, s.form, sealed)
 	if err != nil {
 		return request{}, err
 	}
@@ -232,8 +258,13 @@ func (r *rules) marked(ctx context.Context, form handshake.Form, secure bool, li
 		return request{}, errBadFormat
 	case again != nil:
 		// What does not open costs no more than a line that does not.
-		if _, ok := r.tickets.Open(again.Ticket); !ok {
+		switch r.owner.Refuses(again) {
+		case owner.ErrTicket:
 			return request{}, errBadTicket
+		case resume.ErrForged:
+			return request{}, errForged
+		case resume.ErrUsed:
+			return request{}, errUsed
 		}
 		return request{again: again}, nil
 	case len(begin.Sealed) > r.handshakeMax:
@@ -241,7 +272,7 @@ func (r *rules) marked(ctx context.Context, form handshake.Form, secure bool, li
 	case begin.Key == nil && !secure && !r.resumePlain:
 		return request{}, errPlainKey
 	}
-	route, err := r.open(ctx, form, begin.Sealed)
+	route, err := r.opener.open(ctx, form, begin.Sealed)
 	if err != nil {
 		return request{}, err
 	}
@@ -250,60 +281,6 @@ func (r *rules) marked(ctx context.Context, form handshake.Form, secure bool, li
 	}
 	return request{route: route, begin: begin}, nil
 }
-
-// judge refuses by its beginning what is neither a sealed line nor a token, so
-// that its client need not be waited for. Only where a length leads it, the
-// beginning is known as such; a line is what its newline says.
-func (r *rules) judge(form handshake.Form, beginning []byte) error {
-	line := "U2FsdGVkX1" // saltMagic in base64
-	if form == handshake.Binary {
-		line = saltMagic
-	}
-	switch {
-	case r.tokens != nil && agree(beginning, token.Start):
-		return nil
-	case r.keys == nil:
-		return errNotToken
-	case agree(beginning, line):
-		return nil
-	}
-	return errBadFormat
-}
-
-// agree tells whether b begins with s, as far as it goes.
-func agree(b []byte, s string) bool {
-	n := min(len(b), len(s))
-	return string(b[:n]) == s[:n]
-}
-
-// open returns the route in a sealed line or a token, which a request of the
-// given form held. The error is a *refusal.
-func (r *rules) open(ctx context.Context, form handshake.Form, sealed []byte) (address.Route, error) {
-	switch {
-	case r.tokens != nil && token.Looks(sealed):
-		return r.openToken(sealed)
-	case r.keys == nil:
-		return address.Route{}, errNotToken
-	case form == handshake.Binary:
-		return r.keys.openRaw(ctx, sealed)
-	}
-	return r.keys.open(ctx, sealed)
-}
-
-func (r *rules) openToken(text []byte) (address.Route, error) {
-	subject, err := r.tokens.Open(text, time.Now())
-	if err != nil {
-		return address.Route{}, &refusal{status: handshake.Unauthorized, reason: err.Error(), cause: err}
-	}
-	route, err := address.ParseRoute(subject)
-	if err != nil {
-		return address.Route{}, errBadAddress
-	}
-	return route, nil
-}
-
-// slowKDF tells whether to open a sealed line may take milliseconds.
-func (r *rules) slowKDF() bool { return r.keys != nil && r.keys.slowKDF() }
 
 // maxHops is how many gateways may pass a connection on to each other. Two that
 // forward to each other by mistake would else do so until they are full.
@@ -371,165 +348,152 @@ func denial(err error) error {
 	return nil
 }
 
-// upstream is the backend's end of what a client asks for: of a tunnel, or of
-// one exchange of an HTTP client. It is given up by release.
-type upstream struct {
-	backend address.Address // the one to dial; zero until one is known
-	choice  *choice         // among several; nil: there is one
-	left    int             // dials that may still be tried
-	tries   uint8           // dials that were, as far as they are counted
-	began   time.Duration   // the last of them, by the ledger's clock
-	dialed  *netip.AddrPort // where the backend's name led to; nil for a literal
-	id      string          // told to the backend; empty without a PROXY header of version 2
-	preface int32           // bytes of ours that lead what the client sends
-	seat    *seat           // among the tunnels that its backend may have; nil: none
+// Where names and tickets lead. internal/ask speaks with the operator's service; this says
+// what a question is of a session, and what an answer or none is to it.
+
+// ticketTries bounds the tickets of a client address that come to nothing.
+const ticketTries = "10/s,100"
+
+// mustRate reads a rate that is a constant.
+func mustRate(s string) limit.Rate {
+	r, err := limit.ParseRate(s)
+	if err != nil {
+		panic(err)
+	}
+	return r
 }
 
-// seat is a tunnel's part in that.
-type seat struct {
-	seats *seats
-	at    address.Address
+// Why there is no answer. The service's own words are not in it.
+var (
+	errUnasked      = &refusal{status: handshake.BadGateway, reason: "ask_off", cause: errors.New("it is a name for the service of -ask, which is not set")}
+	errTicketDenied = unauthorized("ticket_denied")
+	errAskQueue     = &refusal{status: handshake.GatewayTimeout, reason: "ask_queue", cause: errors.New("-ask: the handshake's time was over before the service was asked, or had answered")}
+)
+
+// takes is what backends a client can be led to: such as take bytes, or HTTP.
+type takes uint8
+
+const (
+	takesBytes takes = 1 << iota
+	takesHTTP
+)
+
+// ask asks where a name or a ticket leads, within the time that a request has. q holds
+// the form of the request, and what only that knows. The error is a *refusal, or the cause of a ctx
+// that ends; one that wraps a badAnswer is the service's fault.
+func (r *rules) ask(ctx context.Context, s *session, route address.Route, takes takes, q ask.Question) (*ask.Answer, error) {
+	if r.asks.service == nil {
+		return nil, errUnasked
+	}
+	q.Name, q.Ticket = route.Asked(), route.Ticket()
+	q.Client, q.Listener, q.Gateway = s.client.String(), s.entranceName(), r.asks.gateway
+	q.TLS, q.KCP = s.secure, s.kcp
+	began := s.accepted
+	if s.form == handshake.HTTP { // one of several that it asks for
+		began = time.Now()
+	}
+	within, cancel := context.WithDeadlineCause(ctx, began.Add(r.handshakeTimeout), errAskQueue)
+	defer cancel()
+	var answer *ask.Answer
+	var err error
+	if q.Ticket == "" {
+		answer, err = r.asks.service.Ask(within, &q)
+	} else {
+		answer, err = r.askTicket(within, s, &q)
+	}
+	if err != nil && ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, askFailure(err, &q)
+	}
+	if err := r.fits(answer, takes); err != nil {
+		return nil, askFailure(badAnswer{err}, &q)
+	}
+	return answer, nil
 }
 
-var errBackendFull = &refusal{status: handshake.BadGateway, reason: "full", cause: errors.New("the backend has as many tunnels as -max-tunnels-per-backend allows")}
-
-// sit counts the tunnel among those of the backend that is to be dialed, of which
-// there may be most; 0 is any number, and none is counted.
-func (u *upstream) sit(s *seats, most int) error {
-	u.rise()
-	if most == 0 {
-		return nil
+// askTicket asks for a ticket, unless too many of the client's address were good for
+// nothing: what anybody can make up is not passed on without bounds.
+func (r *rules) askTicket(ctx context.Context, s *session, q *ask.Question) (*ask.Answer, error) {
+	if r.asks.tries == nil {
+		return r.asks.service.Ask(ctx, q)
 	}
-	if !s.Take(u.backend, most) {
-		return errBackendFull
+	try, ok := r.asks.tries.Begin(s.folded(), time.Now())
+	if !ok {
+		return nil, errLimits[limit.TooManyTries]
 	}
-	u.seat = &seat{s, u.backend}
-	return nil
+	answer, err := r.asks.service.Ask(ctx, q)
+	try.End(err == nil)
+	return answer, err
 }
 
-// rise undoes sit.
-func (u *upstream) rise() {
-	if u.seat != nil {
-		u.seat.seats.Give(u.seat.at)
-		u.seat = nil
-	}
-}
-
-// joined is what a tunnel joins, as internal/relay keeps it.
-type joined struct {
-	session  *session
-	upstream *upstream
-}
-
-// choice is the way through several backends.
-type choice struct {
-	group   *balance.Group
-	attempt balance.Attempt
-	service bool // whom DNS lists
-	spares  int  // backends that have not had their turn
-	passed  bool // one has had it that was not dialed, by errSlowLookup
-}
-
-// errNoTarget is a service without targets.
-var errNoTarget = &refusal{status: handshake.BadGateway, reason: "no_target", cause: errors.New("the service has no targets")}
-
-// errSlowLookup says that a backend was passed over for others, since its name is
-// being looked up for long. It comes wrapped, with a time-out.
-var errSlowLookup = errors.New("the lookup takes long")
-
-var processStart = time.Now()
-
-// balanceClock is the time that internal/balance is told, in nanoseconds.
-func balanceClock() int64 { return int64(time.Since(processStart)) }
-
-// choose finds the first backend of a route. Where the route is a service, ctx
-// bounds the lookup; its cause is the error then. Others are a *refusal.
-func (u *upstream) choose(ctx context.Context, r *rules, s *session, route address.Route) error {
-	u.left = r.attempts
-	if addr, ok := route.Single(); ok {
-		u.backend = addr
-		return nil
-	}
-	group := r.routes.Group(route, balanceClock())
-	if name := route.Service(); name != "" {
-		targets, err := r.services.find(ctx, name)
-		switch {
-		case err != nil && ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil:
-			return dialFailure(err)
-		}
-		group.Update(targets)
-	}
-	u.choice = &choice{group: group, attempt: group.Start(s.client.Addr()), spares: group.Len() - 1, service: route.Service() != ""}
-	u.left = max(u.left, group.Len())
-	if !u.next() {
-		return errNoTarget
-	}
-	return nil
-}
-
-// next goes on to another backend. It reports false if each has had its turn.
-func (u *upstream) next() bool {
-	if u.choice == nil {
-		return false
-	}
-	addr, ok := u.choice.attempt.Next(balanceClock())
-	if ok {
-		u.backend = addr
-	}
-	return ok
-}
-
-// again begins another round through the backends, each of which has failed the
-// client.
-func (u *upstream) again(s *session) bool {
-	if u.choice == nil {
-		return true // the only one
-	}
-	u.choice.attempt = u.choice.group.Start(s.client.Addr())
-	return u.next()
-}
-
-// connected says that the backend that was dialed has answered.
-func (u *upstream) connected() {
-	if u.choice != nil {
-		u.choice.attempt.Succeeded(balanceClock())
-	}
-}
-
-// retry says why the backend that was dialed has not answered, and reports
-// whether to dial once more: then u.backend says whom. Each backend has one
-// turn. After that only a time-out is worth another round: who refuses now will
-// refuse at once again. There is one more round if a backend was passed over.
-func (u *upstream) retry(s *session, why *refusal) bool {
-	u.rise()
-	c := u.choice
-	if c != nil {
-		if why.blamesBackend {
-			c.attempt.Failed(balanceClock())
-		}
-		c.spares--
-		c.passed = c.passed || errors.Is(why, errSlowLookup)
-	}
-	u.left--
+// fits tells whether an answer is of use to a client that can be led there, and allowed
+// as far as that shows before names are looked up.
+func (r *rules) fits(a *ask.Answer, takes takes) error {
 	switch {
-	case u.left > 0 && u.next():
-		return true
-	case c != nil && c.passed:
-		c.passed, c.spares, u.left = false, 0, max(u.left, c.group.Len())
-		return u.again(s)
+	case takes&takesHTTP == 0 && a.Backend.Has("http"):
+		return errors.New("the backend speaks HTTP, and the client does not")
+	case takes&takesBytes == 0 && (a.Backend.Has("tcp") || a.Backend.Has("kcp")):
+		return errors.New("the backend does not speak HTTP, and the client does")
 	}
-	return u.left > 0 && why.status == handshake.GatewayTimeout && u.again(s)
+	for i := range a.Backend.Len() {
+		if to := a.Backend.Target(i).Addr; to.IP.IsValid() {
+			if err := r.permit(netip.AddrPortFrom(to.IP, to.Port)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
-// hasSpare tells whether there is a backend that has not had its turn.
-func (u *upstream) hasSpare() bool { return u.choice != nil && u.choice.spares > 0 }
-
-// release gives up the backend that was chosen.
-func (u *upstream) release() {
-	u.rise()
-	if u.choice != nil {
-		u.choice.attempt.Release()
+// blameAnswer makes an error of a dial the service's fault, whose answer led there, if the
+// policy is why.
+func blameAnswer(err error) error {
+	var denial *policy.Denial
+	if !errors.As(err, &denial) {
+		return err
 	}
+	why := *refusalOf(err)
+	why.cause = badAnswer{fmt.Errorf("-ask: the answer leads where no backend may be: %w", err)}
+	return &why
+}
+
+// known returns the answer for a name that can be had without a wait, for a client that
+// brings bytes; or nil.
+func (r *rules) known(route address.Route) *ask.Answer {
+	if r.asks.service == nil || route.Asked() == "" {
+		return nil
+	}
+	answer := r.asks.service.Known(route.Asked())
+	if answer == nil || r.fits(answer, takesBytes) != nil {
+		return nil
+	}
+	return answer
+}
+
+// askFailure gives a question without an answer its status and its word in the log.
+func askFailure(err error, q *ask.Question) *refusal {
+	of := fmt.Sprintf("%q", q.Name)
+	if q.Ticket != "" {
+		of = "a ticket"
+	}
+	var why *refusal
+	switch {
+	case isBadAnswer(err), errors.Is(err, ask.ErrBad):
+		return &refusal{status: handshake.BadGateway, reason: "ask_bad", cause: badAnswer{fmt.Errorf("-ask: the answer for %s: %w", of, err)}}
+	case errors.As(err, &why):
+		return why
+	case errors.Is(err, ask.ErrDenied) && q.Ticket != "":
+		return errTicketDenied
+	case errors.Is(err, ask.ErrDenied):
+		return errAskDenied
+	case errors.Is(err, ask.ErrLimited):
+		return errLimits[limit.Elsewhere]
+	case errors.Is(err, ask.ErrSilent), layer.IsTimeout(err):
+		return &refusal{status: handshake.GatewayTimeout, reason: "ask_silent", cause: fmt.Errorf("-ask: %w", err)}
+	case errors.Is(err, ask.ErrBusy):
+		return &refusal{status: handshake.BadGateway, reason: "ask_busy", cause: fmt.Errorf("-ask: %w", err)}
+	}
+	return &refusal{status: handshake.BadGateway, reason: "ask_down", cause: fmt.Errorf("-ask: %w", err)}
 }

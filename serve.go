@@ -4,14 +4,18 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"slices"
 	"time"
 
 	"gateway/internal/address"
 	"gateway/internal/balance"
+	"gateway/internal/handover"
+	"gateway/internal/kcp"
 	"gateway/internal/layer"
 	"gateway/internal/limit"
+	"gateway/internal/listen"
 	"gateway/internal/sockopt"
 )
 
@@ -35,27 +39,32 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 	by := g.ledger.entrance(ln, forward)
 	g.mu.Lock()
 	l := g.limited[ln]
+	own := g.cfg.limitsAt(l)
 	g.mu.Unlock()
-	if by.at = l.addr; l.own != nil {
-		g.ledger.holdApart(by, l.own)
+	if by.at = l.Addr; own != nil {
+		g.ledger.holdApart(by, own)
+	}
+	if k, ok := ln.(kcpListener); ok {
+		// Else whoever forges a player's address has it limited, and banned.
+		k.ProveFirst(func() bool { return by.limiter.Load().Counts() || g.rules.Load().opener.tickets })
 	}
 	stopping := g.startAccepting(ln)
 	if stopping == nil {
 		return ErrGatewayClosed
 	}
 	defer g.stopAccepting(ln)
-	if tcp, ok := ln.(*net.TCPListener); ok && g.loops != nil {
-		if err := g.loops.serve(tcp, by, stopping, g.current); err != nil {
+	if tcp, ok := ln.(*net.TCPListener); ok && g.engine.kind() != "" {
+		if err := g.engine.serve(tcp, by, stopping, g.current); err != nil {
 			return err
 		}
 		return ErrGatewayClosed
 	}
 
-	var pace backoff
+	var pace listen.Backoff
 	for {
 		conn, err := ln.Accept()
 		if err == nil {
-			pace.reset()
+			pace.Reset()
 			g.awaitRoom(by, stopping)
 			g.accepted(conn, by)
 			continue
@@ -67,7 +76,7 @@ func (g *Gateway) serve(ln net.Listener, forward *address.Route) error {
 		default:
 		}
 		// Out of descriptors most of the time: connections that end free some.
-		delay := pace.next()
+		delay := pace.Next()
 		g.ledger.warnCannotAccept(err, delay)
 		select {
 		case <-time.After(delay):
@@ -86,17 +95,17 @@ func (g *Gateway) ServePeer(ln net.Listener) error {
 	g.stopPeer = cancel
 	g.mu.Unlock()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
-	var pace backoff
+	var pace listen.Backoff
 	for {
 		conn, err := ln.Accept()
 		switch {
 		case err == nil:
-			pace.reset()
+			pace.Reset()
 			g.acceptedPeer(conn)
 		case ctx.Err() != nil:
 			return ErrGatewayClosed
 		default:
-			delay := pace.next()
+			delay := pace.Next()
 			g.ledger.warnCannotAccept(err, delay)
 			time.Sleep(delay)
 		}
@@ -129,7 +138,7 @@ func (g *Gateway) acceptQueued(ln net.Listener, by *entrance, stopping <-chan st
 	if err != nil {
 		return
 	}
-	acceptQueue(func() bool {
+	listen.DrainQueue(func() bool {
 		if !sockopt.Readable(raw) {
 			return false
 		}
@@ -147,7 +156,7 @@ func (g *Gateway) acceptQueued(ln net.Listener, by *entrance, stopping <-chan st
 
 // limits has clients of a listener held to limits of their own, if it has any. It is
 // called before Serve.
-func (g *Gateway) limits(ln net.Listener, l listening) {
+func (g *Gateway) limits(ln net.Listener, l listen.Address) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.limited[ln] = l
@@ -172,13 +181,14 @@ func (g *Gateway) Own(a net.Addr) {
 // more are to come, and counts it then. In the meantime the others stand in the
 // listener's queue.
 func (g *Gateway) awaitRoom(by *entrance, stopping <-chan struct{}) {
-	var pace backoff
+	var pace listen.Backoff
 	for {
 		err := g.ledger.reserve(by)
 		if err == nil {
 			return
 		}
-		delay := pace.next()
+		g.ledger.makeRoom(nil)
+		delay := pace.Next()
 		g.ledger.warnCannotAccept(err, delay)
 		for end := time.Now().Add(delay); g.ledger.fullAt(by) && time.Now().Before(end); {
 			select {
@@ -229,12 +239,18 @@ func (g *Gateway) Withdraw() {
 		g.stopPeer()
 	}
 	g.mu.Unlock()
+	if g.owner != nil {
+		g.owner.Leave(true)
+	}
 	g.stop(false)
 	g.drainFronts()
 }
 
 // Return undoes what Withdraw has done to HTTP clients.
 func (g *Gateway) Return() {
+	if g.owner != nil {
+		g.owner.Leave(false)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.openFront(g.cfg)
@@ -253,9 +269,19 @@ func (g *Gateway) drainFronts() {
 // HandOver gives tunnels to another process that calls TakeOver at the stream's other
 // end: those that event loops relay, and those that will come to that while ctx lives.
 // Others stay. It owns the stream, and returns when ctx or the other process ends.
-// told is called once, when those are gone that there were at first.
-func (g *Gateway) HandOver(ctx context.Context, conn *net.UnixConn, told func(tunnels int, took time.Duration)) error {
-	return g.loops.handOver(ctx, conn, g.bequest(), told)
+// The other process has the time first for its first answer; the error is
+// [handover.ErrSilent] if there is none. told is called once, when those are gone that there
+// were at first.
+func (g *Gateway) HandOver(ctx context.Context, conn *net.UnixConn, first time.Duration, told func(tunnels int, took time.Duration)) error {
+	return g.engine.handOver(ctx, conn, first, g.bequest(), told)
+}
+
+// Expect says, before there are clients, that TakeOver or RefuseTunnels will be called:
+// whose tunnel is not here may have to wait for that.
+func (g *Gateway) Expect() {
+	if g.owner != nil {
+		g.arrived = g.owner.Expect()
+	}
 }
 
 // TakeOver adopts tunnels of another process that calls HandOver, until that has no
@@ -274,14 +300,20 @@ func (g *Gateway) TakeOver(conn *net.UnixConn) (tunnels int, err error) {
 	g.taking = t
 	g.mu.Unlock()
 	defer g.adopting.Done()
+	defer g.arrived()
 	defer t.over.Store(true)
-	return g.loops.takeOver(conn, g.current, g.inherit, t.idle.Store)
+	return g.engine.takeOver(conn, g.current, g.inherit, func(idle bool) {
+		if t.idle.Store(idle); idle {
+			g.arrived()
+		}
+	})
 }
 
 // The names of what goes to another process besides tunnels.
 const (
 	balanceState = "balance" // backends that fail
 	limitState   = "limits"  // bans, and clients that come too fast
+	resumeState  = "resume"  // whose tickets are good
 )
 
 // bequest is what another process should know that takes this one's place, in JSON.
@@ -289,11 +321,15 @@ func (g *Gateway) bequest() map[string][]byte {
 	var limits limit.State
 	g.ledger.limiter.Snapshot(&limits, time.Now())
 	g.ledger.bans.Snapshot(&limits, time.Now())
-	all := make(map[string][]byte)
-	for name, state := range map[string]any{
+	states := map[string]any{
 		balanceState: g.rules.Load().routes.Snapshot(balanceClock()),
 		limitState:   limits,
-	} {
+	}
+	if g.owner != nil {
+		states[resumeState] = g.owner.Boots()
+	}
+	all := make(map[string][]byte)
+	for name, state := range states {
 		text, err := json.Marshal(state)
 		if err != nil { // only for a bug
 			g.ledger.log.Error("the new process has to do without what this one knows", "of", name, "err", err)
@@ -320,15 +356,23 @@ func (g *Gateway) inherit(name string, text []byte) {
 			g.ledger.limiter.Restore(s, time.Now())
 			g.ledger.bans.Restore(s, time.Now())
 		}
+	case resumeState:
+		var boots [][8]byte
+		if err = json.Unmarshal(text, &boots); err == nil && g.owner != nil {
+			g.owner.Inherit(boots)
+		}
 	}
 	if err != nil {
 		g.ledger.log.Warn("what the old process knows is of no use", "of", name, "err", err)
 	}
 }
 
-// RefuseTunnels has another process that calls HandOver keep its tunnels, and says why.
-// It owns the stream.
-func (g *Gateway) RefuseTunnels(conn *net.UnixConn, why string) { g.loops.refuse(conn, why) }
+// RefuseTunnels has another process that calls HandOver keep its tunnels, and says why. It
+// owns the stream. Who comes back for one of them need not wait for that.
+func (g *Gateway) RefuseTunnels(conn *net.UnixConn, why string) {
+	g.arrived()
+	handover.Refuse(conn, why)
+}
 
 // isTaking tells whether TakeOver is likely to bring more tunnels at once.
 func (g *Gateway) isTaking() bool {
@@ -361,9 +405,10 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 func (g *Gateway) Close() error {
 	g.stop(true)
 	g.cancel(errShutdown)
-	g.clients.abort()
+	// Before the clients: a tunnel that begins meanwhile is cut, and not broken by its client.
 	g.relay.Close()
-	g.loops.close()
+	g.clients.abort()
+	g.engine.close()
 	g.mu.Lock()
 	fronts := slices.Clone(g.fronts)
 	g.mu.Unlock()
@@ -380,11 +425,12 @@ func (g *Gateway) Close() error {
 
 // logTotals logs what came of all connections.
 func (g *Gateway) logTotals() {
-	spliced, copied := g.loops.moved()
+	spliced, copied := g.engine.movedFrom()
 	up, down := g.relay.Copied()
 	g.ledger.away.Flush()
+	g.ledger.quiet.Flush()
 	g.ledger.log.Info("stopped", "cut", g.ledger.cut.Load(), "denied", g.ledger.denied.Load(),
-		"spliced", spliced, "copied", copied+up+down)
+		"spliced", spliced[0]+spliced[1], "copied", copied[0]+copied[1]+up+down)
 }
 
 // stop ends the accept loops and waits for them, so that no connection begins
@@ -440,4 +486,44 @@ func (g *Gateway) stopAccepting(ln net.Listener) {
 	delete(g.limited, ln)
 	g.mu.Unlock()
 	g.accepting.Done()
+}
+
+// howToListen returns how sockets for clients are opened.
+func howToListen(cfg *Config) listen.Options {
+	o := listen.Options{Reuse: cfg.Reuse, MPTCP: cfg.MPTCP, Liveness: cfg.liveness()}
+	o.KeepAlive, o.KeepAlives = cfg.keepalive()
+	o.KCP = func(socket *net.UDPConn) (net.Listener, error) {
+		ln, err := cfg.kcp.Serve(socket)
+		if err != nil {
+			return nil, err
+		}
+		return kcpListener{ln}, nil
+	}
+	return o
+}
+
+// kcpListener is a net.Listener of KCP clients. internal/kcp makes streams of
+// datagrams; here they are made to look like connections that can finish.
+type kcpListener struct{ *kcp.Listener }
+
+func (l kcpListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return kcpClient{c}, nil
+}
+
+// kcpClient is a client that comes by KCP. KCP has no FIN, so the end of what
+// the backend sends is the end of the session, once everything has arrived.
+type kcpClient struct{ *kcp.Conn }
+
+func (c kcpClient) CloseWrite() error { return c.Close() }
+
+func (c kcpClient) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if errors.Is(err, net.ErrClosed) {
+		err = io.EOF
+	}
+	return n, err
 }

@@ -11,10 +11,12 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/balance"
 	"gateway/internal/handshake"
 	"gateway/internal/kcp"
 	"gateway/internal/layer"
 	"gateway/internal/limit"
+	"gateway/internal/resume/owner"
 )
 
 // session is what is known of a client's connection, from accept to account.
@@ -55,64 +57,6 @@ type entrance struct {
 
 // seats count the tunnels of each backend.
 type seats = limit.Seats[address.Address]
-
-// admission says how many connections there may be at a time, and whose. It outlives any
-// configuration.
-type admission struct {
-	limiter       *limit.Limiter // of clients of all listeners that have no own
-	bans          *limit.Bans
-	seats         seats           // of backends
-	away          *limit.Tally    // clients that limits have turned away
-	lame          atomic.Bool     // clients should go elsewhere, by an operator's will
-	leaving       atomic.Bool     // the same, since the gateway is about to end
-	conns         limit.Occupancy // connections, those being accepted included
-	byDescriptors atomic.Int32    // the most that the descriptors suffice for
-}
-
-// errFull and the others are why accepting pauses.
-var (
-	errFull         = errors.New("as many connections as the limit of descriptors allows (ulimit -n)")
-	errMaxConns     = errors.New("as many connections as -max-conns allows")
-	errListenerFull = errors.New("as many connections as the max-conns of this listener allows")
-)
-
-// reserve counts a connection that is about to be accepted among those that there may
-// be at a time. The error is why there may be no other: then it is better off in
-// the listener's queue.
-func (a *admission) reserve(by *entrance) error {
-	if !a.conns.Take() {
-		if _, most := a.conns.Count(); most == int(a.byDescriptors.Load()) {
-			return errFull
-		}
-		return errMaxConns
-	}
-	if !by.conns.Take() {
-		a.conns.Give()
-		return errListenerFull
-	}
-	return nil
-}
-
-// reserveBeyond is reserve for a connection that is there already.
-func (a *admission) reserveBeyond(by *entrance) {
-	a.conns.Force()
-	by.conns.Force()
-}
-
-// unready tells whether clients should go elsewhere; those that come are served.
-func (a *admission) unready() bool { return a.lame.Load() || a.leaving.Load() }
-
-// unreserve undoes reserve.
-func (a *admission) unreserve(by *entrance) {
-	by.conns.Give()
-	a.conns.Give()
-}
-
-// full tells whether there may be no other connection.
-func (a *admission) full() bool { return a.conns.Full() }
-
-// fullAt is full for a listener.
-func (a *admission) fullAt(by *entrance) bool { return a.full() || by.conns.Full() }
 
 // entranceName is the name of the listener by which a client came.
 func (s *session) entranceName() string {
@@ -161,11 +105,44 @@ func (s *session) cutShort(received []byte, err error) *refusal {
 	case s.form == handshake.TLS: // who speaks TLS reads no status
 		return errHalfHello
 	case err == errTooSlow, layer.IsTimeout(err):
-		return errTooSlow
+		return s.foreign(received, errTooSlow)
 	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errEOF
+		return s.foreign(received, errEOF)
 	}
-	return errReset
+	return s.foreign(received, errReset)
+}
+
+// errForeign are why clients of other protocols are refused, by what the same bytes would
+// be told anyway.
+var errForeign = func() map[handshake.Foreign]map[handshake.Status]*refusal {
+	all := make(map[handshake.Foreign]map[handshake.Status]*refusal)
+	for is, what := range map[handshake.Foreign]string{
+		handshake.ProxyHeader: "a PROXY header of a peer that is not among -trusted-proxies",
+		handshake.TLSHello:    "the client speaks TLS, and there is no -tls-cert",
+		handshake.HTTP2:       "the client speaks HTTP/2, and only HTTP/1.1 is spoken here",
+		handshake.SSH:         "the client speaks SSH",
+	} {
+		all[is] = make(map[handshake.Status]*refusal)
+		for _, st := range []handshake.Status{handshake.BadRequest, handshake.Unauthorized} {
+			all[is][st] = &refusal{status: st, reason: string(is), cause: fmt.Errorf("%s: %s", is, what)}
+		}
+	}
+	return all
+}()
+
+// foreign returns why a client is refused whose request is none, and who has sent
+// received: that it speaks another protocol, if it does. The status stays.
+func (s *session) foreign(received []byte, why *refusal) *refusal {
+	switch {
+	case s.forward != nil, s.form == handshake.HTTP, s.form == handshake.TLS:
+		return why
+	case s.proxied && s.header == 0: // a trusted proxy, whose header is not there yet
+		return why
+	}
+	if other := errForeign[handshake.SniffForeign(received[s.header:])][why.status]; other != nil {
+		return other
+	}
+	return why
 }
 
 // refusal is why a client gets no backend. The client is told the status, and
@@ -191,6 +168,21 @@ func (r *refusal) Error() string {
 }
 
 func (r *refusal) Unwrap() error { return r.cause }
+
+// errAskDenied is a name of a sealed address where the operator's service says that there
+// is no such thing, any more or for this client. The address was a good one.
+var errAskDenied = unauthorized("ask_denied")
+
+// badAnswer is an answer of the operator's service that is of no use, which the operator
+// should hear of.
+type badAnswer struct{ error }
+
+func (e badAnswer) Unwrap() error { return e.error }
+
+func isBadAnswer(err error) bool {
+	var bad badAnswer
+	return errors.As(err, &bad)
+}
 
 // refusalOf returns the refusal that an error is, or holds. Anything else is a
 // backend that could not be had.
@@ -227,7 +219,7 @@ const (
 // answer.
 var (
 	errClientGone = &refusal{reason: "client_gone", cause: errors.New("the client broke the connection while its backend was dialed")}
-	errGaveWay    = &refusal{reason: "gave_way", cause: errors.New("more clients than -max-pending had not said yet where they want to go, and this was the oldest")}
+	errGaveWay    = &refusal{reason: "gave_way", cause: errors.New("more clients than -max-pending had not said yet where they want to go, or there were as many connections as there may be, and this was the oldest")}
 	errShutdown   = &refusal{reason: "shutdown", cause: errors.New("the gateway ended")}
 	errInternal   = &refusal{reason: "internal", cause: errors.New("a bug or a failure of the gateway itself; the log says more")}
 )
@@ -271,6 +263,16 @@ func (s *session) shares() netip.Addr {
 	return s.client.Addr()
 }
 
+// folded returns what is counted for the client's address.
+func (s *session) folded() netip.Addr {
+	if s.entrance != nil {
+		if limiter := s.entrance.limiter.Load(); limiter != nil {
+			return limiter.Fold(s.client.Addr())
+		}
+	}
+	return limit.Fold(s.client.Addr(), 0)
+}
+
 // misbehaved tells the limits of a client's bad line, token or handshake, if that is
 // why it was refused, and reports whether it is banned for that.
 func (s *session) misbehaved(err error, status handshake.Status) bool {
@@ -286,7 +288,7 @@ func (s *session) misbehaved(err error, status handshake.Status) bool {
 // for.
 func isBad(err error, status handshake.Status) bool {
 	switch err {
-	case errEmpty, errReset, errNoHeader:
+	case errEmpty, errReset, errNoHeader, errAskDenied:
 		return false
 	}
 	return status == handshake.BadRequest || status == handshake.Unauthorized || refusalOf(err).reason == "tls_failed"
@@ -326,4 +328,157 @@ func dialFailure(err error) *refusal {
 		err = fmt.Errorf("%w (all local ports towards it are in use: widen net.ipv4.ip_local_port_range, or spread the backend over several addresses)", err)
 	}
 	return &refusal{status: handshake.BadGateway, reason: reason, cause: err, blamesBackend: blamesBackend}
+}
+
+// upstream is the backend's end of what a client asks for: of a tunnel, or of
+// one exchange of an HTTP client. It is given up by release.
+type upstream struct {
+	backend address.Address // the one to dial; zero until one is known
+	choice  *choice         // among several; nil: there is one
+	left    int             // dials that may still be tried
+	tries   uint8           // dials that were, 255 at most
+	dialing int32           // milliseconds that they took together
+	began   time.Duration   // the last of them, by the ledger's clock
+	dialed  *netip.AddrPort // where the backend's name led to; nil for a literal
+	id      string          // told to the backend, or its name in another process; empty: see account.id
+	label   string          // what the operator's service calls it that was asked for it, or empty
+	preface int32           // bytes of ours that lead what the client sends
+	seat    *seat           // among the tunnels that its backend may have; nil: none
+}
+
+// seat is a tunnel's part in that.
+type seat struct {
+	seats *seats
+	at    address.Address
+}
+
+var errBackendFull = &refusal{status: handshake.BadGateway, reason: "full", cause: errors.New("the backend has as many tunnels as -max-tunnels-per-backend allows")}
+
+// sit counts the tunnel among those of the backend that is to be dialed, of which
+// there may be most; 0 is any number, and none is counted.
+func (u *upstream) sit(s *seats, most int) error {
+	u.rise()
+	if most == 0 {
+		return nil
+	}
+	if !s.Take(u.backend, most) {
+		return errBackendFull
+	}
+	u.seat = &seat{s, u.backend}
+	return nil
+}
+
+// rise undoes sit.
+func (u *upstream) rise() {
+	if u.seat != nil {
+		u.seat.seats.Give(u.seat.at)
+		u.seat = nil
+	}
+}
+
+// joined is what a tunnel joins, as internal/relay keeps it.
+type joined struct {
+	session  *session
+	upstream *upstream
+}
+
+// beginning is what a tunnel begins with that was connected elsewhere.
+type beginning struct {
+	early []byte          // what the client has already sent for the backend
+	sent  int64           // bytes of the backend that the client has had
+	layer layer.Transform // on the client's socket; nil: none
+	state layer.State     // what that knows of the client
+
+	resumable *owner.Tunnel // the layer is its session; nil: it is not
+	frames    []byte        // what the client has already sent for that
+}
+
+// choice is the way through several backends.
+type choice struct {
+	group   *balance.Group
+	attempt balance.Attempt
+	service bool     // whom DNS lists
+	spares  int      // backends that have not had their turn
+	passed  bool     // one has had it that was not dialed, by errSlowLookup
+	failed  []string // those that had it, and did not answer
+}
+
+// errSlowLookup says that a backend was passed over for others, since its name is
+// being looked up for long. It comes wrapped, with a time-out.
+var errSlowLookup = errors.New("the lookup takes long")
+
+var processStart = time.Now()
+
+// balanceClock is the time that internal/balance is told, in nanoseconds.
+func balanceClock() int64 { return int64(time.Since(processStart)) }
+
+// next goes on to another backend. It reports false if each has had its turn.
+func (u *upstream) next() bool {
+	if u.choice == nil {
+		return false
+	}
+	addr, ok := u.choice.attempt.Next(balanceClock())
+	if ok {
+		u.backend = addr
+	}
+	return ok
+}
+
+// again begins another round through the backends, each of which has failed the
+// client.
+func (u *upstream) again(s *session) bool {
+	if u.choice == nil {
+		return true // the only one
+	}
+	u.choice.attempt = u.choice.group.Start(s.client.Addr())
+	return u.next()
+}
+
+// connected says that the backend that was dialed has answered.
+func (u *upstream) connected() {
+	if u.choice != nil {
+		u.choice.attempt.Succeeded(balanceClock())
+	}
+}
+
+// retry says why the backend that was dialed has not answered, and reports
+// whether to dial once more: then u.backend says whom. Each backend has one
+// turn. After that only a time-out is worth another round: who refuses now will
+// refuse at once again. There is one more round if a backend was passed over.
+func (u *upstream) retry(s *session, why *refusal) bool {
+	u.rise()
+	c := u.choice
+	if c != nil {
+		if len(c.failed) < maxFailed {
+			c.failed = append(c.failed, u.backend.String())
+		}
+		if why.blamesBackend {
+			c.attempt.Failed(balanceClock())
+		}
+		c.spares--
+		c.passed = c.passed || errors.Is(why, errSlowLookup)
+	}
+	u.left--
+	switch {
+	case u.left > 0 && u.next():
+		return true
+	case c != nil && c.passed:
+		c.passed, c.spares, u.left = false, 0, max(u.left, c.group.Len())
+		return u.again(s)
+	}
+	return u.left > 0 && why.status == handshake.GatewayTimeout && u.again(s)
+}
+
+// maxFailed bounds the backends that the log names.
+const maxFailed = 8
+
+// hasSpare tells whether there is a backend that has not had its turn.
+func (u *upstream) hasSpare() bool { return u.choice != nil && u.choice.spares > 0 }
+
+// release gives up the backend that was chosen.
+func (u *upstream) release() {
+	u.rise()
+	if u.choice != nil {
+		u.choice.attempt.Release()
+	}
 }

@@ -2,25 +2,181 @@ package main
 
 import (
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"gateway/internal/admin"
+	"gateway/internal/layer"
+	"gateway/internal/pending"
 	"gateway/internal/pipe"
+	"gateway/internal/reactor"
 	"gateway/internal/relay"
+	"gateway/internal/resume"
+	"gateway/internal/resume/owner"
 	"gateway/internal/sys"
 )
 
-// How the bytes of a tunnel move. Everything here runs in the tunnel's loop
-// and never waits.
+// What a loop knows of a connection, and how its bytes move. Everything here runs in the
+// tunnel's loop and never waits.
+
+// tunnel is a connection in a loop, from accept to its end. Its state is all
+// here: two descriptors, unsent bytes, counters and times.
+type tunnel struct {
+	state        tunnelState
+	broken       bool // the client is: what is left is to reset the backend
+	deaf         bool // the backend takes no more: what the client sends is dropped
+	queued       bool // stands in todo
+	swept        bool // counted in sweepable
+	keepalive    bool // set, see tunnels.sweepOne
+	selfConnects int8
+	slot         uint32
+	generation   uint32
+	layer        *layered // on the client's socket; nil: it is plain
+	sockets      [2]socket
+	flows        [2]flow
+	rules        *rules          // those that it began with
+	later        uint32          // events that newcomers.putOff has put off
+	firstByte    int32           // of the backend: when it had moved, in milliseconds after openedAt
+	ticket       *pending.Ticket // nil: not among those that have not said all
+	session      session
+	upstream     upstream
+	end          relay.Ending
+	rest         relay.Rest // what the sweep remembers
+	openedAt     int64      // by the reactor's clock of that turn
+	movedAt      int64      // the same for when a byte last moved
+
+	deadline int64 // of the state it is in; 0: none
+}
+
+// Stage is for deadlines: none outlives the state that it was set in.
+func (t *tunnel) Stage() uint64 { return uint64(t.generation)<<8 | uint64(t.state) }
+
+// expects gives t a deadline in the state that it is in, instead of any former.
+func (t *tunnel) expects(d *deadlines, now int64) { t.deadline = d.Push(t, now) }
+
+// deadlines are those of one kind.
+type deadlines = reactor.Deadlines[*tunnel]
+
+// tunnelState is how far a connection has come.
+type tunnelState uint8
+
+const (
+	stateFree    tunnelState = iota // the slot is nobody's
+	stateRequest                    // the client has not said all yet
+	stateDial                       // the backend connects
+	stateOpen                       // bytes flow
+	stateLinger                     // refused; the client reads the status
+	stateFrozen                     // on its way to another process, see yield
+)
+
+// The two sockets of a tunnel, and its two directions by their source.
+const (
+	clientSide  = 0 // from here it goes up
+	backendSide = 1 // from here it goes down
+)
+
+// socket is one of the two of a tunnel, and what is known of it between two
+// events, which are edges.
+type socket struct {
+	fd int32
+	// readable: a read may return something. It is cleared by EAGAIN, and by a
+	// short read: the queue was empty then, and whatever comes later makes an
+	// edge of its own. That spares a read for each message.
+	readable bool
+	// hung: FIN, reset or error was reported. Such an event may have been one
+	// with the data before it and no further edge will come, so from here on a
+	// short read proves nothing: reads go on until 0 or an error.
+	hung bool
+	// writable: a write may take something. It is cleared by EAGAIN or a short
+	// write; room makes an edge.
+	writable bool
+	watched  bool // registered with epoll
+	wantOut  bool // … with EPOLLOUT
+}
+
+// noteEvents remembers what an event says.
+func (s *socket) noteEvents(events uint32) {
+	if events&(unix.EPOLLOUT|unix.EPOLLERR) != 0 {
+		s.writable = true // after an error, the write will say why not
+	}
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.readable = true
+	}
+	if events&(unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.hung = true
+	}
+}
+
+// layered is what a tunnel with a layer has besides; see layer_linux.go.
+type layered struct {
+	layer.Transform
+	owed     int32 // bytes on their way to the client that are the layer's, not the backend's
+	by       int64 // when the client is not waited for any more; 0: no bound
+	lookAt   int64 // when to look after the client
+	finished bool  // the client has; what is for it is dropped
+
+	roams *roaming // the layer is a session that outlives sockets; nil: it is not
+}
+
+// roaming is what a loop has for the session of a tunnel.
+type roaming struct {
+	*owner.Tunnel
+	session   resume.Layer
+	memory    int   // of the session, as the owner was told
+	lost      error // why the client's socket is of no more use
+	reminding bool  // stands in mover.acks
+}
+
+// over tells the owner that a tunnel is over, or another process's.
+func (r *roaming) over() {
+	r.Hold(-r.memory)
+	r.memory = 0
+	r.Over()
+}
+
+// flow is one direction of a tunnel.
+type flow struct {
+	moved  int64      // bytes that the receiver's kernel has taken
+	unsent []byte     // read, but not taken yet; nil most of the time
+	pipe   *pipe.Pipe // borrowed while bytes are in it
+	inPipe int32      // how many
+	bulk   bool       // the last piece was large: splice the next, if possible
+	large  bool       // the last message was too large for a batch
+	ended  bool       // the source has finished; FIN goes out behind what is held
+	done   bool       // FIN is out, or the receiver is gone
+}
+
+func (f *flow) holds() bool { return f.inPipe > 0 || len(f.unsent) > 0 }
+
+// from returns the side that a direction comes from.
+func (t *tunnel) from(f *flow) int {
+	if f == &t.flows[clientSide] {
+		return clientSide
+	}
+	return backendSide
+}
+
+// halfClosed tells whether one side has finished, or is gone.
+func (t *tunnel) halfClosed() bool {
+	up, down := &t.flows[clientSide], &t.flows[backendSide]
+	return up.ended || up.done || down.ended || down.done || t.deaf
+}
+
+// roams tells whether a tunnel is a resumable one.
+func (t *tunnel) roams() bool { return t.layer != nil && t.layer.roams != nil }
+
+// progress returns how many bytes have moved.
+func (t *tunnel) progress() int64 { return t.flows[clientSide].moved + t.flows[backendSide].moved }
 
 // mover moves the bytes of one loop's tunnels. It decides nothing about them: a
 // tunnel that is to end has both flows done, or is broken.
 type mover struct {
-	reactor    *reactor
+	reactor    *reactor.Reactor
 	buf        []byte // for every read; empty between two of them
+	wide       []byte // the same for long runs through layers; nil: there were none
 	bufferSize int    // how much of it a message may take
 	slotSize   int    // what a message in a batch may take
 	pipes      pipe.Pool
@@ -30,6 +186,8 @@ type mover struct {
 	todo     []*tunnel // to go on with before the next wait
 	spent    int       // bytes of bulk moved in this turn
 	bulkTurn bool      // it is the turn of bulk
+
+	acks deadlines // of clients of resumable tunnels, to be told what was passed on
 
 	firstBytes *admin.Histogram // until the first byte of a backend; nil: nobody looks
 
@@ -97,8 +255,8 @@ func (m *mover) pump(t *tunnel, from int) {
 	}
 }
 
-// copy moves one message. The source is readable, and nothing is held. Only what the receiver does not take at once is
-// kept, in memory of its own.
+// copy moves one message. The source is readable, and nothing is held. Only what the
+// receiver does not take at once is kept, in memory of its own.
 func (m *mover) copy(t *tunnel, f *flow, src, dst *socket) int {
 	buf := m.buf[:m.bufferSize]
 	n, err := sys.Recv(src.fd, buf)
@@ -132,7 +290,7 @@ func (m *mover) write(t *tunnel, f *flow, dst *socket, b []byte) int {
 		m.firstByte(t)
 	}
 	f.moved += int64(n)
-	t.movedAt = m.reactor.now
+	t.movedAt = m.reactor.Now
 	m.copied[from] += int64(n)
 	if n < len(b) {
 		m.awaitRoom(t, dst)
@@ -142,8 +300,11 @@ func (m *mover) write(t *tunnel, f *flow, dst *socket, b []byte) int {
 
 // firstByte says that the first byte of a backend has been moved.
 func (m *mover) firstByte(t *tunnel) {
+	m.reactor.Tick() // once in a tunnel's life
+	took := time.Duration(m.reactor.Now - t.openedAt)
+	t.firstByte = int32(min(took.Milliseconds(), math.MaxInt32))
 	if m.firstBytes != nil {
-		m.firstBytes.Observe(time.Duration(m.reactor.now - t.openedAt))
+		m.firstBytes.Observe(took)
 	}
 }
 
@@ -172,7 +333,7 @@ func (m *mover) flush(t *tunnel, f *flow, dst *socket) bool {
 		}
 		f.inPipe -= int32(n)
 		f.moved += int64(n)
-		t.movedAt = m.reactor.now
+		t.movedAt = m.reactor.Now
 		m.spliced[t.from(f)] += int64(n)
 	}
 	m.releasePipe(f)
@@ -345,5 +506,5 @@ func (m *mover) watch(t *tunnel, s *socket) error {
 		op = unix.EPOLL_CTL_MOD
 	}
 	s.watched = true
-	return sys.EpollCtl(m.reactor.epfd, op, s.fd, &ev)
+	return m.reactor.ControlRaw(op, s.fd, &ev)
 }

@@ -64,3 +64,31 @@ func TestThePumpEndsWithItsReceiver(t *testing.T) {
 		}
 	}
 }
+
+// writes counts them.
+type writes struct{ n int }
+
+func (w *writes) Write(b []byte) (int, error) { w.n++; return len(b), nil }
+
+func TestRecordsThatDoNotFillTheLargeBufferAreOneWriteEach(t *testing.T) {
+	p := newPump(1 << 14)
+	const records, size = 100, 15 << 10
+	sizes := make([]int, records)
+	for i := range sizes {
+		sizes[i] = size
+	}
+	count := func() int {
+		var w writes
+		if err := p.run(&w, &pieces{sizes: append([]int(nil), sizes...), err: io.EOF}); err != io.EOF {
+			t.Fatal(err)
+		}
+		return w.n
+	}
+	if n := count(); n > records+1 { // the first is read into the small buffer
+		t.Errorf("%d writes for %d records", n, records)
+	}
+	p.bursts.Add(maxLasting) // that many rest with a large buffer
+	if n := count(); n != 2*records {
+		t.Errorf("%d writes for %d records, beside many that rest", n, records)
+	}
+}

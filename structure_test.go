@@ -52,8 +52,9 @@ func TestTheRootImportsOnlyTheStandardLibrarySysAndRooms(t *testing.T) {
 }
 
 // floor are the rooms whose words the others may use: the addresses of backends,
-// connections of every kind, files and their locks.
-var floor = []string{"gateway/internal/address", "gateway/internal/filelock", "gateway/internal/layer", "gateway/internal/smallfile", "gateway/internal/sockopt"}
+// values of flags, connections of every kind, WebSocket frames, files and their locks,
+// system calls.
+var floor = []string{"gateway/internal/address", "gateway/internal/filelock", "gateway/internal/flagvalue", "gateway/internal/layer", "gateway/internal/smallfile", "gateway/internal/sockopt", "gateway/internal/sys", "gateway/internal/websocket"}
 
 func TestRoomsShareOnlyTheFloor(t *testing.T) {
 	rooms, err := filepath.Glob("internal/*")

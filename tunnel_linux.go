@@ -1,14 +1,12 @@
 package main
 
 import (
-	"math"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"gateway/internal/handover"
+	"gateway/internal/layer"
 	"gateway/internal/relay"
 	"gateway/internal/sockopt"
 	"gateway/internal/sys"
@@ -24,6 +22,9 @@ type tunnels struct {
 	ledger   *ledger
 	bounds   relay.Bounds
 	liveness sockopt.Liveness
+	look     int64     // how often layers look after their clients, in nanoseconds; 0: never
+	lingers  deadlines // of clients that read what is the last they are told
+	room     layer.Room
 	closing  bool // what begins now is cut
 
 	sweepDue  int64
@@ -32,13 +33,28 @@ type tunnels struct {
 }
 
 // adopt takes a tunnel that was connected elsewhere, and owns its descriptors.
-// early is what the client has already sent for the backend.
-func (l *tunnels) adopt(s *session, u *upstream, cfd, bfd int, early []byte) {
+func (l *tunnels) adopt(s *session, u *upstream, cfd, bfd int, b beginning) {
 	t := l.alloc()
 	l.current = t
 	t.session, t.upstream = *s, *u
 	t.sockets[clientSide].fd, t.sockets[backendSide].fd = int32(cfd), int32(bfd)
 	t.state = stateOpen
+	t.flows[backendSide].moved = b.sent
+	l.copied[backendSide] += b.sent
+	if b.layer != nil {
+		t.layer = &layered{Transform: b.layer, lookAt: l.reactor.Now + l.look}
+		if s, ok := b.layer.(layer.Sharer); ok {
+			s.Share(&l.room)
+			if b.state == layer.Open {
+				var held []byte
+				held, b.state = b.layer.In(nil)
+				b.early = append(b.early, held...)
+			}
+		}
+	}
+	if b.resumable != nil {
+		b.resumable.Carrier().(*carrier).roam(t, b.resumable, b.resumable.Session(), b.frames)
+	}
 	if l.closing {
 		l.cut(t, relay.Shutdown)
 		return
@@ -48,7 +64,30 @@ func (l *tunnels) adopt(s *session, u *upstream, cfd, bfd int, early []byte) {
 		l.cut(t, relay.Failure)
 		return
 	}
-	l.establish(t, early)
+	if b.state != layer.Open {
+		if b.state.Over() && len(b.early) > 0 { // it comes before the end, whichever that is
+			if sent := l.write(t, &t.flows[clientSide], &t.sockets[backendSide], b.early); sent < 0 {
+				b.early = nil
+			} else {
+				b.early = b.early[sent:]
+			}
+		}
+		l.say(t)
+		l.layerEnded(t, b.state, false)
+	}
+	l.establish(t, b.early)
+}
+
+// carrier returns how the owner of a resumable tunnel will reach it in this loop.
+func (l *tunnels) carrier() *carrier { return &carrier{loop: l, m: &l.mover} }
+
+// turn is for roamers.
+func (l *tunnels) turn(t *tunnel) { l.current = t }
+
+// resumed is for roamers.
+func (l *tunnels) resumed(t *tunnel) {
+	l.sweepFor(t)
+	l.move(t)
 }
 
 // establish begins to relay: the backend is registered, the client may be.
@@ -64,9 +103,10 @@ func (l *tunnels) establish(t *tunnel, early []byte) {
 		}
 	}
 	t.flows[clientSide].unsent = early
-	t.rest.Begin(0, l.reactor.now)
-	t.openedAt, t.movedAt = l.reactor.now, l.reactor.now
-	if l.bounds.Idle > 0 || !t.keepalive {
+	l.reactor.Tick() // once in a tunnel's life
+	t.rest.Begin(0, l.reactor.Now)
+	t.openedAt, t.movedAt = l.reactor.Now, l.reactor.Now
+	if l.bounds.Idle > 0 || !t.keepalive || t.layer != nil {
 		l.sweepFor(t)
 	}
 	l.move(t)
@@ -100,11 +140,28 @@ func (l *tunnels) moveBulk() {
 
 // move pumps both directions of an open tunnel and ends it when both are done.
 func (l *tunnels) move(t *tunnel) {
+	if t.roams() {
+		switch over, reset := l.pumpRoaming(t); {
+		case reset:
+			l.reset(t)
+		case over:
+			l.finish(t)
+		case t.halfClosed():
+			l.sweepFor(t)
+		}
+		return
+	}
 	wasDeaf := t.deaf
-	l.pump(t, clientSide)
-	l.pump(t, backendSide)
-	if t.deaf != wasDeaf {
+	if t.layer != nil {
+		if l.pumpLayer(t); t.deaf != wasDeaf {
+			l.pumpLayer(t)
+		}
+	} else {
 		l.pump(t, clientSide)
+		l.pump(t, backendSide)
+		if t.deaf != wasDeaf {
+			l.pump(t, clientSide)
+		}
 	}
 	switch {
 	case t.broken:
@@ -119,11 +176,21 @@ func (l *tunnels) move(t *tunnel) {
 // broken deals with a reset that move did not come across: it cannot read on
 // before somebody takes what it holds.
 func (l *tunnels) broken(t *tunnel, s *socket) {
+	if s == &t.sockets[clientSide] && t.roams() {
+		l.roamBroken(t)
+		l.move(t)
+		return
+	}
 	how := relay.Reset
 	if err := sys.SocketError(s.fd); err != nil {
 		how = relay.HowOf(err)
 	}
 	if s == &t.sockets[clientSide] {
+		if t.layer != nil && t.layer.finished {
+			t.flows[backendSide].unsent = nil // it has said so, and wants no more
+			l.move(t)
+			return
+		}
 		// What it sent before is out as far as the backend takes it.
 		t.end.Note(relay.Client, how)
 		l.reset(t)
@@ -138,11 +205,59 @@ func (l *tunnels) broken(t *tunnel, s *socket) {
 // finish accounts for a tunnel and releases it.
 func (l *tunnels) finish(t *tunnel) {
 	s, u := t.session, t.upstream
-	end := relay.End{Up: t.flows[clientSide].moved, Down: t.flows[backendSide].moved, Ending: t.end, Limit: t.end.LimitOf(t.halfClosed())}
+	words := t.layer != nil && l.lastWords(t)
+	if t.roams() {
+		t.layer.roams.over()
+	}
+	end := relay.End{
+		Up: t.flows[clientSide].moved, Down: t.flows[backendSide].moved,
+		Ending: t.end, Limit: t.limit(),
+		FirstByte: time.Duration(t.firstByte) * time.Millisecond,
+		Idle:      time.Duration(l.reactor.Now - t.movedAt),
+	}
+	if words {
+		l.publish()
+		s.done = true // not yet: see handshakes.dismiss
+		l.awaitReading(t)
+		l.ledger.ended(&s, &u, end)
+		return
+	}
 	l.release(t)
 	l.publish()
 	defer l.ledger.done(&s, &u) // nothing, unless the account fails
 	l.ledger.ended(&s, &u, end)
+}
+
+// limit returns the limit that a tunnel has come to, if that is its end.
+func (t *tunnel) limit() relay.Limit {
+	if t.end.How != relay.Timeout || t.end.By == relay.Gateway {
+		return t.end.LimitOf(t.halfClosed())
+	}
+	side := clientSide
+	if t.end.By == relay.Backend {
+		side = backendSide
+	}
+	unacked, err := unix.IoctlGetInt(int(t.sockets[side].fd), unix.SIOCOUTQ)
+	if err != nil {
+		return relay.NoLimit
+	}
+	return relay.KernelLimit(unacked)
+}
+
+// awaitReading leaves the client of a tunnel that has ended the time to read the last
+// that it was told.
+func (l *tunnels) awaitReading(t *tunnel) {
+	b := &t.sockets[backendSide]
+	sys.Close(b.fd)
+	*b, t.flows, t.layer = socket{fd: -1}, [2]flow{}, nil
+	if t.swept {
+		t.swept = false
+		l.sweepable--
+	}
+	t.state = stateLinger
+	t.expects(&l.lingers, l.reactor.Now)
+	// This makes an edge of what is there to be read. Where it fails there is the deadline.
+	l.watch(t, &t.sockets[clientSide])
 }
 
 // reset ends a tunnel with a reset to the backend.
@@ -154,7 +269,7 @@ func (l *tunnels) reset(t *tunnel) {
 // cut ends a tunnel from outside.
 func (l *tunnels) cut(t *tunnel, how relay.How) {
 	t.end.Note(relay.Gateway, how)
-	if t.flows[clientSide].holds() {
+	if t.flows[clientSide].holds() || t.roams() && t.layer.roams.session.Buffered() > 0 {
 		l.reset(t) // a FIN would call what the backend got complete
 	} else {
 		l.finish(t)
@@ -183,7 +298,7 @@ func (l *tunnels) pulse(t *tunnel) relay.Pulse {
 	return relay.Pulse{
 		Up:         t.flows[clientSide].moved,
 		Down:       t.flows[backendSide].moved,
-		Idle:       time.Duration(l.reactor.now - t.movedAt),
+		Idle:       time.Duration(l.reactor.Now - t.movedAt),
 		HalfClosed: t.halfClosed(),
 	}
 }
@@ -192,6 +307,15 @@ func (l *tunnels) pulse(t *tunnel) relay.Pulse {
 // 100,000 tunnels at one go would make all of them wait.
 const sweepSlices = 8
 
+// sweepPeriod is the time in which a sweep looks at the whole table, in nanoseconds.
+func (l *tunnels) sweepPeriod() int64 {
+	period := l.bounds.SweepPeriod()
+	if l.look > 0 {
+		period = min(period, max(time.Duration(l.look)/4, 10*time.Millisecond))
+	}
+	return period.Nanoseconds()
+}
+
 // sweepFor has t looked at by the sweep from now on.
 func (l *tunnels) sweepFor(t *tunnel) {
 	if t.swept {
@@ -199,15 +323,15 @@ func (l *tunnels) sweepFor(t *tunnel) {
 	}
 	t.swept = true
 	if l.sweepable++; l.sweepable == 1 {
-		l.reactor.tick()
-		l.sweepDue = l.reactor.now + l.bounds.SweepPeriod().Nanoseconds()/sweepSlices
+		l.reactor.Tick()
+		l.sweepDue = l.reactor.Now + l.sweepPeriod()/sweepSlices
 	}
-	t.rest.Begin(t.progress(), l.reactor.now)
+	t.rest.Begin(t.progress(), l.reactor.Now)
 }
 
 // sweep looks at the next slice of the table.
 func (l *tunnels) sweep() {
-	l.sweepDue = l.reactor.now + l.bounds.SweepPeriod().Nanoseconds()/sweepSlices
+	l.sweepDue = l.reactor.Now + l.sweepPeriod()/sweepSlices
 	for range (len(l.slots) + sweepSlices - 1) / sweepSlices {
 		if l.sweepAt >= len(l.slots) {
 			l.sweepAt = 0
@@ -233,8 +357,14 @@ func (l *tunnels) sweepOne(t *tunnel) {
 		l.liveness.Set(int(t.sockets[clientSide].fd))
 		l.liveness.Set(int(t.sockets[backendSide].fd))
 	}
+	if t.layer != nil {
+		l.lookAfter(t, l.look)
+		if l.move(t); t.state != stateOpen {
+			return
+		}
+	}
 	half := t.halfClosed()
-	if l.bounds.Of(half) == 0 {
+	if l.bounds.Of(half) == 0 && t.layer == nil {
 		t.swept = false // until it is half-closed
 		l.sweepable--
 		return
@@ -249,214 +379,72 @@ func (l *tunnels) sweepOne(t *tunnel) {
 		}
 		progress -= int64(unacked)
 	}
-	if t.rest.TooLong(l.bounds, progress, half, l.reactor.now) {
+	if t.rest.TooLong(l.bounds, progress, half, l.reactor.Now) {
 		l.cut(t, relay.Timeout)
 	}
 }
 
-// How live tunnels go from the loops of one process to those of the next. A tunnel
-// is frozen, sent away with its sockets, and forgotten once the other process has
-// said that it has it; or else it goes on here:
-//
-//	open → yield → frozen → depart
-//	  ↑                ↓
-//	  ←──── resume ←───
-//
-// Between two portions loops go on with their work. The other process adopts a
-// tunnel as it was. What had been an edge while nobody watched makes one again when
-// the sockets are registered: epoll looks at them then.
-
-// What a parcel holds at most: as much as keeps nobody waiting for a millisecond.
-const (
-	parcelTunnels     = 64
-	parcelDescriptors = handover.MaxDescriptors - 6 // what one tunnel may have
-	parcelPipes       = 8
-	parcelBytes       = 256 << 10
-	parcelSlots       = 512 // that are looked at
-)
-
-// parcel is frozen tunnels of one loop.
-type parcel struct {
-	tunnels     []*tunnel
-	states      []handover.Tunnel
-	descriptors int
-	bytes       int
+// table holds the connections of one loop by their slots. An event names its
+// tunnel by slot and generation, not by descriptor: both descriptor and slot may
+// have a new owner within the same batch of events, and a stale EPOLLOUT would
+// read as "connected". In the Fd field of EpollEvent stands slot<<1|side, in Pad
+// the generation.
+type table struct {
+	slots   []*tunnel
+	free    []uint32     // slots that are nobody's
+	load    atomic.Int32 // connections that are here or on their way
+	current *tunnel      // whose turn it is: a panic is its
 }
 
-func (p *parcel) full() bool {
-	return len(p.tunnels) >= parcelTunnels || p.descriptors > parcelDescriptors || p.bytes >= parcelBytes ||
-		p.descriptors-2*len(p.tunnels) >= 2*parcelPipes
-}
-
-func (p *parcel) add(t *tunnel, h handover.Tunnel) {
-	p.tunnels, p.states = append(p.tunnels, t), append(p.states, h)
-	p.descriptors += h.Descriptors()
-	p.bytes += len(h.Up.Unsent) + len(h.Down.Unsent)
-}
-
-// yield fills p with open tunnels of slots from one on, and returns the slot to go on
-// with; more says whether there is one.
-func (l *tunnels) yield(p *parcel, slot int) (next int, more bool) {
-	l.reactor.tick()
-	end := min(slot+parcelSlots, len(l.slots))
-	for ; slot < end && !p.full(); slot++ {
-		t := l.slots[slot]
-		if t.state != stateOpen || t.broken {
-			continue
-		}
-		l.current = t
-		h := t.describe(l.reactor.now)
-		l.freeze(t)
-		p.add(t, h)
+// of returns the tunnel and the socket that an event is for, or nil if it is for
+// a former owner of the slot.
+func (tb *table) of(ev *unix.EpollEvent) (*tunnel, *socket) {
+	t := tb.slots[ev.Fd>>1]
+	if t.generation != uint32(ev.Pad) || t.state == stateFree {
+		return nil, nil
 	}
-	l.current = nil
-	return slot, slot < len(l.slots)
+	return t, &t.sockets[ev.Fd&1]
 }
 
-// freeze has nothing done for a tunnel until resume or depart. Its registrations go:
-// the other process has the same open files, and as long as these are not closed,
-// events would come here.
-func (l *tunnels) freeze(t *tunnel) {
-	t.state = stateFrozen
-	for i := range t.sockets {
-		if s := &t.sockets[i]; s.watched {
-			s.watched = false
-			sys.EpollCtl(l.reactor.epfd, unix.EPOLL_CTL_DEL, s.fd, nil)
+// alloc returns a fresh tunnel.
+func (tb *table) alloc() *tunnel {
+	if len(tb.free) == 0 {
+		// Grown by slabs: tunnels do not move, and cost one allocation in 64.
+		slab := make([]tunnel, 64)
+		for i := range slab {
+			slab[i].slot = uint32(len(tb.slots))
+			slab[i].sockets[clientSide].fd, slab[i].sockets[backendSide].fd = -1, -1
+			tb.free = append(tb.free, slab[i].slot)
+			tb.slots = append(tb.slots, &slab[i])
 		}
 	}
+	slot := tb.free[len(tb.free)-1]
+	tb.free = tb.free[:len(tb.free)-1]
+	t := tb.slots[slot]
+	t.generation++
+	return t
 }
 
-// resume goes on with tunnels that stay.
-func (l *tunnels) resume(p *parcel) {
-	for len(p.tunnels) > 0 {
-		l.current = p.tunnels[0]
-		p.tunnels = p.tunnels[1:]
-		l.thaw(l.current)
-	}
-	l.current = nil
+// put gives a slot up. Its sockets are closed, and nothing of it is lent.
+func (tb *table) put(t *tunnel) {
+	*t = tunnel{slot: t.slot, generation: t.generation}
+	t.sockets[clientSide].fd, t.sockets[backendSide].fd = -1, -1
+	tb.free = append(tb.free, t.slot)
+	tb.load.Add(-1)
 }
 
-// thaw goes on with a tunnel as if every edge there is had come. Those that there
-// will be come by themselves, since the sockets are registered first.
-func (l *tunnels) thaw(t *tunnel) {
-	t.state = stateOpen
-	if l.closing {
-		l.cut(t, relay.Shutdown)
-		return
-	}
-	for i := range t.sockets {
-		s := &t.sockets[i]
-		s.readable, s.writable = true, true
-		if err := l.watch(t, s); err != nil {
-			l.cut(t, relay.Failure)
-			return
+// openFrom calls f for each open tunnel in the next slots from one on, of which it
+// looks at most at most, and returns the slot to go on with. f may end the tunnel.
+func (tb *table) openFrom(slot, most int, f func(*tunnel)) int {
+	end := min(slot+most, len(tb.slots))
+	for ; slot < end; slot++ {
+		if t := tb.slots[slot]; t.state == stateOpen {
+			tb.current = t
+			f(t)
 		}
 	}
-	l.move(t)
+	tb.current = nil
+	return slot
 }
 
-// depart forgets tunnels that are another process's. Closing tells the peers
-// nothing: the other process has the same sockets.
-func (l *tunnels) depart(p *parcel) {
-	for len(p.tunnels) > 0 {
-		t := p.tunnels[0]
-		p.tunnels = p.tunnels[1:]
-		s, u := t.session, t.upstream
-		l.release(t)
-		l.ledger.departed(&s, &u)
-	}
-}
-
-// adoptLive goes on with a tunnel of another process, which has been counted in, and
-// owns its descriptors.
-func (l *tunnels) adoptLive(h *handover.Tunnel, r *rules) {
-	l.reactor.tick()
-	t := l.alloc()
-	l.current = t
-	t.restore(h, r, &l.pipes, l.reactor.now)
-	l.ledger.adopted(&t.session, &t.upstream, h.Listener)
-	if r.maxTunnels > 0 {
-		t.upstream.sit(&l.ledger.seats, math.MaxInt)
-	}
-	if l.bounds.Idle > 0 || !t.keepalive || t.halfClosed() {
-		l.sweepFor(t)
-	}
-	t.rest.Resume(t.progress(), t.halfClosed(), h.Rest, l.reactor.now)
-	l.thaw(t)
-	if t.state == stateOpen && t.swept {
-		l.sweepOne(t) // what is due is due, however often it moves
-	}
-	l.current = nil
-}
-
-// Two gateways that forward to each other by mistake pass a client on and on,
-// until one of them is full. Then the last connection stands in the queue of a
-// listener that does not accept, and nothing ever ends; or the client leaves, and
-// its end never catches up with a beginning that runs before it. Where PROXY
-// headers of version 2 go with connections, hops are counted (maxHops). Else a
-// circle shows by this: a gateway is full of tunnels that it forwards, that come
-// from the host to which they lead, and through which never a byte came back.
-
-const (
-	// circleShare is the part of a loop's connections that have to look like a
-	// circle before they are taken for one: one in so many. A backend's own host
-	// may be a client too, and some wait for an answer at any time.
-	circleShare = 4
-	// circleTime is how long a host is then suspected.
-	circleTime = time.Minute
-)
-
-// circles remember the last circle that was broken. The zero value knows of none.
-// Its methods may be called from any thread.
-type circles struct{ last atomic.Pointer[circle] }
-
-type circle struct {
-	host  netip.Addr // that passes connections back to this gateway
-	until time.Time
-}
-
-// holds tells whether a client that is to be forwarded is part of a circle.
-func (c *circles) holds(client netip.Addr) bool {
-	last := c.last.Load()
-	return last != nil && last.host == client && time.Now().Before(last.until)
-}
-
-// breakUp ends the tunnels of a circle, if a loop has one. It is for a gateway that
-// is full, and for the loop's own thread. What it resets here comes apart
-// everywhere, and what is passed on meanwhile is refused.
-func (c *circles) breakUp(l *tunnels) {
-	var found []*tunnel
-	var host netip.Addr
-	for _, t := range l.slots {
-		if from, ok := isCircular(t); ok {
-			found, host = append(found, t), from
-		}
-	}
-	if len(found) == 0 || len(found) < int(l.load.Load())/circleShare {
-		return
-	}
-	c.last.Store(&circle{host, time.Now().Add(circleTime)})
-	l.log.Warn("full of tunnels that end nowhere, cutting them: does the backend forward to this gateway?",
-		"tunnels", len(found), "backend", found[0].upstream.backend.String())
-	for _, t := range found {
-		l.current = t
-		t.end.Note(relay.Gateway, relay.Failure)
-		l.reset(t)
-	}
-	l.current = nil
-}
-
-// isCircular tells whether a tunnel looks like a part of a circle, and which host
-// it comes from and leads to.
-func isCircular(t *tunnel) (host netip.Addr, ok bool) {
-	down := &t.flows[backendSide]
-	if t.state != stateOpen || t.session.forward == nil || down.moved > 0 || down.holds() {
-		return host, false
-	}
-	var from, to unix.RawSockaddrAny
-	if sys.Getpeername(t.sockets[clientSide].fd, &from) != nil || sys.Getpeername(t.sockets[backendSide].fd, &to) != nil {
-		return host, false
-	}
-	host = sys.AddrPort(&from).Addr()
-	return host, host == sys.AddrPort(&to).Addr()
-}
+func (tb *table) empty() bool { return len(tb.free) == len(tb.slots) }

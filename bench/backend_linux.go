@@ -168,6 +168,14 @@ func (b *backend) echo(fd int, c *backendConn, events uint32) bool {
 		if n == 0 {
 			return false
 		}
+		if c.mode == 0 && b.buf[0] == modeRequest {
+			// A request comes whole, or this is no place for it. Its bytes do not count.
+			c.mode = modeEcho
+			if n, err := send(fd, []byte(agreed)); err != nil || n < len(agreed) {
+				return false
+			}
+			continue
+		}
 		b.seen.In += int64(n)
 		switch c.mode {
 		case 0:

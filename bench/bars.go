@@ -40,13 +40,33 @@ type bar struct {
 
 // bars lists them all.
 func bars() []bar {
+	webSockets := []bar{
+		{gatewayName, "ws-64B-64", gatewayName, "echo-64B-64", cost, 1.25},
+		{gatewayName, "ws-64B-1000", gatewayName, "echo-64B-1000", cost, 1.25},
+		{gatewayName, "roam-64B-64", gatewayName, "echo-64B-64", cost, 1.15},
+		{gatewayName, "roam-64B-1000", gatewayName, "echo-64B-1000", cost, 1.15},
+	}
+	for _, w := range []string{"through-64B-64", "through-64B-1000"} {
+		webSockets = append(webSockets, bar{gatewayName, w, haproxyName, "", cost, .95}, bar{gatewayName, w, nginxName, "", cost, 1.00})
+	}
+	overTLS := []bar{
+		{gatewayName, "tls-64B-64", haproxyName, "", cost, .90},
+		{gatewayName, "tls-64B-1000", haproxyName, "", cost, .95},
+		{gatewayName, "tls-up-8", haproxyName, "", cost, 1.00},
+		{gatewayName, "tls-down-8", haproxyName, "", cost, 1.00},
+		{gatewayName, "tls-short", haproxyName, "", cost, 1.10},
+	}
 	// HAProxy has no handshake to make.
 	batched := messageCosts{one: .92, many: .45, thousand: .45, nginxMany: .45, nginxThousand: .45}
 	alone := messageCosts{one: .94, many: .87, thousand: .78, nginxMany: .95, nginxThousand: .93}
-	return slices.Concat(
+	return slices.Concat(webSockets, overTLS,
 		barsOf(gatewayName, .80, batched),
 		barsOf(forwardName, .80, batched),
-		barsOf(epollName, 1.08, alone))
+		barsOf(epollName, 1.08, alone),
+		// What the operator's service knows costs about as much as what DNS knows.
+		[]bar{{gatewayName, "ask", gatewayName, "srv", cost, 1.10}, {epollName, "ask", epollName, "srv", cost, 1.10}},
+		// To ask for a ticket costs no more than to look up a name.
+		[]bar{{gatewayName, "ticket", gatewayName, "lookup", cost, 1.00}, {epollName, "ticket", epollName, "lookup", cost, 1.00}})
 }
 
 // messageCosts are bars on the cost of messages: on one tunnel, on 64, whatever

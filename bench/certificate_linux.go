@@ -33,8 +33,13 @@ func selfSigned(dir string) (certFile, keyFile string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	certFile, keyFile = certificateIn(dir)
 	return certFile, keyFile, errors.Join(
 		os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o644),
 		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600))
+}
+
+// certificateIn returns where selfSigned writes them.
+func certificateIn(dir string) (certFile, keyFile string) {
+	return filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 }

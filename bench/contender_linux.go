@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -33,6 +34,13 @@ type contender struct {
 	// does not know them.
 	layered func(s site) (*exec.Cmd, error)
 
+	// secured is command for clients that speak TLS and do work; nil: it does not know it.
+	secured func(s site) (*exec.Cmd, error)
+
+	// through is command for WebSockets that are passed through, where that is another;
+	// nil: it is not, or it knows none.
+	through func(s site) (*exec.Cmd, error)
+
 	// flooded is command with limits for each client address, for workloads with
 	// floods; nil: it takes no part in them.
 	flooded func(s site) (*exec.Cmd, error)
@@ -43,6 +51,9 @@ type contender struct {
 
 	// token is the same by a token; nil: it does not know them.
 	token func(addr string) (string, error)
+
+	// named is the same by names and tickets; nil: it does not know them.
+	named *named
 }
 
 // site is where a contender does its work.
@@ -86,7 +97,7 @@ func contenders(opt *options) (list []*contender, missing []string) {
 		list = append(list, nginxContender(path, module))
 	}
 	return append(list,
-		&contender{name: ioCopyName, what: "a plain Go proxy, two goroutines with io.Copy a tunnel", command: ioCopyCommand},
+		&contender{name: ioCopyName, what: "a plain Go proxy, two goroutines with io.Copy a tunnel", command: ioCopyCommand, secured: ioCopySecured},
 		&contender{name: directName, what: "no proxy at all: the limit"}), missing
 }
 
@@ -119,6 +130,13 @@ func gatewayEnvironment() []string {
 
 func gatewayContender(name, path string, args []string) *contender {
 	mint := newMinter(path)
+	seal := func(addr string) (string, error) {
+		cmd := exec.Command(path, "-seal="+addr)
+		cmd.Env = gatewayEnvironment()
+		out, err := cmd.Output()
+		return strings.TrimSpace(string(out)), err
+	}
+	named := newNamed(path, seal)
 	c := &contender{
 		name: name, path: path,
 		what:    strings.Join(append([]string{"this project, with its handshake"}, args...), " "),
@@ -128,19 +146,20 @@ func gatewayContender(name, path string, args []string) *contender {
 			if err != nil {
 				return nil, err
 			}
-			cmd := exec.Command(s.path, append(append([]string{
-				"-addr=" + s.listen, "-log-level=warn", "-pidfile="}, tokens...), args...)...)
+			names, err := named.serve(s)
+			if err != nil {
+				return nil, err
+			}
+			cmd := exec.Command(s.path, slices.Concat([]string{
+				"-addr=" + s.listen, "-log-level=warn", "-pidfile=",
+				"-resume=1", "-resume-plain=1", "-resume-hold=1s"}, tokens, names, args)...)
 			cmd.Env = gatewayEnvironment()
 			watchGateway(s, cmd)
 			return cmd, nil
 		},
 		token: mint.token,
-		seal: func(addr string) (string, error) {
-			cmd := exec.Command(path, "-seal="+addr)
-			cmd.Env = gatewayEnvironment()
-			out, err := cmd.Output()
-			return strings.TrimSpace(string(out)), err
-		},
+		seal:  seal,
+		named: named,
 	}
 	c.layered = func(s site) (*exec.Cmd, error) {
 		cert, key, err := selfSigned(s.dir)
@@ -154,6 +173,7 @@ func gatewayContender(name, path string, args []string) *contender {
 		}
 		return cmd, err
 	}
+	c.secured = c.layered
 	c.flooded = limited(c.layered)
 	return c
 }
@@ -234,6 +254,8 @@ func haproxyContender(name, what, path, global string) *contender {
 		command: func(s site) (*exec.Cmd, error) {
 			return haproxyCommand(s, haproxyConfig(s, global))
 		},
+		through: haproxyThrough,
+		secured: func(s site) (*exec.Cmd, error) { return haproxySecured(s, global) },
 		flooded: func(s site) (*exec.Cmd, error) {
 			return haproxyCommand(s, haproxyConfig(s, global)+haproxyLimits)
 		},
@@ -302,6 +324,8 @@ func nginxContender(path, module string) *contender {
 			}
 			return exec.Command(s.path, "-p", s.dir, "-c", file, "-e", "stderr"), nil
 		},
+		through: nginxThrough,
+		secured: func(s site) (*exec.Cmd, error) { return nginxSecured(s, module) },
 	}
 }
 
@@ -335,7 +359,7 @@ func ioCopyCommand(s site) (*exec.Cmd, error) {
 func roleCommand(role string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), roleVariable+"="+role)
-	if role != roleIOCopy {
+	if role != roleIOCopy && role != roleIOCopyTLS {
 		// Nothing in these has to be preempted.
 		cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1")
 	}

@@ -15,11 +15,11 @@ func ioCopyProxy(ln net.Listener, backends []string) error {
 		if err != nil {
 			return err
 		}
-		go forward(client.(*net.TCPConn), backends[i%len(backends)])
+		go forward(client, backends[i%len(backends)])
 	}
 }
 
-func forward(client *net.TCPConn, backend string) {
+func forward(client net.Conn, backend string) {
 	defer client.Close()
 	conn, err := net.Dial("tcp", backend)
 	if err != nil {
@@ -34,6 +34,6 @@ func forward(client *net.TCPConn, backend string) {
 		server.CloseWrite()
 	})
 	io.Copy(client, server)
-	client.CloseWrite()
+	client.(interface{ CloseWrite() error }).CloseWrite() // of TCP or of TLS
 	up.Wait()
 }

@@ -16,16 +16,19 @@ import (
 // contender's speed.
 type load struct {
 	*poller
-	targets []*endpoint
-	lines   [][]byte // none: no handshake
-	status  string   // what they get
-	msg     []byte   // template of every message; see stamp
-	buf     []byte
-	tunnels []tunnel
-	busy    int // tunnels that have messages; behind them are stalled readers
-	dialed  int
-	reply   loadReply
-	delays  *histogram
+	targets   []*endpoint
+	lines     [][]byte // none: no handshake
+	status    string   // what they get
+	msg       []byte   // template of every message; see stamp
+	out, back int      // bytes of msg and of answer that are a frame's head
+	answer    []byte   // the same with another head; nil: the same
+	upgrade   upgradeKind
+	buf       []byte
+	tunnels   []tunnel
+	busy      int // tunnels that have messages; behind them are stalled readers
+	dialed    int
+	reply     loadReply
+	delays    *histogram
 
 	// patience is how long after its regular end a step may still go on. It is
 	// generous: a packet that a full queue drops comes again after a second.
@@ -40,6 +43,9 @@ type tunnel struct {
 	want   int    // bytes of the answer that are still to come
 	unsent int    // bytes of a burst
 	count  uint64 // messages
+	kept   []byte // of resumable tunnels: a part of a frame
+	read   uint32 // … bytes of the backend
+	acked  uint32 // … of which the gateway was told
 	since  int64  // when the message went out, or the connection began
 }
 
@@ -120,11 +126,21 @@ func (l *load) prepare(req loadRequest) error {
 	if req.Op == opRefuse {
 		l.status = statusRefused
 	}
+	l.upgrade = req.Upgrade
 	for _, line := range req.Lines {
-		l.lines = append(l.lines, []byte(line+"\n"))
+		if line += "\n"; l.upgrade != "" {
+			line = l.upgrade.ask(line[:len(line)-1])
+		}
+		l.lines = append(l.lines, []byte(line))
 	}
-	l.msg = bytes.Repeat([]byte{'.'}, req.Size)
-	l.msg[0] = req.Mode
+	out, back := l.upgrade.frames(req.Size)
+	l.out, l.back = len(out), len(back)
+	payload := bytes.Repeat([]byte{'.'}, req.Size)
+	payload[0] = req.Mode
+	l.msg, l.answer = append(out, payload...), nil
+	if !bytes.Equal(out, back) {
+		l.answer = append(back, payload...)
+	}
 	l.busy = req.Tunnels
 	l.enlarge(req.Tunnels)
 	return nil
@@ -178,8 +194,23 @@ func (l *load) step(i int, events uint32) (done bool, err error) {
 			return false, l.say(i)
 		}
 		t.state, t.want = asking, len(l.status)
+		if l.upgrade != "" {
+			t.want = 0
+		}
 		return false, l.sendAll(t.fd, t.line)
 	case asking:
+		if l.upgrade == roaming {
+			if done, err := l.greeted(t); !done {
+				return false, err
+			}
+			return false, l.say(i)
+		}
+		if l.upgrade != "" {
+			if done, err := l.switched(t); !done {
+				return false, err
+			}
+			return false, l.say(i)
+		}
 		if done, err := l.hear(t, []byte(l.status)); !done {
 			return false, err
 		}
@@ -189,8 +220,12 @@ func (l *load) step(i int, events uint32) (done bool, err error) {
 		}
 		return false, l.say(i)
 	case waiting:
-		if done, err = l.hear(t, l.stamp(i)); done {
-			l.reply.Rcvd += int64(len(l.msg))
+		hear := l.hear
+		if l.upgrade == roaming {
+			hear = l.hearFrames
+		}
+		if done, err = hear(t, l.echoOf(i)); done {
+			l.reply.Rcvd += l.counted()
 			t.state = resting
 		}
 	}
@@ -200,18 +235,39 @@ func (l *load) step(i int, events uint32) (done bool, err error) {
 // stamp makes l.msg the current message of tunnel i, different from every
 // other one where there is room.
 func (l *load) stamp(i int) []byte {
-	if len(l.msg) >= 24 {
-		binary.LittleEndian.PutUint64(l.msg[8:], uint64(i))
-		binary.LittleEndian.PutUint64(l.msg[16:], l.tunnels[i].count)
+	if payload := l.msg[l.out:]; len(payload) >= 24 {
+		binary.LittleEndian.PutUint64(payload[8:], uint64(i))
+		binary.LittleEndian.PutUint64(payload[16:], l.tunnels[i].count)
 	}
 	return l.msg
+}
+
+// echoOf returns the answer to the current message of tunnel i.
+func (l *load) echoOf(i int) []byte {
+	msg := l.stamp(i)
+	if l.answer == nil { // it looks the same
+		return msg
+	}
+	copy(l.answer[l.back:], msg[l.out:])
+	return l.answer
+}
+
+// counted returns how many bytes of a message the backend sees.
+func (l *load) counted() int64 {
+	if l.upgrade == ended || l.upgrade == roaming {
+		return int64(len(l.msg) - l.out)
+	}
+	return int64(len(l.msg))
 }
 
 func (l *load) say(i int) error {
 	t := &l.tunnels[i]
 	t.count++
-	t.state, t.want = waiting, len(l.msg)
-	l.reply.Sent += int64(len(l.msg))
+	t.state, t.want = waiting, len(l.msg)-l.out+l.back
+	l.reply.Sent += l.counted()
+	if l.upgrade == roaming {
+		return l.sayFrames(t, l.stamp(i))
+	}
 	return l.sendAll(t.fd, l.stamp(i))
 }
 
@@ -229,20 +285,28 @@ func (l *load) sendAll(fd int, b []byte) error {
 
 var errFinished = errors.New("the contender closed the connection")
 
+// some receives into b what has come of an answer, at least a byte; 0 says that the rest is
+// still under way. A part may have come in one event with the end of the connection, so
+// only EAGAIN proves that.
+func (l *load) some(t *tunnel, b []byte, of string) (n int, err error) {
+	n, err = recv(t.fd, b, 0)
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("waiting for %s: %w", of, err)
+	case n == 0:
+		return 0, errFinished
+	}
+	return n, nil
+}
+
 // hear receives what remains of an answer, and reports whether it is complete.
-// A part of it may have come in one event with the end of the connection, so
-// only EAGAIN proves that the rest is still under way.
 func (l *load) hear(t *tunnel, answer []byte) (bool, error) {
 	for t.want > 0 {
-		n, err := recv(t.fd, l.buf[:t.want], 0)
-		if errors.Is(err, unix.EAGAIN) {
-			return false, nil
-		}
-		if err != nil {
-			return false, fmt.Errorf("waiting for an answer: %w", err)
-		}
+		n, err := l.some(t, l.buf[:t.want], "an answer")
 		if n == 0 {
-			return false, errFinished
+			return false, err
 		}
 		from := len(answer) - t.want
 		if !bytes.Equal(l.buf[:n], answer[from:from+n]) {
@@ -282,6 +346,12 @@ func (l *load) close() {
 
 func (l *load) hangUp(i int) {
 	if t := &l.tunnels[i]; t.fd >= 0 {
+		if l.upgrade == ended {
+			send(t.fd, []byte{0x88, 0x80, 0, 0, 0, 0}) // or it would be a reset
+		}
+		if l.upgrade == roaming {
+			finishFrames(t.fd)
+		}
 		closeSocket(t.fd)
 		t.fd = -1
 	}

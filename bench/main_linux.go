@@ -77,8 +77,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		fmt.Fprintf(stderr, "bench: %v; going on in the machine's\n", err)
 	}
-	if opt.upgrades > 0 {
-		if err := upgradesAlone(opt, inside, dir, stdout, stderr); err != nil {
+	if opt.upgrades > 0 || opt.watched {
+		if err := apart(opt, inside, dir, stdout, stderr); err != nil {
 			return fail(err)
 		}
 		return 0
@@ -120,8 +120,8 @@ type report struct {
 	rows     []workload
 }
 
-// upgradesAlone is measureAll for -upgrades.
-func upgradesAlone(opt *options, inside bool, dir string, stdout, stderr io.Writer) error {
+// apart is measureAll for -upgrades and -watched.
+func apart(opt *options, inside bool, dir string, stdout, stderr io.Writer) error {
 	runtime.LockOSThread() // see measureAll
 	if inside {
 		if err := furnishNamespace(stderr); err != nil {
@@ -132,7 +132,23 @@ func upgradesAlone(opt *options, inside bool, dir string, stdout, stderr io.Writ
 	if err != nil {
 		return err
 	}
-	return measureUpgrades(opt, newFleet(dir, nil), runtime.NumCPU(), min(files, 1<<16), stdout)
+	if opt.upgrades > 0 {
+		return measureUpgrades(opt, newFleet(dir, nil), runtime.NumCPU(), min(files, 1<<16), stdout)
+	}
+	say := newProgress(stderr).say
+	if opt.pinned {
+		cpu, err := lastCPU()
+		if err != nil {
+			return err
+		}
+		if err := measureWatched(opt, newFleet(dir, cpu), 1, files, stdout, say); err != nil {
+			return err
+		}
+	}
+	if opt.unpinned {
+		return measureWatched(opt, newFleet(dir, nil), runtime.NumCPU(), files, stdout, say)
+	}
+	return nil
 }
 
 // leastFiles is what 1000 tunnels take, with some to spare.

@@ -185,7 +185,9 @@ func (s *suite) begin(open loadRequest) (backendReply, error) {
 		if err != nil {
 			return seen, s.abandon(err)
 		}
-		s.table.Congestion = opened.Congestion
+		if opened.Congestion != "" {
+			s.table.Congestion = opened.Congestion
+		}
 	}
 	return seen, nil
 }
@@ -212,20 +214,23 @@ func (s *suite) compare(seen backendReply, got loadReply) error {
 
 // measure measures e on bulk, messages or short connections.
 func (s *suite) measure(round int, w workload, e *entrant) error {
-	lines, err := e.asks(w)
+	lines, err := e.asks(w, s.opt.time)
 	if err != nil {
 		return err
 	}
 	open := loadRequest{Op: opOpen, Targets: e.targets, Lines: lines, Tunnels: w.tunnels, Size: w.size}
 	run := loadRequest{Time: s.opt.time, Tunnels: w.tunnels}
+	if inside := w.kind.insideTLS(); inside != "" {
+		w.kind, open.Via = inside, overTLS
+	}
 	switch w.kind {
 	case bulkUp:
 		open.Mode, run.Op = modeSink, opUp
 	case bulkDown:
 		open.Mode, run.Op = modeSource, opDown
-	case echo:
-		open.Mode, run.Op = modeEcho, opEcho
-	case short, byToken, badToken:
+	case echo, echoWS, echoPass, echoRoam:
+		open.Mode, run.Op, open.Upgrade = modeEcho, opEcho, w.kind.upgrade()
+	case short, byToken, badToken, bySRV, byAsk, byTicket, byNew, byNewSRV:
 		// Each connection is opened while the clock runs.
 		open.Op, open.Mode, open.Time = opShort, modeEcho, s.opt.time
 		if w.kind == badToken {

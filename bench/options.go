@@ -25,6 +25,7 @@ type options struct {
 	unpinned bool
 	own      bool // make a network namespace
 	upgrades int  // of each contender, instead of the workloads; 0: none
+	watched  bool // gateways, instead of the workloads
 	json     string
 	svg      string
 }
@@ -60,11 +61,12 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	}
 	list(&opt.only, "only", "`contenders`, separated by commas; all, if empty")
 	list(&opt.rows, "workloads", "`workloads` or the beginnings of their names: bulk, bulk-up-1,\n"+
-		"echo, echo-64B-64, short, stalled, flood, flood-tls, idle, idle-tls; all, if empty")
+		"echo, echo-64B-64, ws, through, tls, short, stalled, flood, flood-tls, idle, idle-tls; all, if empty")
 	fs.BoolVar(&opt.pinned, "pinned", false, "only the judged table: everything on one CPU")
 	fs.BoolVar(&opt.unpinned, "unpinned", false, "only the second table: all CPUs (with neither flag or both: both tables)")
 	fs.BoolVar(&opt.own, "namespace", true, "measure in a network namespace of our own, with cubic, where that is allowed")
 	fs.IntVar(&opt.upgrades, "upgrades", 0, "instead of workloads: what clients notice of this many upgrades of each")
+	fs.BoolVar(&opt.watched, "watched", false, "instead of workloads: what tunnels notice of who looks at the gateway by -admin")
 	fs.StringVar(&opt.json, "json", "", "write everything that was measured to `FILE`")
 	fs.StringVar(&opt.svg, "svg", "", "write charts to `DIRECTORY`")
 	fs.BoolVar(&quick, "quick", false, "a look in about a minute: -rounds=2 -time=150ms -pinned,\nwhere these are not given")
@@ -88,6 +90,8 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 		return nil, errors.New("-time: want 1ms to 1m")
 	case opt.upgrades < 0 || opt.upgrades > 1000:
 		return nil, errors.New("-upgrades: want 0 to 1000")
+	case opt.watched && opt.upgrades > 0:
+		return nil, errors.New("-watched and -upgrades are tables of their own: one at a time")
 	case opt.idle < 1 || opt.idle > 100_000:
 		return nil, errors.New("-idle: want 1 to 100000")
 	case len(opt.workloads()) == 0:

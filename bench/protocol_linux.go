@@ -28,10 +28,11 @@ type loadRequest struct {
 
 	// Of opOpen, opShort and opRefuse. The tunnels take the entries in turn, and the
 	// same one of both lists.
-	Targets []string // addresses to connect to
-	Lines   []string // sealed lines or tokens; none where no handshake is made
-	Via     layer    // of opOpen, for the layered load generator
-	Tunnels int      // of opStall too
+	Targets []string    // addresses to connect to
+	Lines   []string    // sealed lines or tokens; none where no handshake is made
+	Via     layer       // of opOpen, for the layered load generator
+	Upgrade upgradeKind // of opOpen: what becomes of WebSockets; empty: there are none
+	Tunnels int         // of opStall too
 	Mode    byte
 	Size    int // of the messages
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ const (
 	roleLayered = "layered" // the load generator for TLS and WebSockets
 	roleBackend = "backend" // ADDRESS
 	roleIOCopy  = "io.Copy" // ADDRESS BACKEND...
+	// The same with the certificate in FOLDER: ADDRESS FOLDER BACKEND...
+	roleIOCopyTLS = "io.Copy-TLS"
 )
 
 // play is the life of a helper.
@@ -49,14 +52,21 @@ func play(role string, args []string) error {
 			return err
 		}
 		return serveBackend(args[0], 0, os.Stdout)
-	case roleIOCopy:
+	case roleIOCopy, roleIOCopyTLS:
 		lc := net.ListenConfig{}
 		lc.SetMultipathTCP(false)
 		ln, err := lc.Listen(context.Background(), "tcp4", args[0])
 		if err != nil {
 			return err
 		}
-		return ioCopyProxy(ln, args[1:])
+		if role == roleIOCopy {
+			return ioCopyProxy(ln, args[1:])
+		}
+		cert, err := tls.LoadX509KeyPair(certificateIn(args[1]))
+		if err != nil {
+			return err
+		}
+		return ioCopyProxy(tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}}), args[2:])
 	}
 	return fmt.Errorf("no such role: %q", role)
 }

@@ -137,6 +137,19 @@ func (s *suite) launch(e *entrant, command func(site) (*exec.Cmd, error)) (*inst
 		in := &instance{targets: s.serving}
 		return in, s.prove(e, in)
 	}
+	in, err := s.launchUnproven(e, command)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.prove(e, in); err != nil {
+		in.process.kill()
+		return nil, fmt.Errorf("%w: %s", err, in.process.lastWords())
+	}
+	return in, nil
+}
+
+// launchUnproven starts a process of e by one of its commands.
+func (s *suite) launchUnproven(e *entrant, command func(site) (*exec.Cmd, error)) (*instance, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
@@ -159,10 +172,6 @@ func (s *suite) launch(e *entrant, command func(site) (*exec.Cmd, error)) (*inst
 	cmd.Dir = dir
 	if in.process, err = s.fleet.start(cmd, filepath.Base(e.name)); err != nil {
 		return nil, err
-	}
-	if err := s.prove(e, in); err != nil {
-		in.process.kill()
-		return nil, fmt.Errorf("%w: %s", err, in.process.lastWords())
 	}
 	return in, nil
 }
@@ -261,6 +270,10 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 	case w.kind == idle && e.command == nil,
 		w.kind.layer() != "" && e.layered == nil,
 		w.kind.ofTokens() && e.token == nil,
+		w.kind.ofNames() && e.named == nil,
+		(w.kind == echoWS || w.kind == echoRoam) && e.seal == nil,
+		w.kind.insideTLS() != "" && e.secured == nil,
+		w.kind == echoPass && e.seal == nil && e.through == nil,
 		w.kind == beside && e.flooded == nil:
 		return nil
 	}
@@ -268,7 +281,7 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 	if cell.Failure != "" {
 		return nil
 	}
-	if e.instance == nil && w.kind != beside { // it failed before
+	if e.instance == nil && !w.kind.alone() { // it failed before
 		in, err := s.launch(e, e.command)
 		if err != nil {
 			cell.Failure = err.Error()
@@ -282,10 +295,14 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 		err = s.measureIdle(round, w, e)
 	case w.kind == beside:
 		err = s.measureFlood(round, w, e)
+	case w.kind.insideTLS() != "":
+		err = s.measureTLS(round, w, e)
 	default:
 		e.awake()
 		if w.kind == stalled {
 			err = s.measureStalled(round, w, e)
+		} else if w.kind.upgrade() != "" {
+			err = s.measureUpgrades(round, w, e)
 		} else {
 			err = s.measure(round, w, e)
 		}
@@ -296,7 +313,7 @@ func (s *suite) turn(round int, w workload, e *entrant) error {
 	}
 	if err != nil {
 		cell.Failure = err.Error()
-		if !w.kind.rests() && w.kind != beside && e.process != nil { // who knows what state it is in
+		if !w.kind.alone() && e.process != nil { // who knows what state it is in
 			e.process.kill()
 			e.instance = nil
 		}

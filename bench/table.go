@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -78,7 +79,7 @@ func writeTable(out io.Writer, t *table, all []workload) {
 			return fmt.Sprintf("%s (%s)", perSecond(w, last(rates)), perSecond(w, median(rates)))
 		}, t)
 	}
-	if talking := ofKind(work, echo, short, byToken, badToken, stalled, beside); len(talking) > 0 {
+	if talking := ofKind(work, echo, echoTLS, short, shortTLS, byToken, badToken, bySRV, byAsk, byTicket, byNew, byNewSRV, stalled, beside); len(talking) > 0 {
 		fmt.Fprintf(out, "\nLatency in µs, 50 / 99 / 99.9 %% of all rounds together:\n\n")
 		grid(out, "", talking, t.Contenders, func(w workload, _ string, s *series) string {
 			return fmt.Sprintf("%s / %s / %s", micros(s.P50), micros(s.P99), micros(s.P999))
@@ -144,7 +145,7 @@ func writeRatios(out io.Writer, t *table, all []workload, ours string, verdicts 
 	}
 	fmt.Fprintf(out, "\nCPU time per unit (idle: memory per tunnel) of %s as a ratio to its peers', best to best; less is better:\n\n", ours)
 	compare(cost, all)
-	if work := ofKind(all, bulkUp, bulkDown, echo, short, byToken, badToken, stalled); len(work) > 0 {
+	if work := ofKind(all, bulkUp, bulkDown, upTLS, downTLS, echo, echoTLS, short, shortTLS, byToken, badToken, bySRV, byAsk, byTicket, byNew, byNewSRV, stalled); len(work) > 0 {
 		fmt.Fprintf(out, "\nThroughput of %s as a ratio to its peers', best to best; more is better:\n\n", ours)
 		compare(rate, work)
 	}
@@ -262,7 +263,7 @@ func duration(ns float64) string {
 
 // perSecond writes a rate: of bytes for bulk, of units otherwise.
 func perSecond(w workload, units float64) string {
-	if w.kind == bulkUp || w.kind == bulkDown {
+	if k := cmp.Or(w.kind.insideTLS(), w.kind); k == bulkUp || k == bulkDown {
 		return figures(units*(1<<20)/1e9) + " GB/s"
 	}
 	return figures(units/1e3) + " k/s"

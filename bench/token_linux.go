@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Tokens in place of sealed lines: what opening one costs beside a sealed line,
@@ -67,8 +68,11 @@ func forge(token string) string {
 	return token[:tag] + other + token[tag+1:]
 }
 
-// asks returns what clients of a workload send first.
-func (e *entrant) asks(w workload) (lines []string, err error) {
+// asks returns what clients of a workload send first, of which there is enough for a time.
+func (e *entrant) asks(w workload, within time.Duration) (lines []string, err error) {
+	if w.kind.ofNames() {
+		return e.named.linesFor(w.kind, within)
+	}
 	if !w.kind.ofTokens() {
 		return e.lines, nil
 	}

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Fills a folder with archives for each platform and their SHA256SUMS, the same bytes
+# Fills a folder with archives for each platform, what is linked in (CycloneDX), and
+# SHA256SUMS, the same bytes
 # whoever makes them with the same Go: deploy/dist.sh FOLDER VERSION COMMIT PLATFORM...
 # (make dist). It takes GNU tar.
 set -eu
@@ -13,6 +14,7 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+go build -o "$work/archive" ./deploy/archive
 for platform in "$@"; do
 	os=${platform%/*} arch=${platform#*/}
 	name=gateway-$version-$os-$arch
@@ -23,17 +25,13 @@ for platform in "$@"; do
 		-ldflags "-s -w -buildid= -X main.version=$version -X main.commit=$commit" -o "$work/$name/$binary" .
 	cp LICENSE README.md README.zh-CN.md CHANGELOG.md deploy/gateway.service "$work/$name"
 	# The licences of what is linked in.
-	{ echo "== Go $(go env GOVERSION)"; cat "$(go env GOROOT)/LICENSE"; echo; } >"$work/$name/LICENSES.txt"
-	GOOS=$os GOARCH=$arch CGO_ENABLED=0 go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' . |
-		LC_ALL=C sort -u | while read -r module v dir; do
-		echo "== $module $v"
-		cat "$dir"/LICENSE* # or there is none, and no archive
-		echo
-	done >>"$work/$name/LICENSES.txt"
+	GOARCH=$arch sh deploy/licences.sh "$os" >"$work/$name/LICENSES.txt"
 	chmod -R u=rwX,go=rX "$work/$name"
 	tar -C "$work" --sort=name --mtime="@$time" --owner=0 --group=0 --numeric-owner --format=ustar -cf - "$name" |
 		gzip -9n >"$out/$name.tar.gz"
+	"$work/archive" zip "$work/$name" "$time" >"$out/$name.zip"
+	"$work/archive" sbom "$work/$name/$binary" "$version" "$time" >"$out/$name.cdx.json"
 	rm -r "${work:?}/$name"
 done
 cd "$out"
-LC_ALL=C sha256sum gateway-"$version"-*.tar.gz >SHA256SUMS
+LC_ALL=C sha256sum gateway-"$version"-*.tar.gz gateway-"$version"-*.zip gateway-"$version"-*.cdx.json >SHA256SUMS

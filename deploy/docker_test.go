@@ -56,7 +56,7 @@ func TestTheDockerfileBuildsFromWhatItCopies(t *testing.T) {
 	goVersion = regexp.MustCompile(`^\d+\.\d+`).FindString(goVersion)
 	user := manifests(t)["Deployment gateway"].at("spec/template/spec/securityContext/runAsUser").String()
 	for _, want := range []string{
-		"FROM golang:" + goVersion + " AS build\n", "CGO_ENABLED=0 go build -trimpath ",
+		"FROM --platform=$BUILDPLATFORM golang:" + goVersion + " AS build\n", "GOOS=$TARGETOS GOARCH=$TARGETARCH ", "CGO_ENABLED=0 go build -trimpath ",
 		"-X main.version=$VERSION -X main.commit=$COMMIT", "\nFROM scratch\n",
 		"\nUSER " + user + ":" + user + "\n", `ENTRYPOINT ["/gateway"]`,
 	} {
@@ -74,7 +74,7 @@ func TestTheDockerfileBuildsFromWhatItCopies(t *testing.T) {
 		t.Fatal("no CMD")
 	}
 	image.check(t)
-	if addr, _ := image.value("addr"); addr != ":"+regexp.MustCompile(`(?m)^EXPOSE (\d+)$`).FindStringSubmatch(text)[1] {
+	if addr, _ := image.value("addr"); addr != ":"+regexp.MustCompile(`(?m)^EXPOSE (\d+)/tcp `).FindStringSubmatch(text)[1] {
 		t.Errorf("it listens on %s", addr)
 	}
 	if _, written := image.start(t); len(written) != 0 {

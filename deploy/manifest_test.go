@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-var manifestFiles = []string{"kubernetes/gateway.yaml", "kubernetes/game.yaml"}
+var manifestFiles = []string{"kubernetes/gateway.yaml", "kubernetes/game.yaml", "kubernetes/autoscaling/hpa.yaml"}
 
 // manifest is an object of Kubernetes, or a part of one.
 type manifest struct{ v any }

@@ -55,11 +55,11 @@ func TestTheDocumentedHeaderIsTheGateways(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := regexp.MustCompile(`client=(\S+) .* id=(\S+)`).FindStringSubmatch(d.blockWith(t, "text", " id="))
+		m := regexp.MustCompile(`msg=tunnel id=(\S+) client=(\S+)`).FindStringSubmatch(d.blockWith(t, "text", "msg=tunnel id="))
 		want, err := proxyheader.Append(nil, 2, proxyheader.Header{
-			Source:      netip.MustParseAddrPort(m[1]),
+			Source:      netip.MustParseAddrPort(m[2]),
 			Destination: netip.MustParseAddrPort("203.0.113.10:8000"),
-			UniqueID:    m[2],
+			UniqueID:    m[1],
 			Hops:        1,
 		})
 		if err != nil || !bytes.Equal(sent, want) {

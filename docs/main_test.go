@@ -32,12 +32,23 @@ var (
 	migrating  = []string{"docs/migrating.md", "docs/migrating.zh-CN.md"}
 	kubernetes = []string{"deploy/kubernetes/README.md", "deploy/kubernetes/README.zh-CN.md"}
 	consul     = []string{"deploy/consul/README.md", "deploy/consul/README.zh-CN.md"}
+	asking     = []string{"docs/asking.md", "docs/asking.zh-CN.md"}
+	askPages   = []string{"deploy/ask/README.md", "deploy/ask/README.zh-CN.md"}
 	webPages   = []string{"clients/web/README.md", "clients/web/README.zh-CN.md"}
+	kitPages   = []string{"clients/README.md", "clients/README.zh-CN.md"}
 )
 
 // translated are the pages in both languages.
-var translated = [][]string{readmes, flagPages, operating, upgrading, sealing, issuing, backends, protocols, kcpPages, roaming, migrating,
-	kubernetes, consul, webPages}
+var translated = append([][]string{readmes, flagPages, operating, upgrading, sealing, issuing, backends, protocols, kcpPages, roaming, migrating, asking,
+	kubernetes, consul, askPages, webPages, kitPages}, kitReadmes("cpp", "csharp", "gdscript", "go", "java", "lua", "python", "typescript")...)
+
+// kitReadmes are the pages of client kits.
+func kitReadmes(kits ...string) (pages [][]string) {
+	for _, kit := range kits {
+		pages = append(pages, []string{"clients/" + kit + "/README.md", "clients/" + kit + "/README.zh-CN.md"})
+	}
+	return pages
+}
 
 // documents are all of them.
 var documents = append(slices.Concat(translated...), "CHANGELOG.md", "bench/README.md")

@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"os/exec"
@@ -23,6 +24,8 @@ var needKits = os.Getenv("NEED_KITS") == "1"
 //	         "ok plain " and all it reads
 //	resume   the same by a resumable one, if the gateway has it: "ok resumable "
 //	bulk     sends that many bytes through an echo and checks them: "ok N resumed"
+//	again    the same, and calls reconnect: behind dial, in the events, and
+//	         meanwhile, where the kit can do two things at a time
 //	vectors  answers the requests of vectors_test.go on its standard input
 //
 // Of a GatewayError it prints "error STATUS ADVICE". The first line is given to dial,
@@ -35,6 +38,7 @@ type kit struct {
 	slow    bool     // its numbers are: of storms a smaller one does
 
 	miniGame bool // gateways may be wx://
+	kcp      bool // gateways may be kcp://
 }
 
 // driver returns how a driver is run that needs no building.
@@ -51,14 +55,64 @@ func driver(program, file string, more ...string) func(*testing.T, string, map[s
 var kits = []kit{
 	{name: "typescript", needs: []string{"node", "tsc"}, command: buildTypeScript, miniGame: true},
 	{name: "csharp", needs: []string{"mcs", "mono"}, command: buildCSharp, without: []string{"WebSocket"}, slow: true},
-	{name: "cpp", needs: []string{"g++"}, command: buildCPP, without: []string{"WebSocket"}},
+	{name: "cpp", needs: []string{"g++"}, command: buildCPP, without: []string{"WebSocket", "TLS"}, kcp: true},
 	{name: "java", needs: []string{"javac", "java"}, command: buildJava, without: []string{"WebSocket"}, slow: true},
-	{name: "lua 5.4", needs: []string{"lua5.4"}, command: driver("lua5.4", "driver.lua"), without: []string{"WebSocket"}, slow: true},
-	{name: "lua 5.1", needs: []string{"lua5.1"}, command: driver("lua5.1", "driver.lua"), without: []string{"WebSocket"}, slow: true},
-	{name: "luajit", needs: []string{"luajit"}, command: driver("luajit", "driver.lua"), without: []string{"WebSocket"}},
+	{name: "lua 5.4", needs: []string{"lua5.4"}, command: driver("lua5.4", "driver.lua"), without: []string{"WebSocket", "TLS"}, slow: true},
+	{name: "lua 5.1", needs: []string{"lua5.1"}, command: driver("lua5.1", "driver.lua"), without: []string{"WebSocket", "TLS"}, slow: true},
+	{name: "luajit", needs: []string{"luajit"}, command: driver("luajit", "driver.lua"), without: []string{"WebSocket", "TLS"}},
 	{name: "python", needs: []string{"python3"}, command: driver("python3", "driver.py")},
 	{name: "python asyncio", needs: []string{"python3"}, command: driver("python3", "driver.py", "aio"),
-		without: []string{"vectors", "WebSocket"}},
+		without: []string{"vectors", "README", "WebSocket"}},
+	{name: "go", needs: []string{"go"}, command: buildGo, without: []string{"WebSocket"}},
+	// Godot's sockets cannot finish writing.
+	{name: "gdscript", needs: []string{"godot3-server"}, command: buildGDScript, without: []string{"half-close"}, slow: true},
+}
+
+// buildGDScript makes a project of Godot's. What the engine prints is taken away.
+func buildGDScript(t *testing.T, dir string, found map[string]string) []string {
+	return godot(t, dir, found["godot3-server"], abs(t, "gdscript", "gateway"), abs(t, "suite", "drivers", "driver.gd"))
+}
+
+func godot(t *testing.T, dir, engine, kit, script string) []string {
+	copyTree(t, kit, filepath.Join(dir, "gateway"))
+	text, err := os.ReadFile(script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Base(script)
+	for file, text := range map[string]string{
+		"project.godot": "config_version=4\n",
+		name:            string(text),
+		"run.sh": `cd "$(dirname "$0")" && export HOME="$PWD" IN="$(mktemp in.XXXXXX)" && cat >"$IN" && export IN="$PWD/$IN"
+` + engine + ` -s ` + name + ` "$@" >out.$$ 2>errors.$$
+sed -n 's/^> //p' out.$$
+if grep -q 'SCRIPT ERROR' errors.$$; then cat errors.$$ >&2; exit 1; fi
+`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return []string{"sh", filepath.Join(dir, "run.sh")}
+}
+
+// buildGo builds the driver inside a copy of the kit, whose session it takes apart.
+func buildGo(t *testing.T, dir string, found map[string]string) []string {
+	copyTree(t, abs(t, "go"), dir)
+	text, err := os.ReadFile(filepath.Join("drivers", "driver.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, "driver", "main.go")
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text = bytes.TrimPrefix(text, []byte("//go:build ignore\n"))
+	if err := os.WriteFile(name, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	compile(t, dir, found["go"], "build", "-o", "driver.exe", "./driver")
+	return []string{filepath.Join(dir, "driver.exe")}
 }
 
 func buildTypeScript(t *testing.T, dir string, found map[string]string) []string {
@@ -67,10 +121,20 @@ func buildTypeScript(t *testing.T, dir string, found map[string]string) []string
 	return []string{found["node"], abs(t, "suite", "drivers", "driver.js"), dir}
 }
 
+// ikcp is the folder of ikcp.c and ikcp.h, which the C++ kit takes from the game.
+var ikcp = os.Getenv("IKCP")
+
 func buildCPP(t *testing.T, dir string, found map[string]string) []string {
-	compile(t, abs(t, "suite", "drivers"), found["g++"], "-std=c++17", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror",
-		"-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", abs(t, "cpp", "include"),
+	flags := []string{"-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"}
+	args := append(flags, "-std=c++17", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-I", abs(t, "cpp", "include"),
 		"-o", filepath.Join(dir, "driver"), "driver.cpp", "-pthread")
+	if ikcp != "" { // somebody else's, with their warnings
+		compile(t, dir, found["g++"], append(flags, "-x", "c++", "-c", filepath.Join(ikcp, "ikcp.c"), "-o", "ikcp.o")...)
+		args = append(args, "-DWITH_KCP", "-isystem", ikcp, filepath.Join(dir, "ikcp.o"))
+	} else if needKits {
+		t.Fatal("IKCP names no folder with ikcp.c (make test-clients)")
+	}
+	compile(t, abs(t, "suite", "drivers"), found["g++"], args...)
 	return []string{filepath.Join(dir, "driver")}
 }
 
@@ -97,6 +161,9 @@ func buildJava(t *testing.T, dir string, found map[string]string) []string {
 // build returns the command that runs a kit's driver.
 func (k *kit) build(t *testing.T) []string {
 	t.Helper()
+	if k.needs[0] != "python3" { // which other tests need as well
+		harness.LeaveTo(t, needKits, "test-clients")
+	}
 	found := make(map[string]string)
 	for _, name := range k.needs {
 		path, err := exec.LookPath(name)

@@ -3,6 +3,8 @@ package suite
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -24,7 +26,8 @@ type scenario struct {
 }
 
 // resuming are the scenarios for which the gateway has to resume tunnels.
-var resuming = []string{"WebSocket", "resumable", "resume at every offset", "session gone"}
+var resuming = []string{"WebSocket", "resumable", "resume at every offset",
+	"cut behind the answer", "reconnect at once", "session gone", "TLS", "KCP"}
 
 // resumes tells whether the gateway does.
 func resumes(t *testing.T) bool {
@@ -32,7 +35,9 @@ func resumes(t *testing.T) bool {
 	return strings.Contains(help, "-resume=0|1")
 }
 
-const ms = "20000"
+// ms is for a gateway to answer: much, for a runtime that begins with TLS on a busy
+// machine.
+const ms = "60000"
 
 var scenarios = []scenario{
 	{"statuses", func(t *testing.T, k *kit, command []string) {
@@ -83,12 +88,38 @@ var scenarios = []scenario{
 			})
 			expect(t, "error 0 reconnect", run(t, "", command, "talk", gateway, "line", "300", "hello"))
 		}
+		// A HELLO that does not end: each of its bytes comes in time.
+		givenUp := make(chan bool, 1)
+		gateway := answer(t, func(c *net.TCPConn, _ string) {
+			io.WriteString(c, "200\x00\x00\x06\xff\xff")
+			for range 200 {
+				if _, err := c.Write([]byte{0}); err != nil {
+					givenUp <- true
+					return
+				}
+				time.Sleep(50 * time.Millisecond) // the pace of what is tested
+			}
+			givenUp <- false
+		})
+		expect(t, "error 0 reconnect", run(t, "", command, "resume", gateway, "line", "300", "hello"))
+		if !<-givenUp {
+			t.Error("the kit waits for a HELLO for longer than its time-out")
+		}
 	}},
 	{"several gateways", func(t *testing.T, k *kit, command []string) {
 		bad := answer(t, func(c *net.TCPConn, _ string) { io.WriteString(c, "502") })
 		good := answer(t, func(c *net.TCPConn, _ string) { io.WriteString(c, "200"); echo(c) })
 		expect(t, "ok plain hello",
 			run(t, "", command, "talk", strings.Join([]string{harness.ClosedPort(t), bad, good}, ","), "line", ms, "hello"))
+	}},
+	{"IPv6", func(t *testing.T, k *kit, command []string) {
+		ln, err := net.Listen("tcp", "[::1]:0")
+		if err != nil {
+			t.Skip(err)
+		}
+		ln.Close()
+		gateway := harness.Start(t, "-addr=[::1]:0").Addr
+		expect(t, "ok plain welcomehello", run(t, "", command, "talk", gateway, harness.Sealed(greeter(t)), ms, "hello"))
 	}},
 	{"new line", func(t *testing.T, k *kit, command []string) {
 		gateway := answer(t, func(c *net.TCPConn, line string) {
@@ -158,6 +189,37 @@ var scenarios = []scenario{
 			}
 		}
 	}},
+	{"cut behind the answer", func(t *testing.T, k *kit, command []string) {
+		// The backend ends after the gateway, which holds the tunnels that nobody has got.
+		line := harness.Sealed(harness.StartEcho(t))
+		gateway := harness.Start(t, "-resume=1").Addr
+		step, times := 1, 3
+		if k.slow {
+			step = 9 // of the opening: each attempt has a key of its own
+		}
+		hello := helloSize(t, gateway, line)
+		opening := (hello + step - 1) / step // the connection that brings all of HELLO
+		proxy, n := cutter(t, gateway, func(conn int) (up, down int) {
+			if conn <= opening {
+				return -1, len("200") + min(hello, step*conn)
+			}
+			// An ACK, and into the data; each some times in a row.
+			if behind := (conn - opening - 1) / times; behind <= 12 {
+				return -1, len("200") + behind
+			}
+			return -1, -1
+		})
+		gateways := strings.TrimSuffix(strings.Repeat(proxy+",", opening+1), ",")
+		expect(t, "ok 65536 resumed", run(t, "", command, "bulk", gateways, line, ms, "65536"))
+		if got := n(); got < opening+1+13*times {
+			t.Errorf("%d connections, want more", got)
+		}
+	}},
+	{"reconnect at once", func(t *testing.T, k *kit, command []string) {
+		line := harness.Sealed(harness.StartEcho(t))
+		gateway := harness.Start(t, "-resume=1").Addr
+		expect(t, "ok 65536 resumed", run(t, "", command, "again", gateway, line, ms, "65536"))
+	}},
 	{"session gone", func(t *testing.T, k *kit, command []string) {
 		gateway := harness.Start(t, "-resume=1", "-resume-hold=1s").Addr
 		proxy, _ := cutter(t, gateway, func(conn int) (up, down int) {
@@ -169,7 +231,35 @@ var scenarios = []scenario{
 		expect(t, "error 410 start anew",
 			run(t, "", command, "bulk", proxy, harness.Sealed(harness.StartEcho(t)), ms, "65536"))
 	}},
+	{"TLS", func(t *testing.T, k *kit, command []string) {
+		certFile, keyFile, _ := harness.TLSFiles(t)
+		gateway := harness.Start(t, "-resume=1", "-handshake-timeout=60s", "-tls-cert="+certFile, "-tls-key="+keyFile).Addr
+		line := harness.Sealed(greeter(t))
+		trusting := func(name string) []string {
+			return append([]string{"env", "CA=" + certFile, "CA_NAME=" + name}, command...)
+		}
+		expect(t, "ok resumable welcomehello",
+			run(t, "", trusting("play.example.com"), "resume", "tls://"+gateway, line, ms, "hello"))
+		_, port, _ := net.SplitHostPort(gateway)
+		expect(t, "error 0 reconnect", // not the certificate's name
+			run(t, "", trusting("localhost"), "resume", "tls://localhost:"+port, line, ms, "hello"))
+		expect(t, "error 0 reconnect", // not an authority of this machine's
+			run(t, "", append([]string{"env", "CA_NAME=play.example.com"}, command...), "resume", "tls://"+gateway, line, ms, "hello"))
+		proxy, _ := cutter(t, gateway, func(conn int) (up, down int) {
+			switch {
+			case conn > 5:
+				return -1, -1
+			case conn%2 == 0:
+				return -1, 12000 + 100*conn
+			}
+			return 12000 + 100*conn, -1
+		})
+		expect(t, "ok 65536 resumed",
+			run(t, "", trusting("play.example.com"), "bulk", "tls://"+proxy, harness.Sealed(harness.StartEcho(t)), ms, "65536"))
+	}},
+	{"KCP", testKCP},
 	{"vectors", testVectors},
+	{"README", testExample},
 }
 
 func TestEveryKitRunsEveryScenario(t *testing.T) {
@@ -189,7 +279,7 @@ func TestEveryKitRunsEveryScenario(t *testing.T) {
 					if without && slices.Contains(resuming, s.name) {
 						continue
 					}
-					if !slices.Contains(k.without, s.name) {
+					if !slices.Contains(k.without, s.name) && (s.name != "KCP" || k.kcp) {
 						mark = "**no**"
 						if t.Run(s.name, func(t *testing.T) { s.test(t, &k, command) }) {
 							mark = "yes"
@@ -205,7 +295,9 @@ func TestEveryKitRunsEveryScenario(t *testing.T) {
 	table := table(results)
 	fmt.Print(table)
 	if len(results) == len(kits)*len(scenarios) && !t.Failed() {
-		checkReadme(t, table)
+		for _, readme := range readmes {
+			checkReadme(t, readme, table)
+		}
 	}
 }
 
@@ -254,6 +346,24 @@ func greeter(t *testing.T) string {
 		echo(c)
 		c.CloseWrite()
 	})
+}
+
+// helloSize returns how long the gateway's HELLO is, in bytes.
+func helloSize(t *testing.T, gateway, line string) int {
+	t.Helper()
+	c, err := net.Dial("tcp", gateway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(harness.Patience))
+	public := base64.RawURLEncoding.EncodeToString(append([]byte{9}, make([]byte, 31)...))
+	fmt.Fprintf(c, "~1N %s %s\n", public, line)
+	head := make([]byte, len("200")+5)
+	if _, err := io.ReadFull(c, head); err != nil || string(head[:6]) != "200\x00\x00\x06" {
+		t.Fatalf("%q, %v, want the head of a HELLO", head, err)
+	}
+	return 5 + int(binary.BigEndian.Uint16(head[6:]))
 }
 
 // gone as up has a connection answered by 410.

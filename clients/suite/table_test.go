@@ -7,9 +7,11 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write the table into clients/README.md")
+var update = flag.Bool("update", false, "write the table into the READMEs")
 
-const readme, begin, end = "../README.md", "<!-- table -->\n", "<!-- end of the table -->\n"
+const begin, end = "<!-- table -->\n", "<!-- end of the table -->\n"
+
+var readmes = []string{"../README.md", "../README.zh-CN.md"}
 
 // table returns what the kits have done, as Markdown.
 func table(results map[string]string) string {
@@ -33,8 +35,8 @@ func table(results map[string]string) string {
 	return b.String()
 }
 
-// checkReadme compares the README's table with the one at hand.
-func checkReadme(t *testing.T, table string) {
+// checkReadme compares a README's table with the one at hand.
+func checkReadme(t *testing.T, readme, table string) {
 	text, err := os.ReadFile(readme)
 	if err != nil {
 		t.Fatal(err)

@@ -52,6 +52,7 @@ var theLab *lab
 // startLab returns the page in which tests run their code.
 func startLab(t *testing.T) (*lab, *page) {
 	t.Helper()
+	harness.LeaveTo(t, mustHaveBrowser, "test-browser")
 	path := ""
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "chrome"} {
 		if found, err := exec.LookPath(name); err == nil {
@@ -95,6 +96,7 @@ func (l *lab) start(t *testing.T, browser string) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /", http.FileServer(http.Dir(".")))
 	mux.HandleFunc("GET /driver.html", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, driver) })
+	mux.Handle("GET /kit/", http.FileServer(http.Dir(l.dir))) // see buildKit
 	mux.HandleFunc("GET /task", l.serveTask)
 	mux.HandleFunc("POST /report", l.serveReport)
 	l.pages = httptest.NewServer(mux)

@@ -213,7 +213,7 @@ func TestWhatCannotBeLookedUpIsABadGatewayOrATimeout(t *testing.T) {
 					t.Errorf("%s: %s: met %q, %v; want %s", server.name, route, name, err, status)
 				}
 				refused++
-				if line := p.Log.WaitLine(t, "refused", refused); line["status"] != status || line["reason"] != reason {
+				if line := p.Log.WaitLine(t, "refused", refused); harness.Status(line) != status || line["reason"] != reason {
 					t.Errorf("%s: %s: logged %v, want %s", server.name, route, line, want)
 				}
 			}
@@ -313,7 +313,7 @@ func TestAClientThatResetsDuringTheLookupIsGone(t *testing.T) {
 			harness.Eventually(t, "the server is asked", func() bool { return z.times(tt.question) > 0 })
 			c.SetLinger(0)
 			c.Close()
-			if line := p.Log.WaitLine(t, "refused", i+1); line["reason"] != "client_gone" || line["status"] != "" {
+			if line := p.Log.WaitLine(t, "refused", i+1); line["reason"] != "client_gone" || harness.Status(line) != "" {
 				t.Errorf("%s: logged %v", tt.route, line)
 			}
 		}

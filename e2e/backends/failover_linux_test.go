@@ -118,7 +118,7 @@ func TestAClientThatResetsDuringFailoverEndsIt(t *testing.T) {
 		harness.Eventually(t, "the second target is dialed", func() bool { return connecting(t, hole) == 1 })
 		c.SetLinger(0)
 		c.Close()
-		if line := w.waitLine(t, "refused", 1); line["reason"] != "client_gone" || line["status"] != "" {
+		if line := w.waitLine(t, "refused", 1); line["reason"] != "client_gone" || harness.Status(line) != "" {
 			t.Errorf("logged: %v", line)
 		}
 		harness.Eventually(t, "the dial is given up", func() bool { return connecting(t, hole) == 0 })

@@ -240,7 +240,7 @@ func (w *wayIn) wantRefused(t testing.TB, route, status, reason string) (line ma
 	}
 	c := w.begin(t, route)
 	harness.ExpectAll(t, c, want)
-	if line = w.waitClient(t, "refused", c); line["status"] != status || line["reason"] != reason {
+	if line = w.waitClient(t, "refused", c); harness.Status(line) != status || line["reason"] != reason {
 		t.Errorf("%s: logged %v, want %s %s", route, line, status, reason)
 	}
 	return line

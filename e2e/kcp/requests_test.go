@@ -40,7 +40,7 @@ func TestAKCPClientGetsTheStatusFirst(t *testing.T) {
 				return
 			}
 			line := g.Log.WaitClient(t, "refused", clientOf(s))
-			if line["status"] != test.status || line["reason"] != test.reason || line["via"] != "line+kcp" {
+			if harness.Status(line) != test.status || line["reason"] != test.reason || line["via"] != "line+kcp" {
 				t.Errorf("logged as %v", line)
 			}
 		})
@@ -58,7 +58,7 @@ func TestARefusedKCPSessionIsForgottenAtOnce(t *testing.T) {
 		harness.Expect(t, s, "401")
 	}
 	g.forgotten(t)
-	if took := time.Since(began); took > harness.Patience/2 { // sessions end by themselves after a minute
+	if took := time.Since(began); took > 10*time.Second { // sessions end by themselves after a minute
 		t.Errorf("it took %v", took)
 	}
 }
@@ -120,7 +120,8 @@ func TestKCPTakesEveryFormOfRequestThatIsNotOfTCP(t *testing.T) {
 func TestKCPIsNeitherHTTPNorTLSNorBehindAProxy(t *testing.T) {
 	t.Parallel()
 	backend := harness.StartEcho(t)
-	g := startKCP(t, "-trusted-proxies=127.0.0.0/8")
+	a := harness.NewAdmin(t)
+	g := startKCP(t, "-trusted-proxies=127.0.0.0/8", a.Flag)
 	line := harness.Line(backend)
 	for _, request := range []string{
 		"GET / HTTP/1.1\r\nHost: " + backend + "\r\n\r\n",
@@ -137,6 +138,9 @@ func TestKCPIsNeitherHTTPNorTLSNorBehindAProxy(t *testing.T) {
 	// The same client is no proxy by KCP, however trusted it is by TCP.
 	s := openKCP(t, g.kcp, backend)
 	harness.Echo(t, s, "hello")
+	if n := a.Metrics(t).Unaccounted(); n != 0 {
+		t.Errorf("%v connections are in none of the sums", n)
+	}
 }
 
 func TestTheLogTellsOfKCP(t *testing.T) {

@@ -71,7 +71,7 @@ func TestAKCPClientThatVanishesBeforeItsBackendFinishesIsForgotten(t *testing.T)
 	began := time.Now()
 	close(finish)
 	line := g.Log.WaitLine(t, "tunnel", 1)
-	if took := time.Since(began); took > kcp.Linger+harness.Patience/2 {
+	if took := time.Since(began); took > kcp.Linger+10*time.Second {
 		t.Errorf("it took %v", took)
 	}
 	if line["ended_by"] != "client" || line["how"] != "timeout" {
@@ -122,7 +122,7 @@ func TestAKCPClientThatVanishesIsForgottenWithinTheIdleTimeout(t *testing.T) {
 			gone := time.Now()
 			s.Close()
 			line := g.Log.WaitLine(t, "tunnel", 1)
-			if took := time.Since(gone); took > idle+harness.Patience/2 {
+			if took := time.Since(gone); took > idle+10*time.Second {
 				t.Errorf("it took %v", took)
 			}
 			if line["ended_by"] != "client" || line["how"] != "timeout" {

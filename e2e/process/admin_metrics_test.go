@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -84,17 +85,22 @@ func TestTimesAreTakenOfHandshakesDialsAndFirstBytes(t *testing.T) {
 	harness.EachRelay(t, func(t *testing.T, relay string) {
 		p, a := startAdmin(t, relay)
 		const pause = 300 * time.Millisecond
+		speak := make(chan struct{})
 		backend := harness.StartBackend(t, func(c *net.TCPConn) {
-			time.Sleep(pause) // what is measured
+			<-speak
 			io.WriteString(c, "hello")
 			io.Copy(io.Discard, c)
 		})
 		c := harness.Connect(t, p.Addr)
 		line := harness.Line(backend)
 		harness.Send(t, c, line[:10])
-		time.Sleep(pause)
+		wait(t, a, "gateway_connections_pending", 1)
+		time.Sleep(pause) // what is measured
 		harness.Send(t, c, line[10:])
-		harness.Expect(t, c, "200hello")
+		harness.Expect(t, c, "200")
+		time.Sleep(pause) // what is measured
+		close(speak)
+		harness.Expect(t, c, "hello")
 		for _, name := range []string{"gateway_handshake_duration_seconds", "gateway_dial_duration_seconds", "gateway_first_byte_duration_seconds"} {
 			wait(t, a, name+"_count", 1)
 			m := a.Metrics(t)
@@ -223,4 +229,40 @@ func TestALimitThatEndsTunnelsIsCounted(t *testing.T) {
 		wait(t, a, `gateway_tunnels_ended_total{by="gateway",how="timeout",limit="idle"}`, 1)
 		wait(t, a, `gateway_tunnels_ended_total{by="gateway",how="timeout",limit="half_close"}`, 1)
 	})
+}
+
+func TestNoCounterFallsWithAReload(t *testing.T) {
+	t.Parallel()
+	flags, trusting := harness.TLSFlags(t)
+	p, a := startAdmin(t, flags...)
+	var file string
+	for _, flag := range flags {
+		if path, ok := strings.CutPrefix(flag, "-tls-cert="); ok {
+			file = path
+		}
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	harness.WriteFile(t, file, string(text)+"\n")
+	const reloads = `gateway_reloads_total{result="ok",what="certificate"}`
+	harness.Eventually(t, "the certificate is loaded again", func() bool {
+		c, err := tls.Dial("tcp", p.Addr, trusting) // which has it looked at
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		return a.Metrics(t)[reloads] == 1
+	})
+	for range 2 {
+		before := a.Metrics(t)
+		if status, text := a.Do(t, "POST", "/api/reload", ""); status != 200 {
+			t.Fatalf("%d, %s", status, text)
+		}
+		now := a.Metrics(t)
+		if fell := now.Fell(before); len(fell) > 0 || now[reloads] != 1 {
+			t.Errorf("%v; counters fell: %q", now[reloads], fell)
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -123,12 +124,18 @@ func TestCheckTakesNoClientFromAGatewayThatServes(t *testing.T) {
 		}
 	}()
 	line := harness.Line(backend)
-	for i := range 3000 {
-		if err := visit(p.Addr, line, fmt.Sprint("client ", i)); err != nil {
-			t.Errorf("client %d: %v", i, err)
-			break
-		}
+	var visiting sync.WaitGroup
+	for i := range 4 { // beside other tests one after the other takes long
+		visiting.Go(func() {
+			for j := i; j < 3000; j += 4 {
+				if err := visit(p.Addr, line, fmt.Sprint("client ", j)); err != nil {
+					t.Errorf("client %d: %v", j, err)
+					return
+				}
+			}
+		})
 	}
+	visiting.Wait()
 	close(stop)
 	if n := <-checked; n == 0 {
 		t.Error("nothing was checked meanwhile")

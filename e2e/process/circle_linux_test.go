@@ -29,7 +29,7 @@ func startCircle(t *testing.T, flags ...string) (circle [2]*harness.Process, sea
 func refusedLoops(circle [2]*harness.Process) (n int) {
 	for _, p := range circle {
 		for _, line := range p.Log.Lines("refused") {
-			if line["reason"] == "forward_loop" && line["status"] == "502" {
+			if line["reason"] == "forward_loop" && harness.Status(line) == "502" {
 				n++
 			}
 		}

@@ -127,7 +127,7 @@ func TestAForwardedTunnelIsLoggedAsOthersAre(t *testing.T) {
 					t.Errorf("%s: %s=%v, want %v", to, key, line[key], value)
 				}
 			}
-			if line["backend_ip"] != want["backend_ip"] || line["id"] != nil {
+			if line["backend_ip"] != want["backend_ip"] || line["id"] == nil {
 				t.Errorf("%s: %v", to, line)
 			}
 		}
@@ -157,7 +157,7 @@ func TestAForwardWithoutItsBackendClosesWithoutAByte(t *testing.T) {
 				io.WriteString(speaks, "hello")
 				harness.ExpectCut(t, speaks)
 				line := g.Log.WaitLine(t, "refused", 2)
-				if line["status"] != tt.status || line["reason"] != tt.reason || line["backend"] != target ||
+				if harness.Status(line) != tt.status || line["reason"] != tt.reason || line["backend"] != target ||
 					line["client"] != speaks.LocalAddr().String() {
 					t.Errorf("logged: %v", line)
 				}

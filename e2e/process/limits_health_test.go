@@ -26,6 +26,7 @@ func ask(t *testing.T, addr, path string) int {
 }
 
 func TestABackendThatIsFullGetsNoMoreTunnels(t *testing.T) {
+	t.Parallel()
 	one, other := harness.StartEcho(t), harness.StartEcho(t)
 	byName := harness.ByName(one) // which a goroutine dials
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -54,6 +55,7 @@ func TestABackendThatIsFullGetsNoMoreTunnels(t *testing.T) {
 }
 
 func TestTheGatewaysHealthIsToldOnTheGamePort(t *testing.T) {
+	t.Parallel()
 	certFile, keyFile, trusting := harness.TLSFiles(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
 		p := harness.Start(t, "-health-path=/healthz", "-tls-cert="+certFile, "-tls-key="+keyFile, way)
@@ -83,6 +85,7 @@ func TestTheGatewaysHealthIsToldOnTheGamePort(t *testing.T) {
 }
 
 func TestALameDuckServesAndTellsClientsToGoElsewhere(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend := harness.StartEcho(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
@@ -109,6 +112,7 @@ func TestALameDuckServesAndTellsClientsToGoElsewhere(t *testing.T) {
 }
 
 func TestASignalThatIsDeliveredTwiceIsOne(t *testing.T) {
+	t.Parallel()
 	harness.NeedSignals(t)
 	backend := harness.StartEcho(t)
 	for _, args := range [][]string{{"-drain=1h"}, {"-drain=1h", "-drain-delay=1h"}} {
@@ -133,6 +137,7 @@ func TestASignalThatIsDeliveredTwiceIsOne(t *testing.T) {
 }
 
 func TestAnAddressHasAShareOfThePending(t *testing.T) {
+	t.Parallel()
 	backend := harness.StartEcho(t)
 	harness.BothWays(t, func(t *testing.T, way string) {
 		loops := "-loops=1"

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -100,7 +101,7 @@ func TestTheTextLogHasALineForEachEvent(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	const value = `("(\\.|[^"\\])*"|[^" =]+)`
-	line := regexp.MustCompile(`^time=\S+ level=(INFO|WARN) msg=(\w+)( \w+=` + value + `)+\n$`)
+	line := regexp.MustCompile(`^time=\S+ level=(INFO|WARN) msg=(\w+)( [\w.-]+=` + value + `)+\n$`)
 	var msgs []string
 	for l := range strings.Lines(p.Log.String()) {
 		m := line.FindStringSubmatch(l)
@@ -111,7 +112,7 @@ func TestTheTextLogHasALineForEachEvent(t *testing.T) {
 	}
 	// The tunnel's account may come after the signal.
 	got := strings.Join(msgs, " ")
-	if got != "listening refused tunnel draining stopped" && got != "listening refused draining tunnel stopped" {
+	if got != "listening settings refused tunnel draining stopped" && got != "listening settings refused draining tunnel stopped" {
 		t.Errorf("logged: %s", got)
 	}
 }
@@ -194,17 +195,21 @@ func TestTheLogHasOneLineForEachConnection(t *testing.T) {
 		for client, want := range wanted {
 			line := onlyLineOf(t, p, client)
 			for k, v := range want {
-				if line[k] != v {
-					t.Errorf("%s=%v, want %v, in %v", k, line[k], v, line)
+				got := line[k]
+				if k == "status" {
+					got = harness.Status(line)
+				}
+				if got != v {
+					t.Errorf("%s=%v, want %v, in %v", k, got, v, line)
 				}
 			}
 			if _, ok := line["duration_ms"].(float64); want["msg"] == "tunnel" && !ok {
 				t.Errorf("no duration in %v", line)
 			}
 		}
-		// Besides: listening, draining, stopped.
-		if n := strings.Count(p.Log.String(), "\n"); n != len(wanted)+3 {
-			t.Errorf("%d lines in the log, want %d", n, len(wanted)+3)
+		// Besides: listening, settings, two connected, draining, stopped.
+		if n := strings.Count(p.Log.String(), "\n"); n != len(wanted)+6 {
+			t.Errorf("%d lines in the log, want %d", n, len(wanted)+6)
 		}
 
 		forbidden := []string{harness.Secret, "unrecognized", strings.TrimSpace(line)}
@@ -227,7 +232,7 @@ func onlyLineOf(t testing.TB, p *harness.Process, client string) map[string]any 
 	var found []map[string]any
 	for line := range strings.Lines(p.Log.String()) {
 		var m map[string]any
-		if json.Unmarshal([]byte(line), &m) == nil && m["client"] == client {
+		if json.Unmarshal([]byte(line), &m) == nil && m["client"] == client && m["msg"] != "connected" {
 			found = append(found, m)
 		}
 	}
@@ -341,5 +346,143 @@ func TestTheLogHoldsNothingThatABackendSaysOutOfTurn(t *testing.T) {
 	harness.Eventually(t, "net/http complains", func() bool { return strings.Contains(p.Log.String(), "Unsolicited response") })
 	if strings.Contains(p.Log.String(), "of-a-player") {
 		t.Error("the log holds a header of the client")
+	}
+}
+
+func TestTheFirstLineHasTheSettingsAndWhereTheyAreFrom(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "gateway.conf")
+	if err := os.WriteFile(conf, []byte("timeout=7s\nretry=3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := harness.StartBare(t, []string{"GATEWAY_SECRET=" + harness.Secret, "GATEWAY_RETRY=4", "GATEWAY_DRAIN=9s"},
+		"-addr=127.0.0.1:1", "-addr=127.0.0.1:0", "-drain=8s", "-config="+conf, "-kcp-key=hidden", "-kcp-crypt=aes")
+	line := p.Log.WaitLine(t, "settings", 1)
+	for name, want := range map[string]string{
+		"addr":    "127.0.0.1:0 of -addr",
+		"drain":   "8s of -drain",
+		"retry":   "4 of GATEWAY_RETRY",
+		"timeout": "7s of " + conf,
+		"secret":  "(hidden) of GATEWAY_SECRET",
+		"kcp-key": "(hidden) of -kcp-key",
+	} {
+		set, _ := line["set"].(map[string]any)
+		s, _ := set[name].(map[string]any)
+		if got := fmt.Sprint(s["value"], " of ", s["from"]); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+	if line["set"].(map[string]any)["buffer"] != nil || line["others"] != "default" {
+		t.Errorf("%v", line)
+	}
+	text := p.Log.String()
+	if strings.Contains(text, harness.Secret) || strings.Contains(text, `"hidden"`) {
+		t.Error("the log holds a secret")
+	}
+	for _, want := range []string{"-addr is given 2 times: only the last one counts", "GATEWAY_DRAIN has no effect: -drain is given",
+		"retry in " + conf + " has no effect: GATEWAY_RETRY is given"} {
+		if strings.Count(text, want) != 1 {
+			t.Errorf("the log does not say %q once", want)
+		}
+	}
+}
+
+func TestEachLineOfAConnectionHasItsIDAndListenerAndAFieldHasOneType(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"-send-proxy=off"}, {"-send-proxy=v2"}, {"-loops=-1"}} {
+		t.Run(args[0], func(t *testing.T) {
+			t.Parallel()
+			p := harness.Start(t, append(args, "-log-tunnels=open", "-log-level=debug", "-half-close-timeout=100ms")...)
+			echo := harness.StartBackend(t, func(c *net.TCPConn) {
+				io.Copy(io.Discard, c) // the half-closed tunnel rests
+				<-t.Context().Done()
+			})
+			dead := harness.ClosedPort(t)
+			for _, text := range []string{harness.Line(echo), harness.Line(dead), harness.Line(dead + "," + echo), "garbage\n", "",
+				"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"} {
+				c := harness.Connect(t, p.Addr)
+				harness.Send(t, c, text)
+				c.CloseWrite()
+				io.Copy(io.Discard, c)
+				c.Close()
+			}
+			p.Log.WaitLine(t, "tunnel", 2)
+			p.Log.WaitLine(t, "refused", 2)
+			p.Log.WaitLine(t, "no request", 1)
+			p.Log.WaitLine(t, "request", 1)
+			types := make(map[string]string)
+			lines := make(map[any][]string) // by id
+			for text := range strings.Lines(p.Log.String()) {
+				var l map[string]any
+				if err := json.Unmarshal([]byte(text), &l); err != nil {
+					t.Fatal(err)
+				}
+				if l["msg"] == "settings" {
+					continue
+				}
+				for name, v := range l {
+					if had, is := types[name], fmt.Sprintf("%T", v); had != "" && had != is {
+						t.Errorf("%s is a %s and a %s", name, had, is)
+					} else {
+						types[name] = is
+					}
+				}
+				if l["client"] == nil {
+					continue
+				}
+				if id, _ := l["id"].(string); id == "" || l["listener"] != p.Addr {
+					t.Errorf("id or listener is missing: %s", text)
+				}
+				lines[l["id"]] = append(lines[l["id"]], l["msg"].(string))
+			}
+			opened := 0
+			for id, msgs := range lines {
+				switch got := strings.Join(msgs, " "); got {
+				case "connected tunnel":
+					opened++
+				case "refused", "no request", "request":
+				default:
+					t.Errorf("%v has the lines %s", id, got)
+				}
+			}
+			if opened != 2 || len(lines) != 6 {
+				t.Errorf("%d connections, %d of them tunnels", len(lines), opened)
+			}
+			for _, l := range p.Log.Lines("tunnel") {
+				if l["limit"] != "half_close" || l["idle_ms"].(float64) < 50 || l["attempts"].(float64) < 1 || l["dial_ms"] == nil {
+					t.Errorf("%v", l)
+				}
+				if failed, _ := l["failed"].(string); (l["attempts"] == 2.) != (failed == dead) {
+					t.Errorf("%v", l)
+				}
+			}
+		})
+	}
+}
+
+func TestNeighboursThatSpeakSomethingElseHaveTheirOwnReasons(t *testing.T) {
+	t.Parallel()
+	p := harness.Start(t, "-handshake-timeout=300ms")
+	slow := harness.Start(t, "-handshake-timeout=300ms", "-loops=-1")
+	for _, tt := range []struct{ text, reason string }{
+		{"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + harness.Line("127.0.0.1:1"), "proxy_header"},
+		{"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + strings.Repeat("\x01", 12) + harness.Line("127.0.0.1:1"), "proxy_header"},
+		{"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "tls"}, // and it waits for an answer
+		{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "http2"},
+		{"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", "ssh"},
+		{"SSH-2.0", "ssh"}, // and no more
+		{"nonsense\n", "bad_format"},
+	} {
+		for _, p := range []*harness.Process{p, slow} {
+			c := harness.Connect(t, p.Addr)
+			harness.Send(t, c, tt.text)
+			io.Copy(io.Discard, c)
+			line := p.Log.WaitClient(t, "refused", c.LocalAddr().String())
+			if line["reason"] != tt.reason || line["status"] != 400. && line["status"] != 401. {
+				t.Errorf("%q: %v", tt.text, line)
+			}
+			c.Close()
+		}
 	}
 }

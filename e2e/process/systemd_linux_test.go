@@ -207,6 +207,11 @@ func TestAnUpgradeTellsSystemdOfTheNewProcess(t *testing.T) {
 // does.
 func givenSockets(t *testing.T, names string, sockets []interface{ File() (*os.File, error) }, args ...string) *harness.Process {
 	t.Helper()
+	return harness.StartCommand(t, commandGiven(t, names, sockets, args...))
+}
+
+func commandGiven(t *testing.T, names string, sockets []interface{ File() (*os.File, error) }, args ...string) *exec.Cmd {
+	t.Helper()
 	gateway := harness.Command(t, nil, args...)
 	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh")
 	cmd.Args = append(cmd.Args, gateway.Args...)
@@ -217,10 +222,10 @@ func givenSockets(t *testing.T, names string, sockets []interface{ File() (*os.F
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer f.Close()
+		t.Cleanup(func() { f.Close() })
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
-	return harness.StartCommand(t, cmd)
+	return cmd
 }
 
 func TestSocketsOfSystemdReplaceTheAddressesToListenOn(t *testing.T) {
@@ -273,4 +278,69 @@ func TestSocketsOfSystemdReplaceTheAddressesToListenOn(t *testing.T) {
 	talk()
 	u.SignalMain(t, syscall.SIGTERM)
 	harness.WaitGone(t, u.Main)
+}
+
+func TestSocketsOfSystemdThatCannotServeAreRefusedAndNamed(t *testing.T) {
+	t.Parallel()
+	tcp := func() *net.TCPListener {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ln.Close() })
+		return ln.(*net.TCPListener)
+	}
+	unix := func() *net.UnixListener {
+		ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ln.Close() })
+		return ln.(*net.UnixListener)
+	}
+	type socket = interface{ File() (*os.File, error) }
+	for _, tt := range []struct {
+		name, count, names string
+		sockets            []socket
+		says               string
+	}{
+		{"a connection", "1", "game", []socket{harness.Connect(t, tcp().Addr().String())}, `socket "game" of systemd: it does not listen`},
+		{"a Unix socket for clients", "1", "game", []socket{unix()}, `socket "game" of systemd is for unix`},
+		{"two for one purpose", "3", "game:admin:admin", []socket{tcp(), unix(), unix()}, `two sockets of the name "admin"`},
+		{"more than there are", "100", "game", []socket{tcp()}, `LISTEN_FDS is "100", but descriptor 4 is no socket`},
+		{"more than there can be", "100000000", "game", []socket{tcp()}, `LISTEN_FDS is "100000000"`},
+		{"less than none", "-1", "game", []socket{tcp()}, `LISTEN_FDS is "-1"`},
+		{"no number", "one", "game", []socket{tcp()}, `LISTEN_FDS is "one"`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			cmd := commandGiven(t, tt.names, tt.sockets, "-secret="+harness.Secret, "-addr=127.0.0.1:0")
+			cmd.Env = append(cmd.Env, "LISTEN_FDS="+tt.count)
+			p := harness.Launch(t, cmd)
+			if code := p.Wait(t); code != harness.ExitFailure {
+				t.Errorf("exit code %d", code)
+			}
+			if text := p.Log.String(); !strings.Contains(text, tt.says) || strings.Count(text, "\n") != 1 {
+				t.Errorf("it says %q, want %q", text, tt.says)
+			}
+		})
+	}
+}
+
+// systemd goes on listening while the service restarts.
+func TestTheFileOfASocketOfSystemdStays(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(t.TempDir(), "admin")
+	ln, err := net.Listen("unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	u := harness.Adopt(t, givenSockets(t, "admin", []interface{ File() (*os.File, error) }{ln.(*net.UnixListener)},
+		"-secret="+harness.Secret, "-log-format=json", "-addr=127.0.0.1:0"))
+	u.Upgrade(t)
+	u.EndMain(t)
+	if _, err := os.Stat(name); err != nil {
+		t.Error(err)
+	}
 }

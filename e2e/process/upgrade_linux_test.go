@@ -24,13 +24,17 @@ func TestAnUpgradeReplacesTheProcessAndTunnelsGoOn(t *testing.T) {
 	t.Parallel()
 	harness.BothWays(t, func(t *testing.T, way string) {
 		backend := harness.StartEcho(t)
-		u := harness.StartUpgradable(t, way)
+		admin := harness.NewAdmin(t)
+		u := harness.StartUpgradable(t, way, admin.Flag)
 		old := u.Main
 		c := harness.OpenTunnel(t, u.Addr, backend)
 		harness.Echo(t, c, "before")
 		for range 3 {
 			u.Upgrade(t)
 			harness.Echo(t, c, "still here")
+			if n := admin.Metrics(t).Unaccounted(); n != 0 {
+				t.Errorf("%v connections are in none of the sums", n)
+			}
 			after := harness.OpenTunnel(t, u.Addr, backend)
 			harness.Echo(t, after, "hello")
 			harness.Finish(t, after)
@@ -135,11 +139,14 @@ var badPrograms = []struct {
 	{name: "a gateway that cannot listen", text: "#!/bin/sh\nexec GATEWAY \"$@\" -listen=192.0.2.1:1=forward:127.0.0.1:1\n", says: "exit status 1"},
 	{name: "a gateway of long ago", text: "#!/bin/sh\nunset UPGRADE_OF_GATEWAY\nexec GATEWAY \"$@\" -addr=ADDR\n", says: "exit status 1"},
 	{name: "a gateway of another age", text: "#!/bin/sh\nUPGRADE_OF_GATEWAY=999 exec GATEWAY \"$@\"\n", says: "exit status"},
+	{name: "one that talks without an end", text: "#!/bin/sh\nread -r line <&3\n(printf '{\"Word\": \"'; yes | tr -d '\\n') >&3 2>/dev/null\nexec sleep 1000\n", says: "closed its socket"},
+	{name: "one that is no process", text: "#!/bin/sh\nread -r line <&3\necho '{\"Word\": \"ready\", \"Version\": 1, \"PID\": -1}' >&3\nexec sleep 1000\n", says: "process -1"},
 	{name: "one that refuses", text: says("refuse") + "exec sleep 1000\n", says: "refuses: no"},
 	{name: "one that is ready and ends", text: says("ready") + "exit 4\n", says: "exit status 4"},
 	{name: "one that is ready and hangs", text: says("ready") + "exec sleep 1000\n", says: "-upgrade-timeout"},
 	{name: "one that serves before it is ready", text: says("serving") + "exec sleep 1000\n", says: "instead of"},
 	{name: "one that serves and ends", text: says("ready") + "read -r line <&3\n" + answers("serving") + "exit 5\n", says: "exit status 5", last: true},
+	{name: "one that serves and hangs", text: says("ready") + "read -r line <&3\n" + answers("serving") + "exec sleep 1000\n", says: "killed", last: true},
 	{name: "one that serves and crashes a moment later", text: says("ready") + "read -r line <&3\n" + answers("serving") + "sleep .2\nkill -9 $$\n", says: "killed", last: true},
 }
 
@@ -215,7 +222,7 @@ func TestHardStopAfterBoundsTheOldProcess(t *testing.T) {
 	harness.Echo(t, c, "after")
 	start := time.Now()
 	harness.WaitGone(t, old)
-	if d := time.Since(start); d > harness.Patience/2 {
+	if d := time.Since(start); d > 10*time.Second {
 		t.Errorf("the old process ended after %v", d)
 	}
 	harness.ExpectCut(t, c)

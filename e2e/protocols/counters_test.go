@@ -150,7 +150,7 @@ func (v *guest) tunnel() {
 	case form.HTTP:
 		v.http.Add(1)
 		harness.Send(v.t, c, form.Text(v.answers)+form.Say)
-		harness.ExpectAnswer(v.t, c, form.Welcome+form.Hear)
+		form.ExpectHello(v.t, c)
 		v.bodies.Add(int64(len("hello")))
 		v.leave(c)
 		return
@@ -172,7 +172,7 @@ func (v *guest) tunnel() {
 	case 0, 1: // the backend ends it
 		backend := []string{v.closer, v.resetter}[v.rand.IntN(2)]
 		harness.Send(v.t, c, form.Text(backend)+form.Say) // right behind the request
-		harness.ExpectAnswer(v.t, c, form.Welcome+form.Hear)
+		form.ExpectHello(v.t, c)
 		v.up.Add(int64(len("hello")))
 		v.down.Add(int64(len("hello")))
 		harness.ExpectEnd(v.t, c)
@@ -259,6 +259,29 @@ func TestCountersAddUp(t *testing.T) {
 				w.Write(body)
 			}),
 		}
+		stop := make(chan struct{})
+		var looking sync.WaitGroup
+		defer looking.Wait()
+		defer sync.OnceFunc(func() { close(stop) })()
+		looking.Go(func() { // all the time
+			for before := (harness.Metrics)(nil); ; {
+				now := admin.Metrics(t)
+				if n := now.Unaccounted(); n != 0 {
+					t.Errorf("%v connections are in none of the sums", n)
+					return
+				}
+				if fell := now.Fell(before); len(fell) > 0 {
+					t.Errorf("counters fell: %q", fell)
+					return
+				}
+				before = now
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
 		t.Run("guests", func(t *testing.T) {
 			for i := range 16 {
 				t.Run(fmt.Sprint(i), func(t *testing.T) {

@@ -170,7 +170,7 @@ func TestABackendIsToldOfItsClientBeforeAnythingElse(t *testing.T) {
 					if v4 := got.family == proxyproto.TCPv4; v4 != got.source.Addr().Is4() {
 						t.Errorf("%s: %v as family %v", w.name, got.source, got.family)
 					}
-					if id, _ := line["id"].(string); id != got.id || (id != "") != (version == 2) {
+					if id, _ := line["id"].(string); id == "" || (id == got.id) != (version == 2) {
 						t.Errorf("%s: id %q at the backend, %q in the log", w.name, got.id, id)
 					}
 					if bytes := float64(len(early + "and late")); line["up"] != bytes || line["down"] != bytes {
@@ -279,18 +279,6 @@ func TestABackendThatClosesAtOnceDoesNotMindTheHeader(t *testing.T) {
 	})
 }
 
-// A client that is refused has no tunnel, and no backend that could be told.
-func TestOnlyATunnelHasAnID(t *testing.T) {
-	t.Parallel()
-	onProxyHeaders(t, func(t *testing.T, flags []string, version byte) {
-		g := startTelling(t, harness.ClosedPort(t), flags, anyIPv4)
-		harness.ExpectAll(t, harness.Connect(t, g.at[anyIPv4+" forward"]), "")
-		if line := g.Log.WaitLine(t, "refused", 1); line["id"] != nil {
-			t.Errorf("logged: %v", line)
-		}
-	})
-}
-
 func TestThousandsOfTunnelsHaveAnIDEach(t *testing.T) {
 	harness.Long(t)
 	const tunnels, atOnce = 1500, 50
@@ -364,7 +352,7 @@ func TestNoHeaderIsSentUnlessAskedFor(t *testing.T) {
 			harness.Send(t, c, "hello")
 			harness.Finish(t, c)
 		}
-		if line := p.Log.WaitLine(t, "tunnel", 2); line["id"] != nil || line["up"] != 5.0 {
+		if line := p.Log.WaitLine(t, "tunnel", 2); line["id"] == nil || line["up"] != 5.0 {
 			t.Errorf("account: %v", line)
 		}
 		p.End(t)

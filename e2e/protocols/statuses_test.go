@@ -23,7 +23,7 @@ func TestEachFormHasEachStatus(t *testing.T) {
 		for how, write := range deliveries {
 			c := harness.ConnectWith(t, p.Addr, config)
 			write(t, c, v.Text(b.of(v))+v.Say)
-			harness.ExpectAnswer(t, c, v.Welcome+v.Hear)
+			v.ExpectHello(t, c)
 			v.Leave(t, c)
 
 			for status, request := range map[string]string{
@@ -92,7 +92,7 @@ func TestTheLogTellsOfTheForm(t *testing.T) {
 		}
 		c := harness.ConnectWith(t, p.Addr, config)
 		harness.Send(t, c, v.Text(b.of(v))+v.Say)
-		harness.ExpectAnswer(t, c, v.Welcome+v.Hear)
+		v.ExpectHello(t, c)
 		v.Leave(t, c)
 		l := p.Log.WaitClient(t, msg, c.LocalAddr().String())
 		if got, _ := l["via"].(string); got != via || l["backend"] != v.Scheme+b.of(v) || l["up"] != 5.0 || l["down"] != 5.0 {
@@ -113,7 +113,7 @@ func TestAnAddressMayNameItsScheme(t *testing.T) {
 			switch {
 			case fits:
 				harness.Send(t, c, v.Say)
-				harness.ExpectAnswer(t, c, v.Welcome+v.Hear)
+				v.ExpectHello(t, c)
 				v.Leave(t, c)
 			case v.Scheme != "": // is how a WebSocket is passed through
 				c.Close()
@@ -243,7 +243,7 @@ func TestHandshakeMaxBoundsTheLineInEachForm(t *testing.T) {
 				continue
 			}
 			harness.Send(t, c, v.Say)
-			harness.ExpectAnswer(t, c, v.Welcome+v.Hear)
+			v.ExpectHello(t, c)
 			v.Leave(t, c)
 		}
 	}

@@ -143,7 +143,7 @@ func TestOnlyHTTP11IsAgreedOn(t *testing.T) {
 func wantTLSFailed(t testing.TB, p *harness.Process, c net.Conn) {
 	t.Helper()
 	l := p.Log.WaitClient(t, "refused", c.LocalAddr().String())
-	if l["status"] != "" || l["reason"] != "tls_failed" || l["level"] != "INFO" {
+	if harness.Status(l) != "" || l["reason"] != "tls_failed" || l["level"] != "INFO" {
 		t.Errorf("logged as %v", l)
 	}
 }

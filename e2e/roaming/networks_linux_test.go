@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"sync"
 	"sync/atomic"
@@ -213,4 +214,86 @@ func TestBulkThroughManyChangesOfNetworksArrivesWhole(t *testing.T) {
 			t.Errorf("the backend saw %d connections", b.conns.Load())
 		}
 	})
+}
+
+// TestAnMPTCPClientLosesItsPathAndNotItsConnection needs no client of ours: the kernels
+// agree on a second path, and go on by it.
+func TestAnMPTCPClientLosesItsPathAndNotItsConnection(t *testing.T) {
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip(err)
+	}
+	if !harness.InNamespaces(t, unix.CLONE_NEWNET) {
+		return
+	}
+	n, err := twopaths.New()
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(n.Close)
+	if err := n.SpreadMPTCP(); err != nil {
+		t.Skip(err) // no MPTCP in this kernel, or an ip that does not know it
+	}
+	b := startCounted(t, echo)
+	for _, relay := range []string{"-loops=0", "-io-uring=0", "-loops=-1"} {
+		t.Run(relay, func(t *testing.T) {
+			g := harness.Start(t, "-secret="+harness.Secret, "-addr=0.0.0.0:0", "-mptcp=1", relay)
+			if line := g.Log.WaitLine(t, "listening", 1); line["mptcp"] != true {
+				t.Fatal(line)
+			}
+			before := b.conns.Load()
+			c, err := n.DialMPTCP(t.Context(), net.JoinHostPort(twopaths.Server(0), harness.PortOf(g.Addr)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(2 * harness.Patience))
+			if is, err := c.(*net.TCPConn).MultipathTCP(); !is {
+				t.Fatalf("the connection is plain TCP (%v)", err)
+			}
+			harness.Send(t, c, harness.Sealed(b.addr)+"\n")
+			harness.Expect(t, c, "200")
+			talk(t, c, 1)
+			if err := n.Down(0); err != nil {
+				t.Fatal(err)
+			}
+			defer n.Up(0)
+			talk(t, c, 2)
+			if n := b.conns.Load() - before; n != 1 {
+				t.Errorf("the backend had %d connections", n)
+			}
+		})
+	}
+}
+
+func TestWithoutMPTCPTheLogSaysSoAndClientsAreServed(t *testing.T) {
+	if !harness.InNamespaces(t, unix.CLONE_NEWNET) {
+		return
+	}
+	if err := os.WriteFile("/proc/sys/net/mptcp/enabled", []byte("0"), 0); err != nil {
+		t.Skip(err)
+	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Skipf("%v: %s", err, out)
+	}
+	g := harness.Start(t, "-secret="+harness.Secret, "-mptcp=1")
+	g.Log.WaitLine(t, "no MPTCP on this listener: its clients speak TCP", 1)
+	harness.Echo(t, harness.OpenTunnel(t, g.Addr, harness.StartEcho(t)), "hello")
+}
+
+// talk sends noise both ways through an echo, and sees that it comes back.
+func talk(t *testing.T, c net.Conn, seed uint64) {
+	t.Helper()
+	sent := harness.Noise(seed, 3<<20)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		if _, err := c.Write(sent); err != nil {
+			t.Error(err)
+		}
+	})
+	got := make([]byte, len(sent))
+	_, err := io.ReadFull(c, got)
+	writing.Wait()
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Fatalf("%d bytes came back otherwise: %v", len(got), err)
+	}
 }

@@ -110,7 +110,7 @@ func TestAnOwnerThatIsGoneIsToldAtOnce(t *testing.T) {
 		t.Errorf("it took %v", d)
 	}
 	list[1].Log.WaitLine(t, "refused", 1)
-	if line := list[1].Log.Lines("refused")[0]; line["status"] != "502" {
+	if line := list[1].Log.Lines("refused")[0]; harness.Status(line) != "502" {
 		t.Errorf("logged %v", line)
 	}
 }
@@ -158,7 +158,7 @@ func TestATicketLeadsOnlyToPeers(t *testing.T) {
 	harness.Echo(t, c, "x")
 	c.Reconnect()
 	harness.Echo(t, c, "y")
-	if line := other.Log.Lines("refused")[0]; line["status"] != "502" || line["reason"] != "foreign_owner" {
+	if line := other.Log.Lines("refused")[0]; harness.Status(line) != "502" || line["reason"] != "foreign_owner" {
 		t.Errorf("logged %v", line)
 	}
 	c, _ = open(t, inTurn([]*harness.Process{list[0], alone}), harness.StartEcho(t))

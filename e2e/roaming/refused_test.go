@@ -274,8 +274,11 @@ func TestOneStuckResumeDelaysNobody(t *testing.T) {
 
 func TestManyTunnelsAwayAtOnceAreForgottenTogether(t *testing.T) {
 	harness.Long(t)
-	const n = 1000
-	g := harness.Start(t, "-resume=1", "-resume-hold=2s", "-resume-max=900", "-resume-memory=67108864")
+	n, hold := 1000, "2s"
+	if full {
+		n, hold = 11_000, "20s"
+	}
+	g := harness.Start(t, "-resume=1", "-resume-hold="+hold, fmt.Sprintf("-resume-max=%d", n-n/10), fmt.Sprintf("-resume-memory=%d", n<<16))
 	var gone sync.WaitGroup
 	gone.Add(n)
 	backend := harness.StartBackend(t, func(c *net.TCPConn) {

@@ -2,10 +2,10 @@ package roaming
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -391,34 +391,104 @@ func TestGatewaysAndClientsThatDoNotKnowOfResumingNoticeNothing(t *testing.T) {
 }
 
 func TestOperatorsSeeWhoIsAway(t *testing.T) {
-	g := harness.Start(t, "-resume=1", "-admin=127.0.0.1:0")
+	a := harness.NewAdmin(t)
+	g := harness.Start(t, "-resume=1", a.Flag)
 	k := new(cutter)
+	harness.ExpectAll(t, asking(t, g.Addr, "~1R AAAA 1 0 0 "+strings.Repeat("A", 43)), "401")
 	c, _ := open(t, &tunnel.Dialer{Gateways: []string{k.listen(t, g.Addr)}}, harness.StartEcho(t))
 	harness.Echo(t, c, "x")
-	reconnect(t, c)
-	harness.Echo(t, c, "y")
 	k.cut()
-	g.Log.WaitLine(t, "admin is on", 1)
-	url := g.Log.Lines("admin is on")[0]["url"].(string)
-	var text string
-	harness.Eventually(t, "the tunnel is detached", func() bool {
-		r, err := http.Get(url + "metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Body.Close()
-		b, _ := io.ReadAll(r.Body)
-		text = string(b)
-		return strings.Contains(text, "\ngateway_resume_detached 1\n")
+	shows := func(what string, want map[string]float64) {
+		t.Helper()
+		harness.Eventually(t, what, func() bool {
+			m := a.Metrics(t)
+			for name, value := range want {
+				name, labels, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
+				if m.Sum(name, strings.Fields(labels)...) != value {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	shows("the tunnel is detached", map[string]float64{
+		"gateway_resume_detached": 1, "gateway_resume_tunnels": 1, "gateway_tunnels_active": 1, "gateway_tunnels_opened_total": 1,
+		"gateway_resume_stall_seconds_count": 0, `gateway_resume_attempts_total{result="bad_ticket"}`: 1,
 	})
-	http.DefaultClient.CloseIdleConnections()
-	for _, want := range []string{
-		"\ngateway_resume_tunnels 1\n", "\ngateway_resumed_total 1\n", "\ngateway_tunnels_active 1\n", "\ngateway_tunnels_opened_total 1\n",
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("no %q", want)
-		}
+	if n := a.Metrics(t).Unaccounted(); n != 0 {
+		t.Errorf("%v connections are in none of the sums", n)
 	}
 	k.up()
 	harness.Echo(t, c, "z")
+	shows("its stall was counted", map[string]float64{
+		"gateway_resume_detached": 0, "gateway_resume_stall_seconds_count": 1,
+		`gateway_resume_stall_seconds_bucket{le="300"}`: 1, `gateway_resume_attempts_total{result="ok"}`: 1,
+	})
+}
+
+// asking sends a request to a gateway.
+func asking(t testing.TB, addr, request string) net.Conn {
+	t.Helper()
+	c := harness.Connect(t, addr)
+	harness.Send(t, c, request+"\n")
+	return c
+}
+
+func TestAnAddressPaysForATunnelWhoseClientIsAway(t *testing.T) {
+	g := harness.Start(t, "-resume=1", "-resume-hold=300ms", "-max-conns-per-ip=2")
+	backend := harness.StartEcho(t)
+	k := new(cutter)
+	c, _ := open(t, &tunnel.Dialer{Gateways: []string{k.listen(t, g.Addr)}}, backend)
+	harness.Echo(t, c, "x")
+	plain := harness.OpenTunnel(t, g.Addr, backend)
+	k.cut()
+	g.Log.WaitLine(t, "detached", 1)
+	third, err := net.Dial("tcp", g.Addr)
+	if err == nil {
+		defer third.Close()
+		_, err = third.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a third connection beside a tunnel and a held one: %v", err)
+	}
+	g.Log.WaitLine(t, "not resumed", 1)
+	g.Log.WaitLine(t, "tunnel", 1)
+	harness.Echo(t, harness.OpenTunnel(t, g.Addr, backend), "there is a place again")
+	harness.Echo(t, plain, "y")
+}
+
+// nudged is a connection that calls a function right behind the first that it reads.
+type nudged struct {
+	net.Conn
+	once  sync.Once
+	nudge func()
+}
+
+func (c *nudged) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.once.Do(c.nudge)
+	return n, err
+}
+
+// The answer to a resume has come, and the client does not know yet: it is told of another
+// network in that moment.
+func TestAConnectionThatIsGivenUpRightBehindItsAnswerIsReplaced(t *testing.T) {
+	g := harness.Start(t, "-resume=1")
+	var c *tunnel.Conn
+	dials := 0
+	d := through(g)
+	d.DialContext = func(ctx context.Context, addr string) (net.Conn, error) {
+		conn, err := overTCP(addr)(ctx)
+		if dials++; dials == 2 && err == nil {
+			return &nudged{Conn: conn, nudge: func() { c.Reconnect() }}, nil
+		}
+		return conn, err
+	}
+	c, _ = open(t, d, harness.StartEcho(t))
+	harness.Echo(t, c, "before")
+	reconnect(t, c)
+	both(t, c, 1, 100_000)
+	if n := c.Resumes(); n != 2 {
+		t.Errorf("%d resumes", n)
+	}
 }

@@ -7,19 +7,22 @@ import (
 )
 
 // A route is where a connection may go: one address, several of which one is
-// picked, or a name under which DNS lists them.
+// picked, a name under which DNS lists them, or one for which a service of the
+// operator's is asked.
 //
-//	route   = target *15( "," target ) | "srv:" name
+//	route   = target *15( "," target ) | "srv:" name | "ask:" word
 //	target  = address [ "*" weight ]
 //	weight  = 1–256, decimal, no sign, no leading zero
 //	name    = host name
+//	word    = 1–253 letters, digits and "-_.~:/@+"
 //
 // Either all targets have the scheme http or none has: the gateway speaks HTTP
 // with such a target and carries bytes to others, and a client can bring only
 // one of both. A target that is written twice is two targets.
 //
 // The two readings of "srv:80" do not collide. A host name never ends in a
-// number, so this is port 80 of the host srv, as it is in an address.
+// number, so this is port 80 of the host srv, as it is in an address. So is
+// "ask:80" port 80 of the host ask: a word of up to five digits is better "n80".
 
 // MaxTargets is how many targets a route may have.
 const MaxTargets = 16
@@ -28,7 +31,10 @@ const MaxTargets = 16
 // what stands for none.
 const maxWeight = 256
 
-const servicePrefix = "srv:"
+const (
+	servicePrefix = "srv:"
+	askPrefix     = "ask:"
+)
 
 // The ways in which a text fails to be a route, besides those of an address.
 var (
@@ -36,6 +42,7 @@ var (
 	ErrTargets = errors.New("want at most 16 targets between commas")
 	ErrMixed   = errors.New("either all targets have http:// or none has")
 	ErrService = errors.New("srv: with a name for DNS must stand alone, with no scheme, port or weight")
+	ErrAsk     = errors.New("ask: must stand alone, before 1 to 253 letters, digits and -_.~:/@+")
 )
 
 // Route is a parsed route. The zero value is no route. It never changes, so
@@ -43,9 +50,20 @@ var (
 type Route struct {
 	text    string
 	addr    Address  // of the only target
-	targets []Target // nil if text is an address or a service
-	service string
+	targets []Target // nil if text is an address or a name
+	name    string
+	kind    kind // of name
 }
+
+// kind is who knows where a name leads.
+type kind uint8
+
+const (
+	known   kind = iota // nobody need be asked
+	service             // DNS
+	asked               // the operator's service
+	ticket              // the same; it is no name but the client's ticket
+)
 
 // Target is one of the addresses of a route.
 type Target struct {
@@ -62,9 +80,30 @@ func (r Route) String() string { return r.text }
 func (r Route) Single() (Address, bool) { return r.addr, r.addr.Port != 0 }
 
 // Service returns the name under which DNS lists the targets (RFC 2782), or "".
-func (r Route) Service() string { return r.service }
+func (r Route) Service() string { return r.nameOf(service) }
 
-// Len returns the number of targets in the text: none for a service.
+// IsAsked tells whether the operator's service has to be asked where the route leads.
+func (r Route) IsAsked() bool { return r.kind == asked || r.kind == ticket }
+
+// Asked returns the name for which the operator's service is asked, or "".
+func (r Route) Asked() string { return r.nameOf(asked) }
+
+// Ticket returns the ticket for which the operator's service is asked, or "". It
+// is a secret of the client's; String does not hold it.
+func (r Route) Ticket() string { return r.nameOf(ticket) }
+
+func (r Route) nameOf(k kind) string {
+	if r.kind != k {
+		return ""
+	}
+	return r.name
+}
+
+// ByTicket returns the route that only the operator's service knows. text must
+// not be empty.
+func ByTicket(text string) Route { return Route{text: "?", name: text, kind: ticket} }
+
+// Len returns the number of targets in the text: none for a name.
 func (r Route) Len() int {
 	if r.addr.Port != 0 {
 		return 1
@@ -96,16 +135,18 @@ func ParseRoute(s string) (Route, error) {
 	switch {
 	case err == nil:
 		return Route{text: s, addr: addr}, nil
-	case strings.HasPrefix(s, servicePrefix) && !isAddressOfHostSRV(s):
+	case strings.HasPrefix(s, servicePrefix) && !isAddress(s):
 		return parseService(s)
+	case strings.HasPrefix(s, askPrefix) && !isAddress(s):
+		return parseAsk(s)
 	case !strings.ContainsAny(s, ",*"):
 		return Route{}, err
 	}
 	return parseTargets(s)
 }
 
-// isAddressOfHostSRV tells "srv:80*2,…" from a service.
-func isAddressOfHostSRV(s string) bool {
+// isAddress tells "srv:80*2,…" and "ask:80,…" from names.
+func isAddress(s string) bool {
 	s, _, _ = strings.Cut(s, ",")
 	s, _, _ = strings.Cut(s, "*")
 	_, err := Parse(s)
@@ -124,7 +165,20 @@ func parseService(s string) (Route, error) {
 	if ip.IsValid() {
 		return Route{}, ErrName
 	}
-	return Route{text: s, service: name}, nil
+	return Route{text: s, name: name, kind: service}, nil
+}
+
+func parseAsk(s string) (Route, error) {
+	word := s[len(askPrefix):]
+	if len(word) < 1 || len(word) > maxName {
+		return Route{}, ErrAsk
+	}
+	for i := range len(word) {
+		if !isNameByte(word[i]) && strings.IndexByte(".~:/@+", word[i]) < 0 {
+			return Route{}, ErrAsk
+		}
+	}
+	return Route{text: s, name: word, kind: asked}, nil
 }
 
 func parseTargets(s string) (Route, error) {
@@ -154,8 +208,11 @@ func parseTarget(s string) (Target, error) {
 	t := Target{Weight: 1}
 	var err error
 	if t.Addr, err = Parse(text); err != nil {
-		if strings.HasPrefix(text, servicePrefix) {
+		switch {
+		case strings.HasPrefix(text, servicePrefix):
 			err = ErrService
+		case strings.HasPrefix(text, askPrefix):
+			err = ErrAsk
 		}
 		return Target{}, err
 	}

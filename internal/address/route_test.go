@@ -29,6 +29,47 @@ func TestAnAddressIsARouteOfOneTarget(t *testing.T) {
 	}
 }
 
+func TestANameToAskForStandsAlone(t *testing.T) {
+	for _, word := range []string{"room-42", "a", "eu/room:7@shard+1~x_y.z", "123456", "0", "80x", "1:2", strings.Repeat("w", 253)} {
+		r, err := ParseRoute("ask:" + word)
+		_, single := r.Single()
+		if err != nil || r.Asked() != word || r.String() != "ask:"+word || r.Len() != 0 || single || r.Service() != "" || r.Ticket() != "" || r.Has("") {
+			t.Errorf("ask:%s is %+v, %v", word, r, err)
+		}
+	}
+	for in, want := range map[string]error{
+		"ask:":                            ErrAsk,
+		"ask:a b":                         ErrAsk,
+		"ask:a,b":                         ErrAsk,
+		"ask:a*2":                         ErrAsk,
+		"ask:ä":                           ErrAsk,
+		"ask:a\n":                         ErrAsk,
+		"ask:a\x00":                       ErrAsk,
+		"ask:?x":                          ErrAsk,
+		"a:1,ask:room":                    ErrAsk,
+		"ask:" + strings.Repeat("w", 254): ErrAsk,
+		"tcp://ask:room":                  ErrPort,
+		"ASK:room":                        ErrPort,
+		"srv:ask:room":                    ErrService,
+	} {
+		if r, err := ParseRoute(in); err != want || r.Asked() != "" {
+			t.Errorf("ParseRoute(%q) = %+v, %v; want %v", in, r, err, want)
+		}
+	}
+	for _, host := range []string{"ask:80", "ask:80,ask:81", "ask:80*2"} { // the host ask
+		if r, err := ParseRoute(host); err != nil || r.Asked() != "" || r.Len() == 0 {
+			t.Errorf("ParseRoute(%q) = %+v, %v", host, r, err)
+		}
+	}
+}
+
+func TestATicketIsNotInTheTextOfItsRoute(t *testing.T) {
+	r := ByTicket("s3cret")
+	if r.Ticket() != "s3cret" || r.Asked() != "" || r.Service() != "" || r.Len() != 0 || strings.Contains(r.String(), "s3cret") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestARouteHasTargetsWithWeights(t *testing.T) {
 	sixteen := strings.Repeat("a:1,", 15) + "b:2*256"
 	for in, want := range map[string][]string{ // address, weight

@@ -69,7 +69,7 @@ const (
 //
 // Those whom it serves have until the end of stop's ctx.
 func Serve(ln net.Listener, source Source, o Options) (stop func(ctx context.Context)) {
-	s := &server{Options: o, source: withDescriptors{source}}
+	s := &server{Options: o, source: withDescriptors{source}, lists: make(chan struct{}, maxLists)}
 	ctx, cancel := context.WithCancel(context.Background())
 	srv := &http.Server{
 		Handler:           s.routes(ctx),
@@ -141,6 +141,7 @@ func (s withDescriptors) Status() Status {
 type server struct {
 	Options
 	source Source
+	lists  chan struct{} // those that are being made
 }
 
 func (s *server) routes(ctx context.Context) http.Handler {
@@ -150,10 +151,10 @@ func (s *server) routes(ctx context.Context) http.Handler {
 	if s.Metrics != nil {
 		mux.Handle("GET /metrics", s.Metrics.handler(s.source, s.Log))
 	}
-	mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle("/api/status", onlyGET(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, s.source.Status())
-	})
-	mux.HandleFunc("GET /api/tunnels", s.tunnels)
+	})))
+	mux.Handle("/api/tunnels", onlyGET(http.HandlerFunc(s.tunnels)))
 	changes := map[string]change{
 		"/api/tunnels/cut": s.cut,
 		"/api/drain":       s.drain(true),
@@ -178,7 +179,7 @@ func (s *server) routes(ctx context.Context) http.Handler {
 	if s.Page != nil {
 		page, events := s.Page(ctx, s.source.Status)
 		mux.Handle("/", onlyGET(page))
-		mux.Handle("GET /api/events", unbounded(events))
+		mux.Handle("/api/events", onlyGET(unbounded(events)))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -98,10 +100,49 @@ func TestWhatIsChangedIsLoggedWithWhoAsked(t *testing.T) {
 	}
 }
 
+func TestWhoSaysMoreThanIsListenedToIsToldSo(t *testing.T) {
+	s := serveUnix(t, Options{})
+	for _, path := range []string{"/api/drain", "/api/undrain", "/api/reload"} {
+		for _, bad := range []string{`{"for":"10m"}`, "drain", "[]", "{} {}", `{"draining":false}`, strings.Repeat(" ", bodyMax+1)} {
+			s.want(400, "error", "POST", path, bad, asked, "1")
+		}
+		s.want(200, "true", "POST", "/api/reload", "{}", asked, "1")
+	}
+	if len(s.drained) > 0 {
+		t.Errorf("it was told %v", s.drained)
+	}
+}
+
+func TestParametersThatCannotBeReadDoNotMeanAllTunnels(t *testing.T) {
+	s := serveUnix(t, Options{})
+	s.tunnelN = 3
+	for _, bad := range []string{"%zz", "client=192.0.2.1%", "client=192.0.2.1;backend=10.0.0.7:4000", "%00=1", "state=open", "client=192.0.2.1&client=192.0.2.2"} {
+		s.want(400, "error", "GET", "/api/tunnels?"+bad, "")
+	}
+}
+
+func TestWhatOnlyTellsTakesNothing(t *testing.T) {
+	s := serveUnix(t, Options{Page: func(context.Context, func() Status) (http.Handler, http.Handler) {
+		return http.NotFoundHandler(), http.NotFoundHandler()
+	}})
+	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/api/status", "/api/tunnels", "/api/events", "/"} {
+		for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
+			s.want(405, "", method, path, "", asked, "1")
+		}
+	}
+}
+
+func TestWhoCannotEndADrainIsToldWhy(t *testing.T) {
+	s := serveUnix(t, Options{})
+	s.want(200, `{"draining":false}`, "POST", "/api/undrain", "", asked, "1")
+	s.unready = "draining: the gateway ends"
+	s.want(200, `{"draining":false,"reason":"draining: the gateway ends"}`, "POST", "/api/undrain", "", asked, "1")
+}
+
 func TestACutNeedsExactlyOneFilter(t *testing.T) {
 	s := serveUnix(t, Options{})
 	for _, bad := range []string{
-		"", "{}", "[]", "null", `{"id":""}`, `{"id":"x","client":"192.0.2.1"}`, `{"client":"nonsense"}`, `{"client":"fe80::1%eth0"}`,
+		"", "{}", "[]", "null", `{"id":""}`, `{"id":"x","client":"192.0.2.1"}`, `{"client":"nonsense"}`, `{"client":"fe80::1%eth0"}`, `{"client":"]192.0.2.1["}`, `{"client":"[::1"}`,
 		`{"backend":"10.0.0.7"}`, `{"backend":":4000"}`, `{"all":true}`, `{"id":"x"} {"id":"y"}`, `{"id":7}`,
 		`{"client":"` + strings.Repeat("1", bodyMax) + `"}`,
 	} {
@@ -114,6 +155,10 @@ func TestACutNeedsExactlyOneFilter(t *testing.T) {
 		`{"id":"x-1"}`:                       {ID: "x-1"},
 		`{"client":"192.0.2.1"}`:             {Client: netip.MustParsePrefix("192.0.2.1/32")},
 		`{"client":"::ffff:192.0.2.1"}`:      {Client: netip.MustParsePrefix("192.0.2.1/32")},
+		`{"client":"::ffff:192.0.2.9/120"}`:  {Client: netip.MustParsePrefix("192.0.2.0/24")},
+		`{"client":"::ffff:0.0.0.0/96"}`:     {Client: netip.MustParsePrefix("0.0.0.0/0")},
+		`{"client":"[2001:db8::7]"}`:         {Client: netip.MustParsePrefix("2001:db8::7/128")},
+		`{"client":"::/0"}`:                  {Client: netip.MustParsePrefix("::/0")},
 		`{"client":"2001:db8::7/32"}`:        {Client: netip.MustParsePrefix("2001:db8::/32")},
 		`{"backend":"Game.example:4000"}`:    {Backend: mustBackend(t, "game.example:4000")},
 		`{"backend":"kcp://[fd00::7]:4000"}`: {Backend: mustBackend(t, "[fd00::7]:4000")},
@@ -347,4 +392,39 @@ func TestThePageAndItsEventsLastAsLongAsTheServer(t *testing.T) {
 	if _, err := io.ReadAll(resp.Body); err == nil {
 		t.Error("the stream of events ended as if it were whole")
 	}
+}
+
+func TestJSONThatSaysNothingIsNotTakenForAGateway(t *testing.T) {
+	other := harness.StartHTTP(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") })
+	c := NewClient(other, "")
+	_, status := c.Status(t.Context())
+	_, cut := c.Cut(t.Context(), url.Values{"client": {"192.0.2.1"}})
+	for what, err := range map[string]error{
+		"-status":  status,
+		"-cut":     cut,
+		"-tunnels": c.Tunnels(t.Context(), nil, func(*Tunnel) {}),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "not a gateway") || !strings.Contains(err.Error(), other) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// A gateway without tunnels is one.
+	s := serveTCP(t, Options{})
+	if err := NewClient(strings.TrimPrefix(s.base, "http://"), "").Tunnels(t.Context(), nil, func(*Tunnel) { t.Error("there is none") }); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOnlySoManyListsAreMadeAtATime(t *testing.T) {
+	s := serveTCP(t, Options{})
+	s.slow, s.tunnelN = make(chan struct{}), 1
+	var all sync.WaitGroup
+	for range maxLists {
+		all.Go(func() { s.want(200, `"id":"1"`, "GET", "/api/tunnels", "") })
+	}
+	harness.Eventually(t, "all lists are being made", func() bool { return s.started.Load() == maxLists })
+	s.want(503, "ask again", "GET", "/api/tunnels", "")
+	close(s.slow)
+	all.Wait()
+	s.want(200, `"id":"1"`, "GET", "/api/tunnels", "")
 }

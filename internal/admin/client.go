@@ -47,35 +47,18 @@ func NewClient(addr, token string) *Client {
 // do sends a request and reads the answer, a JSON object, into v. A body makes it a
 // change.
 func (c *Client) do(ctx context.Context, path string, body, v any) error {
-	method, host := http.MethodGet, c.addr
-	var text io.Reader
+	method := http.MethodGet
+	var text []byte
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
 			return err
 		}
-		method, text = http.MethodPost, bytes.NewReader(b)
+		method, text = http.MethodPost, b
 	}
-	if _, ok := UnixPath(c.addr); ok || strings.HasPrefix(host, ":") {
-		host = "localhost"
-	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, text)
+	resp, err := c.send(ctx, method, path, text)
 	if err != nil {
 		return err
-	}
-	if body != nil {
-		r.Header.Set(Header, "1")
-		if c.token != "" {
-			r.Header.Set("Authorization", "Bearer "+c.token)
-		}
-	}
-	resp, err := c.http.Do(r)
-	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
-			err = u.Err // without the URL, which is made up
-		}
-		return fmt.Errorf("cannot ask the gateway at %s: %w", c.addr, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -89,6 +72,34 @@ func (c *Client) do(ctx context.Context, path string, body, v any) error {
 		return fmt.Errorf("the answer of the gateway at %s breaks off or is none: %w", c.addr, err)
 	}
 	return nil
+}
+
+// send sends a request. The caller closes the response's body. A body of the request,
+// JSON, makes it a change.
+func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	host := c.addr
+	if _, ok := UnixPath(c.addr); ok || strings.HasPrefix(host, ":") {
+		host = "localhost"
+	}
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		r.Header.Set(Header, "1")
+		if c.token != "" {
+			r.Header.Set("Authorization", "Bearer "+c.token)
+		}
+	}
+	resp, err := c.http.Do(r)
+	if err != nil {
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // without the URL, which is made up
+		}
+		return nil, fmt.Errorf("cannot ask the gateway at %s: %w", c.addr, err)
+	}
+	return resp, nil
 }
 
 // ParseFilter reads a filter from a command line: NAME=VALUE with commas between, or a
@@ -148,6 +159,9 @@ func (c *Client) Tunnels(ctx context.Context, filter url.Values, yield func(*Tun
 		if err := c.do(ctx, "/api/tunnels?"+query.Encode(), nil, &page); err != nil {
 			return err
 		}
+		if page.Tunnels == nil {
+			return c.notAGateway()
+		}
 		for i := range page.Tunnels {
 			yield(&page.Tunnels[i])
 		}
@@ -169,13 +183,26 @@ func CheckCut(filter url.Values) error {
 // Cut ends the tunnels of a filter, which is an id, clients or a backend, and returns
 // how many those were.
 func (c *Client) Cut(ctx context.Context, filter url.Values) (int, error) {
-	var answer cutAnswer
+	var answer struct{ Cut *int }
 	err := c.do(ctx, "/api/tunnels/cut", cutRequest{filter.Get("id"), filter.Get("client"), filter.Get("backend")}, &answer)
-	return answer.Cut, err
+	switch {
+	case err != nil:
+		return 0, err
+	case answer.Cut == nil:
+		return 0, c.notAGateway()
+	}
+	return *answer.Cut, nil
+}
+
+// notAGateway is what is wrong with an answer that is JSON, and says nothing.
+func (c *Client) notAGateway() error {
+	return fmt.Errorf("what answers at %s is not a gateway's -admin", c.addr)
 }
 
 // Status tells how all is.
 func (c *Client) Status(ctx context.Context) (st Status, err error) {
-	err = c.do(ctx, "/api/status", nil, &st)
+	if err = c.do(ctx, "/api/status", nil, &st); err == nil && st.PID == 0 {
+		err = c.notAGateway()
+	}
 	return st, err
 }

@@ -106,15 +106,31 @@ func (b badRequest) Error() string { return string(b) }
 // badSettings is why a reload has changed nothing.
 type badSettings struct{ error }
 
+// errNoBody is what is wrong with a body of which there is nothing.
+var errNoBody error = badRequest("the body is empty, and a JSON object is wanted")
+
 // decode reads a JSON object that has nothing but the fields of v.
 func decode(r *http.Request, v any) error {
 	d := json.NewDecoder(r.Body)
 	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
+	switch err := d.Decode(v); {
+	case err == io.EOF:
+		return errNoBody
+	case err != nil:
 		return badRequest(fmt.Sprintf("the body is not the JSON object that is wanted: %v", err))
 	}
 	if _, err := d.Token(); err != io.EOF {
 		return badRequest("there is more in the body than one JSON object")
+	}
+	return nil
+}
+
+// decodeNothing reads a body that says nothing: none, or {}. Who says more, for how long to
+// drain for instance, is told that nobody listens.
+func decodeNothing(r *http.Request) error {
+	var nothing struct{}
+	if err := decode(r, &nothing); err != nil && err != errNoBody {
+		return err
 	}
 	return nil
 }

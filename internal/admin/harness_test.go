@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,8 @@ type fake struct {
 	tunnelN int // how many there are, named 1, 2, …
 	fails   error
 	asked   Query
+	started atomic.Int32  // lists that wait for
+	slow    chan struct{} // until it is closed, no tunnel is found; nil: at once
 }
 
 func (f *fake) Alive(context.Context) error { return f.dead }
@@ -46,7 +49,12 @@ func (f *fake) Status() Status {
 var since = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
 
 func (f *fake) Tunnels(_ context.Context, q Query, yield func(*Tunnel) bool) (bool, error) {
-	f.asked = q
+	if f.slow != nil {
+		f.started.Add(1)
+		<-f.slow
+	} else {
+		f.asked = q
+	}
 	for i := range f.tunnelN {
 		if i == q.Limit {
 			return true, f.fails

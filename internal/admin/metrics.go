@@ -18,8 +18,10 @@ type Metrics struct {
 
 	// Handshake is from the accept of a connection to the end of its request, Dial
 	// from the beginning of an attempt to connect a backend to its success, and
-	// FirstByte from the beginning of a tunnel to the first byte of its backend.
-	Handshake, Dial, FirstByte *Histogram
+	// FirstByte from the beginning of a tunnel to the first byte of its backend. Ask is
+	// from a question to the operator's service to its answer, and Stall from the loss of
+	// a resumable tunnel's connection to its resume.
+	Handshake, Dial, FirstByte, Ask, Stall *Histogram
 }
 
 // NewMetrics returns metrics of which nothing is known yet.
@@ -30,6 +32,7 @@ func NewMetrics() *Metrics {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.Handshake, m.Dial, m.FirstByte = m.histogram(0), m.histogram(1), m.histogram(2)
+	m.Ask, m.Stall = m.histogram(3), m.histogram(4)
 	return m
 }
 
@@ -44,10 +47,15 @@ func (h *Histogram) Observe(d time.Duration) {
 }
 
 // histograms are those of Metrics, in their order there.
-var histograms = [...]struct{ name, help string }{
-	{"gateway_handshake_duration_seconds", "From the accept of a connection to the end of its request, where it is asked for one; not for HTTP."},
-	{"gateway_dial_duration_seconds", "From the beginning of an attempt to connect a backend to its success."},
-	{"gateway_first_byte_duration_seconds", "From the beginning of a tunnel to the first byte of its backend."},
+var histograms = [...]struct {
+	name, help string
+	slower     []float64 // upper bounds of buckets behind those of all, in seconds
+}{
+	{"gateway_handshake_duration_seconds", "From the accept of a connection to the end of its request, where it is asked for one; not for HTTP.", nil},
+	{"gateway_dial_duration_seconds", "From the beginning of an attempt to connect a backend to its success.", nil},
+	{"gateway_first_byte_duration_seconds", "From the beginning of a tunnel to the first byte of its backend.", nil},
+	{"gateway_ask_duration_seconds", "From a question to the service of -ask to its answer, or to the end of the wait for one.", nil},
+	{"gateway_resume_stall_seconds", "From the loss of a resumable tunnel's connection to its resume, where the gateway knew of the loss before.", []float64{30, 60, 300}},
 }
 
 // histogram makes the nth with classic buckets and, for scrapers that understand them,
@@ -55,7 +63,7 @@ var histograms = [...]struct{ name, help string }{
 func (m *Metrics) histogram(n int) *Histogram {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: histograms[n].name, Help: histograms[n].help,
-		Buckets:                         []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		Buckets:                         append([]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, histograms[n].slower...),
 		NativeHistogramBucketFactor:     1.1,
 		NativeHistogramMaxBucketNumber:  160,
 		NativeHistogramMinResetDuration: time.Hour,
@@ -64,10 +72,12 @@ func (m *Metrics) histogram(n int) *Histogram {
 	return &Histogram{h}
 }
 
-// handler serves the metrics of a source. It is for one server.
+// handler serves the metrics of a source. There may be one server after another: a
+// gateway serves again where the process that took its place has died.
 func (m *Metrics) handler(source Source, log *slog.Logger) http.Handler {
-	m.registry.MustRegister(sampler{source})
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+	sampled := prometheus.NewRegistry()
+	sampled.MustRegister(sampler{source})
+	return promhttp.HandlerFor(prometheus.Gatherers{m.registry, sampled}, promhttp.HandlerOpts{
 		EnableOpenMetrics:   true,
 		MaxRequestsInFlight: 8,
 		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelWarn),

@@ -114,7 +114,7 @@ func printStatus(w io.Writer, st, before *Status) {
 	up, down := &st.Bytes.Up, &st.Bytes.Down
 	rows(w, "", [][]string{
 		{"connections", count(st.Accepted) + " accepted", rate(st.Accepted-before.Accepted, seconds), count(st.Pending) + " pending", count(total(st.Refusals)) + " refused"},
-		{"tunnels", count(st.Tunnels.Active) + " open", rate(st.Tunnels.Opened-before.Tunnels.Opened, seconds), count(st.Tunnels.Opened) + " opened", count(st.Tunnels.Opened-st.Tunnels.Active) + " ended"},
+		{"tunnels", count(st.Tunnels.Active) + " open", rate(st.Tunnels.Opened-before.Tunnels.Opened, seconds), count(st.Tunnels.Opened) + " opened", count(st.Tunnels.ended()) + " ended"},
 		{"bytes up", size(up.all()), byteRate(up.all()-before.Bytes.Up.all(), seconds), size(up.Spliced) + " spliced", size(up.Copied) + " copied", size(up.HTTP) + " http"},
 		{"bytes down", size(down.all()), byteRate(down.all()-before.Bytes.Down.all(), seconds), size(down.Spliced) + " spliced", size(down.Copied) + " copied", size(down.HTTP) + " http"},
 		{"log", count(st.LogDropped) + " lines dropped"},

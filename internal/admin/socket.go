@@ -81,6 +81,18 @@ func bind(path string) (*net.UnixListener, error) {
 
 // removeStale removes a socket that nobody listens on any more.
 func removeStale(path string) error {
+	if err := checkFree(path); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// checkFree tells why a path cannot be taken: something is there that is not a socket on
+// which nobody listens any more.
+func checkFree(path string) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -98,9 +110,6 @@ func removeStale(path string) error {
 	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s exists, and it does not show whether somebody listens there: %w", path, err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	return nil
 }
 
@@ -109,16 +118,11 @@ func CheckUnix(path string) error {
 	if err := CheckAddr("unix:" + path); err != nil {
 		return err
 	}
-	info, err := os.Lstat(path)
-	if err == nil {
-		if info.Mode().Type() != fs.ModeSocket {
-			return fmt.Errorf("%s exists and is no socket: remove it or name another", path)
-		}
-		c, err := net.DialTimeout("unix", path, time.Second)
-		if err == nil {
-			c.Close()
-			return fmt.Errorf("another process listens on %s: stop it, or give each a path of its own", path)
-		}
+	if err := checkFree(path); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return err
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {

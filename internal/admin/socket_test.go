@@ -121,6 +121,31 @@ func TestALivingSocketAndOtherFilesStay(t *testing.T) {
 	}
 }
 
+func TestACheckSaysOfASocketWhatListeningSays(t *testing.T) {
+	dir := t.TempDir()
+	datagrams := filepath.Join(dir, "datagrams")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: datagrams, Net: "unixgram"})
+	if err != nil {
+		t.Skip(err) // not every system has them
+	}
+	defer c.Close()
+	for _, path := range []string{datagrams, filepath.Join(dir, "none", "sock")} {
+		_, listening := ListenUnix(path)
+		check := CheckUnix(path)
+		if listening == nil || check == nil {
+			t.Fatalf("%s: %v, and the check: %v", path, listening, check)
+		}
+		// The one opens the folder, the other looks at it.
+		_, why, _ := strings.Cut(listening.Error(), " ")
+		if !strings.HasSuffix(check.Error(), why) {
+			t.Errorf("%s: %v, and the check: %v", path, listening, check)
+		}
+	}
+	if list, err := os.ReadDir(dir); len(list) != 1 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
 func TestASuccessorsSocketOutlivesItsPredecessor(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "admin.sock")
 	old := listenUnix(t, path)

@@ -1,6 +1,12 @@
 package admin
 
-import "time"
+import (
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"time"
+)
 
 // Status is a gateway at one time, as /api/status and the status page have it. Names
 // and meanings are an interface: fields come, and do not change. Counts are since the
@@ -37,6 +43,7 @@ type Status struct {
 	DNS             DNS            `json:"dns"`
 	KCP             KCP            `json:"kcp"`
 	Resume          Resume         `json:"resume"`
+	Ask             Ask            `json:"ask"`
 	Reloads         []ReloadCount  `json:"reloads"`
 	LogDropped      int64          `json:"log_lines_dropped"`
 
@@ -84,7 +91,16 @@ const MaxRecent = 50
 type Tunnels struct {
 	Active int64      `json:"active"` // gauge
 	Opened int64      `json:"opened"`
+	Moved  int64      `json:"moved"` // that came from other processes, less those that went to them
 	Ended  []EndCount `json:"ended"`
+}
+
+// ended returns how many have.
+func (t *Tunnels) ended() (n int64) {
+	for _, e := range t.Ended {
+		n += e.Count
+	}
+	return n
 }
 
 // EndCount counts tunnels that ended in one way.
@@ -161,10 +177,41 @@ type LookupCount struct {
 
 // Resume is what there is to tell of resumable tunnels.
 type Resume struct {
-	Tunnels  int   `json:"tunnels"`
-	Detached int   `json:"detached"` // whose client is gone and may come back
-	Memory   int64 `json:"memory"`   // in bytes, of what is not acknowledged
-	Resumed  int64 `json:"resumed"`  // clients that came back
+	Tunnels  int           `json:"tunnels"`
+	Detached int           `json:"detached"` // whose client is gone and may come back
+	Memory   int64         `json:"memory"`   // in bytes, of what is not acknowledged
+	Attempts []ResultCount `json:"attempts"` // requests to resume one
+}
+
+// Ask is what there is to tell of the service of -ask.
+type Ask struct {
+	// On says that there is one.
+	On        bool          `json:"on"`
+	Questions []ResultCount `json:"questions"`
+	Hits      []KindCount   `json:"hits"`   // answers that were known: fresh or stale
+	Labels    []LabelCount  `json:"labels"` // of answers: tunnels and HTTP requests
+	Asking    int           `json:"asking"` // questions that the service has; gauge
+	Waiting   int           `json:"waiting"`
+	// CircuitOpen says that the service is out of order, and asked only now and then.
+	CircuitOpen bool `json:"circuit_open"`
+}
+
+// ResultCount counts questions.
+type ResultCount struct {
+	Result string `json:"result"` // answered, denied, limited, down, silent, bad, busy or given_up
+	Count  int64  `json:"count"`
+}
+
+// KindCount counts by a kind.
+type KindCount struct {
+	Kind  string `json:"kind"`
+	Count int64  `json:"count"`
+}
+
+// LabelCount counts by a label.
+type LabelCount struct {
+	Label string `json:"label"`
+	Count int64  `json:"count"`
 }
 
 // KCP is what there is to tell of KCP.
@@ -214,3 +261,14 @@ type Use struct {
 
 // StatusOf is what /api/status tells of a Source.
 func StatusOf(s Source) Status { return withDescriptors{s}.Status() }
+
+// Counts makes a list of what was counted, sorted by the texts in it, which come before
+// the count. It is never nil.
+func Counts[K comparable, C any](all iter.Seq2[K, int64], item func(K, int64) C) []C {
+	list := []C{}
+	for k, n := range all {
+		list = append(list, item(k, n))
+	}
+	slices.SortFunc(list, func(a, b C) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	return list
+}

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"gateway/internal/address"
@@ -53,17 +54,28 @@ const (
 	defaultLimit = 1000
 	// maxLimit bounds a page: about 20 MiB while it is made.
 	maxLimit = 100_000
+	// maxLists bounds the pages that are made at a time, since everybody may ask for one,
+	// and read it slowly.
+	maxLists = 8
 )
 
-// ParseClient reads an address or a network of clients.
+// ParseClient reads an address, which may stand in brackets, or a network of clients. Clients
+// of IPv4 are meant also where it is written as IPv6 (RFC 4291, 2.5.5.2).
 func ParseClient(s string) (netip.Prefix, error) {
-	if ip, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil && ip.Zone() == "" {
+	bare := s
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		bare = s[1 : len(s)-1]
+	}
+	if ip, err := netip.ParseAddr(bare); err == nil && ip.Zone() == "" {
 		ip = ip.Unmap()
 		return netip.PrefixFrom(ip, ip.BitLen()), nil
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
 		return p, fmt.Errorf("client: %q is no address and no network such as 192.0.2.0/24", s)
+	}
+	if mapped := 128 - 32; p.Addr().Is4In6() && p.Bits() >= mapped {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
 	}
 	return p.Masked(), nil
 }
@@ -144,9 +156,23 @@ const streamTimeout = 30 * time.Second
 //
 // where next is what to ask for with after, and missing on the last page.
 func (s *server) tunnels(w http.ResponseWriter, r *http.Request) {
-	q, err := parseQuery(r.URL.Query())
+	// What is not understood must not look like a wish for all tunnels.
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		fail(w, http.StatusBadRequest, "the parameters are not URL-encoded: "+err.Error())
+		return
+	}
+	q, err := parseQuery(values)
 	if err != nil {
 		fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	select {
+	case s.lists <- struct{}{}:
+		defer func() { <-s.lists }()
+	default:
+		w.Header().Set("Retry-After", "1")
+		fail(w, http.StatusServiceUnavailable, fmt.Sprintf("%d lists are being made already: ask again", maxLists))
 		return
 	}
 	rc := http.NewResponseController(w)
@@ -234,10 +260,20 @@ type cutAnswer struct {
 }
 
 func (s *server) drain(on bool) func(*http.Request) (any, []any, error) {
-	return func(*http.Request) (any, []any, error) {
+	return func(r *http.Request) (any, []any, error) {
+		if err := decodeNothing(r); err != nil {
+			return nil, nil, err
+		}
 		s.source.Drain(on)
-		return map[string]bool{"draining": on}, nil, nil
+		return drainAnswer{on, s.source.Unready()}, nil, nil
 	}
+}
+
+// drainAnswer tells what was asked for, and what /readyz says: a gateway that ends goes on
+// to drain, whatever is asked.
+type drainAnswer struct {
+	Draining bool   `json:"draining"`
+	Reason   string `json:"reason,omitempty"`
 }
 
 func (s *server) logLevel(r *http.Request) (any, []any, error) {
@@ -258,9 +294,41 @@ func (s *server) logLevel(r *http.Request) (any, []any, error) {
 	return map[string]string{"level": body.Level}, []any{"level", body.Level}, nil
 }
 
-func (s *server) reload(*http.Request) (any, []any, error) {
+func (s *server) reload(r *http.Request) (any, []any, error) {
+	if err := decodeNothing(r); err != nil {
+		return nil, nil, err
+	}
 	if err := s.source.Reload(); err != nil {
 		return nil, nil, badSettings{err}
 	}
 	return map[string]bool{"reloaded": true}, nil, nil
+}
+
+// Pages remember the numbers of tunnels with which pages have ended and whose names do
+// not tell them: a Source may list tunnels by numbers of its own. The zero value remembers
+// none; it is safe for concurrent use.
+type Pages struct {
+	mu   sync.Mutex
+	ends map[string]uint64
+}
+
+// maxPages bounds them. What is asked for behind a page that was forgotten is unknown.
+const maxPages = 4096
+
+// End remembers that a page ended with a tunnel of this name and number.
+func (p *Pages) End(name string, number uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ends == nil || len(p.ends) >= maxPages {
+		p.ends = make(map[string]uint64)
+	}
+	p.ends[name] = number
+}
+
+// Number returns the number under which such a page ended.
+func (p *Pages) Number(name string) (number uint64, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	number, ok = p.ends[name]
+	return number, ok
 }

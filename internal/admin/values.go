@@ -83,7 +83,9 @@ var values = []value{
 		func(st *Status, add add) { add(float64(st.Tunnels.Active)) }),
 	counter("gateway_tunnels_opened_total", "Tunnels that were opened.",
 		func(st *Status, add add) { add(float64(st.Tunnels.Opened)) }),
-	counter("gateway_tunnels_ended_total", "Tunnels that have ended, by who ended them, how, and by which limit (idle, half_close, drain; empty: none).",
+	gauge("gateway_tunnels_moved", "Tunnels that came from other processes by upgrades, less those that went to them.",
+		func(st *Status, add add) { add(float64(st.Tunnels.Moved)) }),
+	counter("gateway_tunnels_ended_total", "Tunnels that have ended, by who ended them, how, and by which limit (idle, half_close, drain, user_timeout, keepalive; empty: none).",
 		func(st *Status, add add) {
 			for _, e := range st.Tunnels.Ended {
 				add(float64(e.Count), e.By, e.How, e.Limit)
@@ -175,6 +177,31 @@ var values = []value{
 	gauge("gateway_dns_stale_seconds", "For how long the oldest answer that stays in use, since it cannot be looked up again, has been out of date.",
 		func(st *Status, add add) { add(st.DNS.StaleSeconds) }),
 
+	counter("gateway_ask_questions_total", "Questions to the service of -ask, by result (answered, denied, limited, down, silent, bad, busy, given_up); down: also those that were not put while the circuit is open.",
+		func(st *Status, add add) {
+			for _, q := range st.Ask.Questions {
+				add(float64(q.Count), q.Result)
+			}
+		}, "result"),
+	counter("gateway_ask_hits_total", "Answers that were known without a question: fresh, or stale where the service gave none.",
+		func(st *Status, add add) {
+			for _, h := range st.Ask.Hits {
+				add(float64(h.Count), h.Kind)
+			}
+		}, "kind"),
+	gauge("gateway_ask_circuit_open", "1 while the service of -ask is out of order, and asked only now and then; absent without one.",
+		func(st *Status, add add) {
+			if st.Ask.On {
+				add(truth(st.Ask.CircuitOpen))
+			}
+		}),
+	counter("gateway_ask_label_total", "Tunnels and HTTP requests, by the label of the answer that led them; other: those for which there is no place.",
+		func(st *Status, add add) {
+			for _, l := range st.Ask.Labels {
+				add(float64(l.Count), l.Label)
+			}
+		}, "label"),
+
 	counter("gateway_tls_handshakes_total", "TLS handshakes with clients, by version (none: it failed before one was agreed on) and result.",
 		func(st *Status, add add) {
 			for _, h := range st.TLS.Handshakes {
@@ -233,8 +260,12 @@ var values = []value{
 		func(st *Status, add add) { add(float64(st.Resume.Detached)) }),
 	gauge("gateway_resume_memory_bytes", "What resumable tunnels hold that is not acknowledged.",
 		func(st *Status, add add) { add(float64(st.Resume.Memory)) }),
-	counter("gateway_resumed_total", "Clients that came back to their tunnel.",
-		func(st *Status, add add) { add(float64(st.Resume.Resumed)) }),
+	counter("gateway_resume_attempts_total", "Requests to resume a tunnel, by result: ok, passed_on to the gateway that has it, or the reason of the refusal.",
+		func(st *Status, add add) {
+			for _, r := range st.Resume.Attempts {
+				add(float64(r.Count), r.Result)
+			}
+		}, "result"),
 
 	counter("gateway_log_lines_dropped_total", "Lines of the log that were not written.",
 		func(st *Status, add add) { add(float64(st.LogDropped)) }),

@@ -180,3 +180,21 @@ func (l *Latest[T]) All() (list []T) {
 	}
 	return list
 }
+
+// Rising is a figure that never falls, though what it is made of is read at several times:
+// a counter that fell would look as if it had begun anew. The zero value has told of 0. It
+// is safe for concurrent use.
+type Rising struct{ told atomic.Int64 }
+
+// Tell returns n, or what it has told before if that is more.
+func (r *Rising) Tell(n int64) int64 {
+	for {
+		told := r.told.Load()
+		if n <= told {
+			return told
+		}
+		if r.told.CompareAndSwap(told, n) {
+			return n
+		}
+	}
+}

@@ -100,3 +100,12 @@ func TestTheLatestComeFirstAndTheOldestGo(t *testing.T) {
 		t.Error("a nil one keeps something")
 	}
 }
+
+func TestARisingFigureNeverFalls(t *testing.T) {
+	var r Rising
+	for _, step := range []struct{ n, want int64 }{{-3, 0}, {5, 5}, {4, 5}, {5, 5}, {9, 9}} {
+		if got := r.Tell(step.n); got != step.want {
+			t.Errorf("%d is told as %d, want %d", step.n, got, step.want)
+		}
+	}
+}

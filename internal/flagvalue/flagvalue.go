@@ -216,6 +216,37 @@ func Sum[T comparable](p *[]T, parse func(string) (T, error), none string) flag.
 	})
 }
 
+// Lines is a list of lines, to which each time that the flag is given adds.
+func Lines[T interface {
+	comparable
+	fmt.Stringer
+}](p *[]T, parse func(string) (T, error)) flag.Value {
+	return &value{
+		func() string {
+			texts := make([]string, len(*p))
+			for i, v := range *p {
+				texts[i] = v.String()
+			}
+			return strings.Join(texts, "\n")
+		},
+		func(s string) error {
+			for line := range strings.SplitSeq(s, "\n") {
+				if strings.TrimSpace(line) == "" {
+					continue
+				}
+				v, err := parse(line)
+				if err != nil {
+					return err
+				}
+				if !slices.Contains(*p, v) {
+					*p = append(*p, v)
+				}
+			}
+			return nil
+		},
+	}
+}
+
 // list is a list that before may refuse or empty. What is in it already is not
 // added again.
 func list[T comparable](p *[]T, parse func(string) (T, error), before func(string) error) flag.Value {

@@ -30,10 +30,12 @@ func appendTunnel(b []byte, t *Tunnel) []byte {
 		b = appendBytes(b, f.Unsent)
 		b = binary.AppendUvarint(b, uint64(f.InPipe))
 	}
-	b = append(b, t.Hops)
+	b = append(b, t.Hops, t.Tries)
 	b = binary.AppendUvarint(b, uint64(max(0, t.Age)))
 	b = binary.AppendUvarint(b, uint64(max(0, t.Idle)))
 	b = binary.AppendUvarint(b, uint64(max(0, t.Rest)))
+	b = binary.AppendUvarint(b, uint64(max(0, t.FirstByte)))
+	b = binary.AppendUvarint(b, uint64(max(0, t.Dialing)))
 	b = binary.AppendUvarint(b, uint64(t.Header))
 	b = binary.AppendUvarint(b, uint64(t.Preface))
 	b = appendAddrPort(b, t.Addr)
@@ -42,12 +44,23 @@ func appendTunnel(b []byte, t *Tunnel) []byte {
 	for _, s := range t.texts() {
 		b = appendBytes(b, *s)
 	}
-	return b
+	return append(appendLayer(b, &t.Layer), bits(t.Detached))
+}
+
+func appendLayer(b []byte, l *Layer) []byte {
+	b = appendBytes(b, l.Name)
+	if l.Name == "" {
+		return b
+	}
+	b = append(b, bits(l.Finished))
+	b = appendBytes(b, l.State)
+	b = binary.AppendUvarint(b, uint64(l.Owed))
+	return binary.AppendUvarint(b, uint64(max(0, l.Wait)))
 }
 
 // texts returns where the texts of a tunnel stand, in order.
 func (t *Tunnel) texts() []*string {
-	return []*string{&t.EndedBy, &t.How, &t.Form, &t.Name, &t.Listener, &t.Forward, &t.Target, &t.Route, &t.BackendID}
+	return []*string{&t.EndedBy, &t.How, &t.Form, &t.Name, &t.Listener, &t.Forward, &t.Target, &t.Route, &t.Failed, &t.Label}
 }
 
 func bits(flags ...bool) (b byte) {
@@ -74,7 +87,7 @@ func Decode(b []byte, version int) ([]Tunnel, error) {
 	if version < oldest || version > Version {
 		return nil, ErrUnreadable
 	}
-	r := reader{rest: b}
+	r := reader{rest: b, version: version}
 	n := r.number(math.MaxInt32)
 	if r.bad || n > int64(len(r.rest)) {
 		return nil, ErrUnreadable
@@ -96,8 +109,9 @@ func Decode(b []byte, version int) ([]Tunnel, error) {
 
 // reader reads fields. Once bad is set there are no more.
 type reader struct {
-	rest []byte
-	bad  bool
+	rest    []byte
+	bad     bool
+	version int
 }
 
 func (r *reader) tunnel(t *Tunnel) {
@@ -111,17 +125,48 @@ func (r *reader) tunnel(t *Tunnel) {
 		f.InPipe = int(r.number(math.MaxInt32))
 	}
 	t.Hops = r.byte()
+	if r.version >= 2 {
+		t.Tries = r.byte()
+	}
 	t.Age = time.Duration(r.number(math.MaxInt64))
 	t.Idle = time.Duration(r.number(math.MaxInt64))
 	t.Rest = time.Duration(r.number(math.MaxInt64))
+	if r.version >= 2 {
+		t.FirstByte = time.Duration(r.number(math.MaxInt64))
+		t.Dialing = time.Duration(r.number(math.MaxInt64))
+	}
 	t.Header = int(r.number(math.MaxInt32))
 	t.Preface = int(r.number(math.MaxInt32))
 	r.addrPort(&t.Addr)
 	r.addrPort(&t.Local)
 	r.addrPort(&t.Dialed)
-	for _, s := range t.texts() {
+	texts := t.texts()
+	if r.version < 2 {
+		texts = texts[:9] // there was no label
+	}
+	for _, s := range texts {
 		*s = string(r.bytes())
 	}
+	if r.version >= 2 {
+		r.layer(&t.Layer)
+	} else if t.Failed != "" { // the last text was the name for the backend then
+		t.Name, t.Failed = t.Failed, ""
+	}
+	if r.version >= 3 {
+		r.bits(&t.Detached)
+	}
+}
+
+func (r *reader) layer(l *Layer) {
+	if l.Name = string(r.bytes()); l.Name == "" {
+		return
+	}
+	r.bits(&l.Finished)
+	if state := r.bytes(); len(state) > 0 {
+		l.State = append([]byte(nil), state...)
+	}
+	l.Owed = int(r.number(math.MaxInt32))
+	l.Wait = time.Duration(r.number(math.MaxInt64))
 }
 
 func (r *reader) byte() byte {

@@ -1,12 +1,15 @@
-//go:build faults
+//go:build faults && linux
 
 package handover
 
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // FaultVariable in the environment names a file that says at which step of which batch
@@ -31,7 +34,10 @@ func die(step string, number uint64) {
 		return
 	}
 	fmt.Fprintf(os.Stderr, "{\"msg\":\"fault\",\"step\":%q,\"pid\":%d}\n", step, os.Getpid())
-	syscall.Kill(os.Getpid(), syscall.Signal(n))
+	// To this very thread: one for the process may be dealt with by another, and what
+	// comes after the step would be done meanwhile.
+	runtime.LockOSThread()
+	unix.Tgkill(os.Getpid(), unix.Gettid(), syscall.Signal(n))
 	for syscall.Signal(n) == syscall.SIGKILL {
 		// It ends this process within a moment, and nothing may happen until then.
 	}

@@ -31,7 +31,7 @@ import (
 
 // Version is that of the encoding. Whoever changes the encoding in any way counts it
 // up and goes on to read the last one: testdata has a file of each.
-const Version = 1
+const Version = 3
 
 // oldest is the least version that is still read.
 const oldest = 1
@@ -79,7 +79,7 @@ type Tunnel struct {
 	Rest      time.Duration // the same, or since one side has finished, as far as somebody has watched
 	Addr      netip.AddrPort
 	Local     netip.AddrPort // where the client connected to, if a trusted proxy has told; or invalid
-	Name      string         // of the connection, in the log and elsewhere; or empty
+	Name      string         // of the connection, in the log and for the backend
 	Listener  string         // by which it came; or empty
 	Forward   string         // the route to which its listener leads; or empty
 	Form      string         // in which it said where it wants to go
@@ -90,15 +90,38 @@ type Tunnel struct {
 	Target    string
 	Dialed    netip.AddrPort // where the name of Target led to; or invalid
 	Route     string         // among whose targets it was chosen; or empty
-	BackendID string         // the name of the connection that the backend was told; or empty
 	Preface   int            // bytes that were sent to the backend before the client's
+	FirstByte time.Duration  // from the beginning of the tunnel to the first byte of the backend
+	Dialing   time.Duration  // that the dials took
+	Tries     uint8          // how many there were
+	Failed    string         // backends that did not answer, with commas between; or empty
+	Label     string         // what it is called in the log; or empty
+
+	Layer Layer // on the client's socket
+
+	// Detached says that there is no client's socket: a layer waits for another one.
+	// Versions before 3 have none such.
+	Detached bool
+}
+
+// Layer is what is between the client's socket and the tunnel. Versions before 2 have
+// none.
+type Layer struct {
+	Name     string        // its kind; empty: there is none
+	State    []byte        // as it says itself
+	Owed     int           // of the bytes to be sent to the client, how many are its own
+	Finished bool          // the client has: what is for it is dropped
+	Wait     time.Duration // until the client is not waited for any more; 0: no bound
 }
 
 // fds returns where the descriptors of a tunnel stand, in the order in which they
 // travel.
 func (t *Tunnel) fds() []*int {
 	list := make([]*int, 0, 6)
-	list = append(list, &t.Client.FD, &t.Backend.FD)
+	if !t.Detached {
+		list = append(list, &t.Client.FD)
+	}
+	list = append(list, &t.Backend.FD)
 	for _, f := range []*Flow{&t.Up, &t.Down} {
 		if f.InPipe > 0 {
 			list = append(list, &f.Pipe.R, &f.Pipe.W)
@@ -110,6 +133,9 @@ func (t *Tunnel) fds() []*int {
 // Descriptors returns how many descriptors a tunnel has.
 func (t *Tunnel) Descriptors() int {
 	n := 2
+	if t.Detached {
+		n = 1
+	}
 	if t.Up.InPipe > 0 {
 		n += 2
 	}
@@ -122,6 +148,8 @@ func (t *Tunnel) Descriptors() int {
 var (
 	// ErrRefused says that the other process takes no tunnels.
 	ErrRefused = errors.New("the new process takes no tunnels")
+	// ErrSilent says that the other process has not said a word.
+	ErrSilent = errors.New("the new process does not answer to the offer of tunnels")
 	// ErrBusy says that the other process does not take a batch now.
 	ErrBusy = errors.New("the new process has no room for now")
 	// ErrUnreadable says that bytes are not what [Append] has made.

@@ -100,7 +100,7 @@ func agreed(t testing.TB, patience time.Duration) (*Sender, *Receiver) {
 		r, err := NewReceiver(fresh)
 		got <- result{r, err}
 	}()
-	s, err := NewSender(old, 20*time.Second)
+	s, err := NewSender(t.Context(), old, 20*time.Second, 20*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestAnotherVersionIsRefusedBeforeTheFirstTunnel(t *testing.T) {
 	}
 	old, fresh := pair(t)
 	go Refuse(fresh, "no event loops")
-	if _, err := NewSender(old, patience); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "no event loops") {
+	if _, err := NewSender(t.Context(), old, patience, patience); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "no event loops") {
 		t.Errorf("refused: %v", err)
 	}
 }

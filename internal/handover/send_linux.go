@@ -1,9 +1,11 @@
 package handover
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,19 +21,22 @@ type Sender struct {
 }
 
 // NewSender begins to hand over by a stream, which it owns from here on, and waits
-// until the other process has agreed. patience is for each answer: a process that
-// takes longer is not waited for any more. The error is [ErrRefused], with the reason,
-// or the stream's.
-func NewSender(conn *net.UnixConn, patience time.Duration) (*Sender, error) {
+// until the other process has agreed, or ctx ends. first is for that, and patience for each
+// answer later: a process that takes longer is not waited for any more. The error is
+// [ErrRefused], with the reason, [ErrSilent], or the stream's.
+func NewSender(ctx context.Context, conn *net.UnixConn, first, patience time.Duration) (*Sender, error) {
 	s := &Sender{wire: wire{conn}, patience: patience}
 	conn.SetWriteBuffer(sendBuffer)
-	s.expect()
+	conn.SetDeadline(time.Now().Add(first))
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 	if err := s.write(frame{word: hello, number: Version}); err != nil {
 		return nil, err
 	}
 	f, err := s.read()
 	closeAll(f.fds)
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil:
+		return nil, ErrSilent
 	case err != nil:
 		return nil, fmt.Errorf("no answer to the offer of tunnels: %w", err)
 	case f.word == refuse:

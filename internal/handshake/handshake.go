@@ -22,15 +22,16 @@ const (
 	TLS                   // TLS, with any of the above inside
 	WebSocket             // HTTP at first
 	Forward               // nothing: its listener leads to one backend; nothing is answered
+	Upgrade               // HTTP at first; now a WebSocket that goes through to its backend
 )
 
 func (f Form) String() string {
-	return [...]string{"unknown", "line", "prefixed", "binary", "http", "tls", "websocket", "forward"}[f]
+	return [...]string{"unknown", "line", "prefixed", "binary", "http", "tls", "websocket", "forward", "upgrade"}[f]
 }
 
 // ParseForm returns the Form of a name; Unknown if there is none.
 func ParseForm(name string) Form {
-	for f := Unknown; f <= Forward; f++ {
+	for f := Unknown; f <= Upgrade; f++ {
 		if f.String() == name {
 			return f
 		}
@@ -218,7 +219,7 @@ func take(b []byte, size, limit uint64) (first, rest []byte, err error) {
 // request; none where it expects none.
 func (f Form) Reply(st Status) []byte {
 	switch f {
-	case Forward, TLS, HTTP: // HTTP answers for itself
+	case Forward, TLS, HTTP, Upgrade: // HTTP answers for itself
 		return nil
 	case Prefixed:
 		return append([]byte{byte(len(st)), 0, 0, 0}, st...)

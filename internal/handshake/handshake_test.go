@@ -284,7 +284,7 @@ func FuzzSniff(f *testing.F) {
 }
 
 func TestFormsAreReadByTheirNames(t *testing.T) {
-	for f := Unknown; f <= Forward; f++ {
+	for f := Unknown; f <= Upgrade; f++ {
 		if got := ParseForm(f.String()); got != f {
 			t.Errorf("%v is read as %v", f, got)
 		}

@@ -111,6 +111,26 @@ func ParseMetrics(text string) (Metrics, error) {
 	return m, nil
 }
 
+// Unaccounted returns how many connections are not in what docs/operating.md says that
+// all are in.
+func (m Metrics) Unaccounted() float64 {
+	return m.Sum("gateway_accepted_total") + m["gateway_tunnels_moved"] - m["gateway_tunnels_active"] -
+		m.Sum("gateway_tunnels_ended_total") - m.Sum("gateway_refusals_total") - m["gateway_connections_pending"] -
+		m.Sum("gateway_connections_total", `form="http"`) - m.Sum("gateway_connections_total", `form="http+tls"`) -
+		m.Sum("gateway_connections_total", `status="resumed"`)
+}
+
+// Fell returns the counters that are less than they were before.
+func (m Metrics) Fell(before Metrics) (list []string) {
+	for key, was := range before {
+		name, _, _ := strings.Cut(key, "{")
+		if now, ok := m[key]; strings.HasSuffix(name, "_total") && strings.HasPrefix(name, "gateway_") && (!ok || now < was) {
+			list = append(list, fmt.Sprintf("%s: %v after %v", key, now, was))
+		}
+	}
+	return list
+}
+
 // Sum adds up the values of a metric that have all the labels, each as name="value".
 func (m Metrics) Sum(name string, labels ...string) (sum float64) {
 next:

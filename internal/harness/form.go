@@ -180,6 +180,30 @@ func HalfClose(t testing.TB, c net.Conn) {
 	}
 }
 
+// ExpectHello reads what comes to a client whose backend answers hello with hello. A
+// tunnel has no messages: what is sent at once may come to a WebSocket in several.
+func (v Form) ExpectHello(t testing.TB, c net.Conn) {
+	t.Helper()
+	if !v.IsWebSocket() {
+		ExpectAnswer(t, c, v.Welcome+v.Hear)
+		return
+	}
+	ExpectAnswer(t, c, v.Welcome)
+	for said := ""; said != "hello"; {
+		head := make([]byte, 2)
+		if _, err := io.ReadFull(c, head); err != nil {
+			t.Fatalf("%v after %q; want hello", err, said)
+		}
+		rest := "hello"[len(said):]
+		if n := int(head[1]); head[0] != BinaryFrame || n == 0 || n > len(rest) {
+			t.Fatalf("a frame begins with %x after %q; want a binary one with %q or a part of it", head, said, rest)
+		}
+		part := rest[:head[1]]
+		Expect(t, c, part)
+		said += part
+	}
+}
+
 // Leave ends what has become a tunnel, and sees that the gateway does too.
 func (v Form) Leave(t testing.TB, c net.Conn) {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,24 @@ func (l *Log) Tail() string {
 func (l *Log) Lines(msg string) []map[string]any {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.parse()
+	return append([]map[string]any(nil), l.byMsg[msg]...)
+}
+
+// each calls look for each JSON line.
+func (l *Log) each(look func(line map[string]any)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.parse()
+	for _, lines := range l.byMsg {
+		for _, m := range lines {
+			look(m)
+		}
+	}
+}
+
+// parse reads the whole lines that have come. mu is held.
+func (l *Log) parse() {
 	if l.byMsg == nil {
 		l.byMsg = make(map[string][]map[string]any)
 	}
@@ -63,7 +82,6 @@ func (l *Log) Lines(msg string) []map[string]any {
 			l.byMsg[key] = append(l.byMsg[key], m)
 		}
 	}
-	return append([]map[string]any(nil), l.byMsg[msg]...)
 }
 
 // WaitLine waits for n lines with a message and returns the nth.
@@ -91,4 +109,12 @@ func (l *Log) WaitClient(t testing.TB, msg, client string) (line map[string]any)
 		return false
 	})
 	return line
+}
+
+// Status returns the status in a line, as text; empty for 0, where nobody was told one.
+func Status(line map[string]any) string {
+	if n, ok := line["status"].(float64); ok && n != 0 {
+		return strconv.FormatFloat(n, 'f', -1, 64)
+	}
+	return ""
 }

@@ -41,7 +41,8 @@ const quickExit = "GORACE=atexit_sleep_ms=0"
 func Command(t testing.TB, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(Binary(t), args...)
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), quickExit}, env...)
+	// A line for each refusal, since tests count them.
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), quickExit, "GATEWAY_LOG_REFUSED_RATE=0"}, env...)
 	if !IOUring() {
 		cmd.Env = append(cmd.Env, "GATEWAY_IO_URING=0")
 	}
@@ -100,7 +101,8 @@ func StartCommand(t testing.TB, cmd *exec.Cmd) *Process {
 
 // Launch starts a gateway, or another server, and does not wait until it
 // listens. What the command says goes to Log and Stdout, unless it has files for it. The process is killed at the end of the test if it still runs. The test
-// fails if the process has reported a data race.
+// fails if the process has reported a data race, or logged a field that has another type
+// elsewhere.
 func Launch(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{Cmd: cmd, exited: make(chan struct{})}
@@ -123,6 +125,9 @@ func Launch(t testing.TB, cmd *exec.Cmd) *Process {
 		p.Kill()
 		if _, race, found := strings.Cut(p.Log.String(), "WARNING: DATA RACE"); found {
 			t.Errorf("a data race in process %d:%.4000s", p.PID(), race)
+		}
+		for _, conflict := range allFields.add(&p.Log) {
+			t.Errorf("a field of the log has two types: %s", conflict)
 		}
 		if t.Failed() {
 			t.Logf("%s, process %d, says:\n%s%s", filepath.Base(cmd.Path), p.PID(), p.Stdout.Tail(), p.Log.Tail())

@@ -32,11 +32,15 @@ func Adopt(t testing.TB, p *Process) *Upgraded {
 	t.Helper()
 	u := &Upgraded{p, filepath.Join(p.Cmd.Dir, "gateway.pid"), p.PID()}
 	t.Cleanup(func() {
-		for _, line := range u.Log.Lines("upgrading") {
-			// Whoever has this number by now: it is no child of anybody here if the
-			// gateway has ended, and then its folder is another.
-			pid := int(line["new_pid"].(float64))
-			if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && strings.HasPrefix(dir, u.Cmd.Dir) {
+		// A process that is killed may not have told the log of its successor, which
+		// holds on to its standard error.
+		all, _ := filepath.Glob("/proc/[0-9]*/cwd")
+		for _, link := range all {
+			dir, err := os.Readlink(link)
+			if err != nil || dir != u.Cmd.Dir && !strings.HasPrefix(dir, u.Cmd.Dir+" (deleted)") {
+				continue
+			}
+			if pid, err := strconv.Atoi(strings.Split(link, "/")[2]); err == nil && pid != os.Getpid() {
 				syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}

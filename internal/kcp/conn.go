@@ -76,7 +76,8 @@ type Conn struct {
 	name      string // of the session, within kcp-go
 	local     net.Addr
 	remote    net.Addr
-	forget    func(*Conn) // called once, at the end
+	client    *net.UDPAddr // the same
+	forget    func(*Conn)  // called once, at the end
 
 	// own is the session's own socket, once the shared one is another process's.
 	own atomic.Pointer[net.UDPConn]
@@ -121,9 +122,10 @@ func sinceStart() int64 { return int64(time.Since(start)) }
 // newConn returns a session that ends by itself when it is idle.
 func (t *Transport) newConn(f *frame, who conversation, local net.Addr, forget func(*Conn)) *Conn {
 	address := netip.AddrPortFrom(who.source.Addr().Unmap(), who.source.Port())
+	client := net.UDPAddrFromAddrPort(address)
 	c := &Conn{
 		transport: t, frame: f, who: who, forget: forget,
-		local: local, remote: net.UDPAddrFromAddrPort(address),
+		local: local, remote: client, client: client,
 		name:  strconv.FormatUint(sessions.Add(1), 10),
 		ended: make(chan struct{}),
 	}

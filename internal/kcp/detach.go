@@ -75,7 +75,9 @@ func (g *guard) detach() error {
 	for deadline := time.Now().Add(drainTime); waits(g.UDPConn) && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
-	err := g.UDPConn.Close() // this process's; the reader goes on by handover.came
+	g.out.close() // with this process's socket; the reader goes on by handover.came
+	<-g.out.done
+	err := g.out.err
 	g.mu.Lock()
 	g.closeAfterLast()
 	g.mu.Unlock()

@@ -69,11 +69,19 @@ func (f *frame) seal(packet []byte, send func([]byte) error) error {
 	}
 	buf := datagrams.Get().(*[maxDatagram]byte)
 	defer datagrams.Put(buf)
+	return send(f.fill(buf, packet))
+}
+
+// fill returns a datagram in buf that holds the packet.
+func (f *frame) fill(buf *[maxDatagram]byte, packet []byte) []byte {
+	if f == nil {
+		return buf[:copy(buf[:], packet)]
+	}
 	d := buf[:frameHeader+copy(buf[frameHeader:], packet)]
 	rand.Read(d[:16])
 	binary.LittleEndian.PutUint32(d[16:], crc32.ChecksumIEEE(d[frameHeader:]))
 	f.block.Encrypt(d, d)
-	return send(d)
+	return d
 }
 
 var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}

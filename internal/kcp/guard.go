@@ -24,8 +24,11 @@ const (
 	// challenged. Who answers needs no place among the unproven.
 	pressedFrom = maxUnproven / 4
 	// maxAnswered bounds the clients that have answered and have no session yet.
-	// They send their first data again by themselves.
-	maxAnswered = 8192
+	// They send their first data again by themselves, within answeredTime: ikcp.c waits
+	// twice as long each time that nothing comes, up to IKCP_RTO_MAX (60 s). Who was
+	// forgotten by then would be challenged for ever.
+	maxAnswered  = 8192
+	answeredTime = 75 * time.Second
 	// maxStrangers bounds the clients that wait for their challenge.
 	maxStrangers = 1024
 	// warnEvery is how often the log is told of a crowd.
@@ -56,6 +59,7 @@ type guard struct {
 	frame     *frame // with Crypt aes
 	clear     *frame // "none" of kcptun, for Crypt none
 	baker     baker
+	out       *outbox
 	batch     *batch // of ReadFrom, which only kcp-go's one reader calls
 
 	mu       sync.Mutex
@@ -67,6 +71,8 @@ type guard struct {
 	filled   int64                    // when tokens was last filled
 	warnAt   int64                    // not before that
 	closed   bool                     // no new sessions; the socket closes after the last
+
+	proveFirst func() bool // see Listener.ProveFirst
 
 	handover *handover // nil: the shared socket is this process's
 
@@ -82,13 +88,14 @@ type guard struct {
 func newGuard(t *Transport, socket *net.UDPConn) *guard {
 	g := &guard{
 		UDPConn: socket, transport: t, layout: t.layout(),
-		baker: newBaker(), batch: newBatch(socket),
-		sessions:  make(map[netip.AddrPort]*Conn),
-		graves:    newMemory(graveTime, maxGraves),
-		answered:  newMemory(cookieTime, maxAnswered),
-		handed:    make(chan struct{}, maxHanded),
-		strangers: make(chan stranger, maxStrangers),
-		tokens:    maxRate, filled: sinceStart(),
+		baker: newBaker(), batch: newBatch(socket), out: newOutbox(socket),
+		proveFirst: func() bool { return false },
+		sessions:   make(map[netip.AddrPort]*Conn),
+		graves:     newMemory(graveTime, maxGraves),
+		answered:   newMemory(answeredTime, maxAnswered),
+		handed:     make(chan struct{}, maxHanded),
+		strangers:  make(chan stranger, maxStrangers),
+		tokens:     maxRate, filled: sinceStart(),
 	}
 	if t.key != nil {
 		g.frame = newFrame(t.key)
@@ -189,9 +196,11 @@ func (g *guard) begin(who conversation, f *frame, old *Conn, now int64) *Conn {
 		return nil
 	}
 	proven := g.answered.take(who, now)
-	if !proven && !g.mayBegin(now) {
-		g.warn(now, "many new KCP clients at once, asking each to prove its address",
-			"challenged", g.challenged.Load())
+	if first := !proven && g.proveFirst(); first || !proven && !g.mayBegin(now) {
+		if !first {
+			g.warn(now, "many new KCP clients at once, asking each to prove its address",
+				"challenged", g.challenged.Load())
+		}
 		g.mu.Unlock()
 		g.ask(who, f != nil)
 		return nil
@@ -319,7 +328,7 @@ func (g *guard) close() {
 
 func (g *guard) closeAfterLast() {
 	if g.closed && len(g.sessions) == 0 {
-		g.UDPConn.Close()
+		g.out.close()
 		if h := g.handover; h != nil && !h.ended {
 			h.ended = true
 			close(h.over)
@@ -341,7 +350,7 @@ func (g *guard) WriteTo(packet []byte, to net.Addr) (int, error) {
 func (g *guard) sendTo(c *Conn, f *frame, packet []byte) {
 	own := c.own.Load()
 	if own == nil {
-		g.send(c.who.source, f, packet)
+		g.out.put(c.client, f, packet)
 		return
 	}
 	f.seal(packet, func(d []byte) error {

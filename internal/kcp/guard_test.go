@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -139,6 +140,26 @@ func TestNewSessionsComeNoFasterThanTheRate(t *testing.T) {
 	}
 	if want := maxRate * 3 / 2; begun != want {
 		t.Errorf("%d sessions in half a second, want %d", begun, want)
+	}
+}
+
+// TestWhoHasAnsweredGetsInHoweverLongItHasBackedOff has a client answer its challenge, and
+// send its first data again as late as ikcp.c does (IKCP_RTO_MAX).
+func TestWhoHasAnsweredGetsInHoweverLongItHasBackedOff(t *testing.T) {
+	l := listen(t, options(), echo)
+	l.ProveFirst(func() bool { return true })
+	g, now := l.guard, sinceStart()
+	who := conversation{source: netip.MustParseAddrPort("127.0.0.1:9"), conv: 7}
+	if c := g.begin(who, nil, nil, now); c != nil {
+		t.Fatal("it has a session without an answer")
+	}
+	g.mu.Lock()
+	g.answered.add(who, now)
+	known := g.answered.has(who, now+int64(kcpgo.IKCP_RTO_MAX*time.Millisecond))
+	forgotten := !g.answered.has(who, now+int64(answeredTime)+1)
+	g.mu.Unlock()
+	if !known || !forgotten {
+		t.Errorf("after a minute it is known: %v; forgotten in the end: %v", known, forgotten)
 	}
 }
 

@@ -45,6 +45,7 @@ func listen(t testing.TB, o Options, serve func(*Conn)) *Listener {
 	var served sync.WaitGroup
 	var mu sync.Mutex
 	var conns []*Conn
+	over := false
 	served.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -52,7 +53,9 @@ func listen(t testing.TB, o Options, serve func(*Conn)) *Listener {
 				return
 			}
 			mu.Lock()
-			conns = append(conns, c)
+			if conns = append(conns, c); over { // nobody else would end it before its IdleTimeout
+				c.Abort()
+			}
 			mu.Unlock()
 			served.Go(func() { serve(c) })
 		}
@@ -60,6 +63,7 @@ func listen(t testing.TB, o Options, serve func(*Conn)) *Listener {
 	t.Cleanup(func() {
 		l.Close()
 		mu.Lock()
+		over = true
 		for _, c := range conns {
 			c.Abort()
 		}

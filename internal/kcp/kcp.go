@@ -58,6 +58,9 @@
 // that nobody reads announces a window of zero. Before its address is proven a
 // session may hold 16 packets.
 //
+// A listener has a goroutine that reads, one that accepts, one that challenges, and on Linux
+// one that sends for all sessions (outbox), with 1,024 datagrams at most that wait.
+//
 // kcp-go starts one goroutine (*TimedSched).sched per CPU and one
 // (*TimedSched).prepend when the program starts, and they never end.
 package kcp

@@ -64,7 +64,7 @@ func (t *Transport) Serve(socket *net.UDPConn) (*Listener, error) {
 	g := newGuard(t, socket)
 	listener, err := kcpgo.ServeConn(nil, t.DataShards, t.ParityShards, g)
 	if err != nil {
-		socket.Close()
+		g.out.close()
 		return nil, err
 	}
 	l := &Listener{
@@ -75,6 +75,16 @@ func (t *Transport) Serve(socket *net.UDPConn) (*Listener, error) {
 	go g.challengeStrangers()
 	go l.collect()
 	return l, nil
+}
+
+// ProveFirst has every client prove its address before its session begins, while first
+// returns true: for who holds against an address what came from it. It costs a client a
+// round trip, and the wait until it sends its first datagram again. first is called for
+// each such datagram, and must be quick. ProveFirst is called before Accept.
+func (l *Listener) ProveFirst(first func() bool) {
+	l.guard.mu.Lock()
+	defer l.guard.mu.Unlock()
+	l.guard.proveFirst = first
 }
 
 // collect takes the sessions that kcp-go makes, whose own backlog is short. It

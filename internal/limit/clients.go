@@ -42,8 +42,9 @@ func (s Source) String() string {
 const maxClientsFile = 4 << 20
 
 // Clients is a set of clients' networks. Files are read again when they change: the
-// first client that comes a second or more after the last look finds that out, and
-// waits for it. A nil Clients contains nobody. Its methods are safe for concurrent
+// first client that comes a second or more after the last look has that done in a
+// goroutine, and does not wait for it, since an event loop asks that others wait for: some
+// 200,000 networks take half a second. A nil Clients contains nobody. Its methods are safe for concurrent
 // use.
 type Clients struct {
 	sources []Source
@@ -54,7 +55,8 @@ type Clients struct {
 }
 
 // LoadClients reads what stands in sources; without any it returns nil. Where it may
-// not be empty, a file without a network is an error. The error names file and line.
+// not be empty, a file without a network is an error, and anywhere one without a word.
+// The error names file and line.
 // log gets a line for each change of a file; one that cannot be used changes nothing.
 func LoadClients(sources []Source, mayBeEmpty bool, log *slog.Logger) (*Clients, error) {
 	if len(sources) == 0 {
@@ -83,9 +85,7 @@ func (c *Clients) contains(client netip.Addr) bool {
 	if c == nil {
 		return false
 	}
-	if c.watch.Changed() {
-		c.reload()
-	}
+	c.watch.Follow(c.reload)
 	found := false
 	c.set.Load().find(client.WithZone(""), func(netip.Prefix, struct{}) bool {
 		found = true
@@ -117,6 +117,9 @@ func (c *Clients) read() (*networks[struct{}], error) {
 		}
 		n := 0
 		text = bytes.TrimPrefix(text, []byte("\ufeff"))
+		if len(bytes.TrimSpace(text)) == 0 { // more likely an accident of who writes it
+			return nil, fmt.Errorf("%s is empty: if it is to name nobody, say so in a comment (#)", s.File)
+		}
 		for line := range strings.Lines(string(text)) {
 			n++
 			line, _, _ = strings.Cut(line, "#")

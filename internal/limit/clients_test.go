@@ -146,6 +146,8 @@ func TestABadFileIsRefusedByItsName(t *testing.T) {
 		"10.0.0.0/8\nbad\n":  "line 2",
 		"10.0.0.0/8 11.0/8":  "line 1",
 		"# nobody\n":         "no network",
+		"":                   "is empty",
+		"\ufeff \n":          "is empty",
 		"10.0.0.0/8,1.1.1.1": "line 1",
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -157,6 +159,10 @@ func TestABadFileIsRefusedByItsName(t *testing.T) {
 	}
 	if _, err := load(t, "@"+file+".none", true); err == nil {
 		t.Error("no file is taken")
+	}
+	os.WriteFile(file, nil, 0o600)
+	if _, err := load(t, "@"+file, true); err == nil || !strings.Contains(err.Error(), file+" is empty") {
+		t.Errorf("an empty file: %v", err)
 	}
 	os.WriteFile(file, []byte("# nobody\n"), 0o600)
 	if c, err := load(t, "@"+file, true); err != nil || c.contains(ip("10.0.0.1")) {
@@ -199,4 +205,44 @@ func TestSeatsAreTakenAndGivenBack(t *testing.T) {
 	if len(s.taken) != 0 {
 		t.Errorf("%v are remembered", s.taken)
 	}
+}
+
+// blocked is a log whose lines wait until it is closed.
+type blocked struct{ lines, open chan struct{} }
+
+func (b blocked) Write(p []byte) (int, error) {
+	b.lines <- struct{}{}
+	<-b.open
+	return len(p), nil
+}
+
+// An event loop asks, and all of its tunnels would wait.
+func TestNobodyWaitsUntilAListHasBeenReadAgain(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "clients")
+	if err := os.WriteFile(file, []byte("10.0.0.0/8\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := blocked{make(chan struct{}), make(chan struct{})}
+	s, _ := ParseSource("@" + file)
+	c, err := LoadClients([]Source{s}, false, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("11.0.0.0/8\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Asked in this goroutine, so this would never end if the one who asks had to wait.
+	harness.Eventually(t, "it is read", func() bool {
+		c.contains(ip("11.0.0.1"))
+		select {
+		case <-log.lines:
+			return true
+		default:
+			return false
+		}
+	})
+	if !c.contains(ip("11.0.0.1")) {
+		t.Error("the new list is not used")
+	}
+	close(log.open)
 }

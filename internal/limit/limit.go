@@ -36,15 +36,17 @@ type Reason uint8
 
 // The zero value is no reason.
 const (
-	None       Reason = iota
-	NotAllowed        // by its address, which is in Limits.Deny or not in Limits.Allow
-	Banned            // see Bans
-	TooMany           // connections of its address
-	TooFast           // connects of its address
+	None         Reason = iota
+	NotAllowed          // by its address, which is in Limits.Deny or not in Limits.Allow
+	Banned              // see Bans
+	TooMany             // connections of its address
+	TooFast             // connects of its address
+	TooManyTries        // see Tries
+	Elsewhere           // somebody who was asked says so
 	numReasons
 )
 
-var reasonWords = [numReasons]string{"", "client_denied", "banned", "conns_per_ip", "rate_per_ip"}
+var reasonWords = [numReasons]string{"", "client_denied", "banned", "conns_per_ip", "rate_per_ip", "tickets_per_ip", "ask_limited"}
 
 // String returns the word for the log and the counters.
 func (r Reason) String() string { return reasonWords[r] }
@@ -130,6 +132,13 @@ func (l *Limiter) Admit(client netip.Addr, now time.Time) (Place, Reason) {
 		return Place{}, why
 	}
 	return Place{&l.table, e}, None
+}
+
+// Counts tells whether anything that comes from an address is held against it later: its
+// connections, how fast it opens them, or bad requests.
+func (l *Limiter) Counts() bool {
+	limits := l.limits.Load()
+	return limits.ConnsPerIP > 0 || limits.Rate.every > 0 || l.bans != nil && l.bans.Rule().Bad > 0
 }
 
 // Strike says that a client has brought a bad request, and reports whether that has

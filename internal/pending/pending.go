@@ -8,6 +8,7 @@ package pending
 import (
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // Budget is a bound on pending clients. Its methods are safe for concurrent use.
@@ -38,16 +39,17 @@ type Ticket struct {
 	budget  *Budget
 	giveWay func()
 	addr    netip.Addr
+	since   time.Time
 	next    [2]struct{ older, newer *Ticket }
 	held    bool
 	gaveWay bool
 }
 
 // Admit gives a place to a client until it is released. If the client becomes the
-// oldest of too many, giveWay is called, once, from the goroutine of whoever comes
-// then: it must not wait, nor call the Budget. The zero addr has no share.
+// oldest of too many, or MakeRoom wants its place, giveWay is called, once, from the
+// goroutine of whoever comes then: it must not wait, nor call the Budget. The zero addr has no share.
 func (b *Budget) Admit(addr netip.Addr, giveWay func()) *Ticket {
-	t := &Ticket{budget: b, giveWay: giveWay, held: true}
+	t := &Ticket{budget: b, giveWay: giveWay, held: true, since: time.Now()}
 	b.mu.Lock()
 	displaced := b.join(t, addr)
 	if displaced == nil && b.all.n >= b.max {
@@ -60,6 +62,29 @@ func (b *Budget) Admit(addr netip.Addr, giveWay func()) *Ticket {
 		displaced.giveWay()
 	}
 	return t
+}
+
+// Patience is how long a client has its place for certain while there is room for it
+// here: a round trip or two.
+const Patience = 100 * time.Millisecond
+
+// MakeRoom has up to n clients give way that have been here for longer than Patience, the
+// oldest first, since there is no room elsewhere: no descriptors, for instance. It returns
+// how many. Their giveWay is called as by Admit.
+func (b *Budget) MakeRoom(n int) (made int) {
+	before := time.Now().Add(-Patience)
+	for ; made < n; made++ {
+		b.mu.Lock()
+		oldest := b.all.oldest
+		if oldest == nil || !oldest.since.Before(before) {
+			b.mu.Unlock()
+			return made
+		}
+		b.displace(oldest)
+		b.mu.Unlock()
+		oldest.giveWay()
+	}
+	return made
 }
 
 // Of says whose client it is that was admitted without an address. Only the first

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestTheOldestGivesWayToTheNewest(t *testing.T) {
@@ -160,4 +162,30 @@ func TestTicketsComeAndGoFromManyGoroutines(t *testing.T) {
 	if b.Len() != 0 {
 		t.Errorf("%d stay", b.Len())
 	}
+}
+
+func TestOnlyWhoHasHadItsTimeMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(100, 100)
+		var gone []int
+		admit := func(i int) *Ticket { return b.Admit(netip.Addr{}, func() { gone = append(gone, i) }) }
+		admit(0)
+		admit(1).Release()
+		admit(2)
+		if n := b.MakeRoom(5); n != 0 {
+			t.Errorf("%d at once", n)
+		}
+		time.Sleep(Patience + 1)
+		admit(3)
+		admit(4)
+		if n := b.MakeRoom(1); n != 1 || !slices.Equal(gone, []int{0}) {
+			t.Errorf("%d, %v", n, gone)
+		}
+		if n := b.MakeRoom(5); n != 1 || !slices.Equal(gone, []int{0, 2}) {
+			t.Errorf("%d, %v", n, gone)
+		}
+		if b.Len() != 2 {
+			t.Errorf("%d are left", b.Len())
+		}
+	})
 }

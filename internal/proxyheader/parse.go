@@ -21,6 +21,10 @@ type Header struct {
 	// UniqueID is the proxy's id of the connection, or empty. It is any bytes,
 	// at most maxUniqueID. Only version 2 has room for it.
 	UniqueID string
+	// Label is what the proxy calls the connection, or rather what it is for; or
+	// empty. It is any bytes, at most maxLabel; a longer one is none. Only version 2
+	// has room for it.
+	Label string
 	// Hops is how many gateways have passed the connection on, by their own
 	// count: two that forward to each other can so end their circle. It is 0
 	// where none has said so. Only version 2 has room for it.

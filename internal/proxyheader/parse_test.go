@@ -52,7 +52,7 @@ func TestParseTakesEveryFormOfTheSpecification(t *testing.T) {
 		{"a Unix datagram", version2(0x21, 0x32, strings.Repeat("\x00", unix)), "", "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			want := Header{addrPort(tt.src), addrPort(tt.dst), tt.id, 0}
+			want := Header{Source: addrPort(tt.src), Destination: addrPort(tt.dst), UniqueID: tt.id}
 			for _, rest := range []string{"", "x", "\r\n", tt.header} {
 				h, n, err := Parse([]byte(tt.header + rest))
 				if err != nil || n != len(tt.header) || h != want {

@@ -20,12 +20,15 @@ const (
 
 	// maxUniqueID is the longest unique id in bytes (section 2.2.5).
 	maxUniqueID = 128
+
+	// maxLabel is the longest label in bytes.
+	maxLabel = 128
 )
 
 // Append appends the header that tells a backend of a client. Version 0 appends
 // nothing, 1 and 2 are the protocol's. Version 2 carries UniqueID as
-// PP2_TYPE_UNIQUE_ID unless it is empty, and Hops unless they are 0; version 1
-// has no room for them.
+// PP2_TYPE_UNIQUE_ID and Label unless they are empty, and Hops unless they are 0;
+// version 1 has no room for them.
 //
 // The client's address is told whenever it is known, because a backend that is
 // not told takes every client for the gateway, which it may trust more:
@@ -46,6 +49,9 @@ func Append(b []byte, version int, h Header) ([]byte, error) {
 	}
 	if version == 2 && len(h.UniqueID) > maxUniqueID {
 		return b, fmt.Errorf("a unique id of %d bytes; at most %d are allowed", len(h.UniqueID), maxUniqueID)
+	}
+	if version == 2 && len(h.Label) > maxLabel {
+		return b, fmt.Errorf("a label of %d bytes; at most %d are allowed", len(h.Label), maxLabel)
 	}
 	lib := &proxyproto.Header{Version: byte(version), Command: proxyproto.LOCAL}
 	if h.Source.IsValid() {
@@ -76,6 +82,9 @@ func (h *Header) tlvs() []proxyproto.TLV {
 	var list []proxyproto.TLV
 	if h.UniqueID != "" {
 		list = append(list, proxyproto.TLV{Type: proxyproto.PP2_TYPE_UNIQUE_ID, Value: []byte(h.UniqueID)})
+	}
+	if h.Label != "" {
+		list = append(list, proxyproto.TLV{Type: typeLabel, Value: []byte(h.Label)})
 	}
 	if h.Hops > 0 {
 		list = append(list, proxyproto.TLV{Type: typeHops, Value: []byte{h.Hops}})

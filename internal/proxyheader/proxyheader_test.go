@@ -196,7 +196,7 @@ func FuzzAnAppendedHeaderIsParsed(f *testing.F) {
 		dstAddr, _ := netip.AddrFromSlice(dstIP)
 		src, dst := netip.AddrPortFrom(srcAddr, srcPort), netip.AddrPortFrom(dstAddr, dstPort)
 		for version := 1; version <= 2; version++ {
-			b, err := Append(nil, version, Header{src, dst, id, hops})
+			b, err := Append(nil, version, Header{Source: src, Destination: dst, UniqueID: id, Hops: hops})
 			if err != nil {
 				if version == 2 && len(id) > maxUniqueID {
 					continue

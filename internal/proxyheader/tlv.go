@@ -13,6 +13,9 @@ import (
 // else's and means nothing here.
 const typeHops proxyproto.PP2Type = 0xe7
 
+// typeLabel is the TLV of a label, of the same range.
+const typeLabel proxyproto.PP2Type = 0xe8
+
 // tlvSize is the size in bytes of a TLV's type and length.
 const tlvSize = 3
 
@@ -43,6 +46,10 @@ func (h *Header) readTLVs(b []byte, at int) error {
 			// With two, neither would be of a header in which it alone is zero.
 			if sums++; sums > 1 || len(value) != crc32.Size || !isSum(value, b, start) {
 				return malformed("the checksum is wrong")
+			}
+		case typeLabel:
+			if len(value) <= maxLabel {
+				h.Label = string(value)
 			}
 		case typeHops:
 			if len(value) == 1 {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -138,7 +139,7 @@ func TestHopsAreCounted(t *testing.T) {
 		{"\xe0\x00\x01\x09\xea\x00\x01\x09\xee\x00\x01\x09", 0},
 	} {
 		header := version2(0x21, 0x11, ipv4+tt.tlvs)
-		if h, n, err := Parse([]byte(header)); h != (Header{src, dst, "", tt.want}) || n != len(header) || err != nil {
+		if h, n, err := Parse([]byte(header)); h != (Header{Source: src, Destination: dst, Hops: tt.want}) || n != len(header) || err != nil {
 			t.Errorf("%q: %+v, %d, %v; want %d hops", tt.tlvs, h, n, err, tt.want)
 		}
 	}
@@ -159,5 +160,24 @@ func TestHopsAreCounted(t *testing.T) {
 	}
 	if !typeHops.App() || typeHops.Registered() {
 		t.Error("the type is not the application's own")
+	}
+}
+
+func TestALabelTravelsInVersion2(t *testing.T) {
+	src, dst := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.2:2")
+	for _, label := range []string{"", "eu/room-42", strings.Repeat("x", maxLabel)} {
+		b, err := Append(nil, 2, Header{Source: src, Destination: dst, Label: label, Hops: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h, n, err := Parse(b); h.Label != label || h.Hops != 1 || n != len(b) || err != nil {
+			t.Errorf("%q is read as %+v, %d, %v", label, h, n, err)
+		}
+	}
+	if _, err := Append(nil, 2, Header{Source: src, Destination: dst, Label: strings.Repeat("x", maxLabel+1)}); err == nil {
+		t.Error("a label that is too long was written")
+	}
+	if b, err := Append(nil, 1, Header{Source: src, Destination: dst, Label: "a"}); err != nil || strings.Contains(string(b), "a\r") {
+		t.Errorf("%q, %v", b, err)
 	}
 }

@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"syscall"
+	"time"
 
 	"gateway/internal/layer"
 )
@@ -11,20 +12,35 @@ import (
 type End struct {
 	Up, Down int64 // bytes from client to backend, and back
 	Ending
-	Limit Limit // that it came to
+	Limit     Limit         // that it came to
+	FirstByte time.Duration // from its beginning until the first byte of the backend had moved, if one had
+	Idle      time.Duration // since a byte last moved, as far as was looked
 }
 
 // Limit is a bound that ends tunnels.
 type Limit uint8
 
 const (
-	NoLimit   Limit = iota
-	Idle            // Bounds.Idle
-	HalfClose       // Bounds.HalfClosed
-	Drain           // it outlived the relay
+	NoLimit     Limit = iota
+	Idle              // Bounds.Idle
+	HalfClose         // Bounds.HalfClosed
+	Drain             // it outlived the relay
+	UserTimeout       // the kernel's, of what a peer did not acknowledge: TCP_USER_TIMEOUT, or many retransmissions
+	Keepalive         // the kernel's, of a peer that answers no probe
 )
 
-func (l Limit) String() string { return [...]string{"", "idle", "half_close", "drain"}[l] }
+func (l Limit) String() string {
+	return [...]string{"", "idle", "half_close", "drain", "user_timeout", "keepalive"}[l]
+}
+
+// KernelLimit is the limit of a peer that the kernel has given up, by how many of the
+// bytes that were sent it had not acknowledged (SIOCOUTQ counts them to the end).
+func KernelLimit(unacked int) Limit {
+	if unacked > 0 {
+		return UserTimeout
+	}
+	return Keepalive
+}
 
 // LimitOf returns the limit that a tunnel came to that ended so, and was half-closed
 // or not.

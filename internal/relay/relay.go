@@ -82,13 +82,27 @@ func (r *Relay) RunAs(who any, client, backend net.Conn, early []byte) End {
 	} else {
 		t.cut(Shutdown)
 	}
+	t.measure()
 	t.close()
+	idle := r.idle(t)
 	t.mu.Lock() // a client may still say that it is broken
 	t.end.Up, t.end.Down = t.up.moved.Load(), t.down.moved.Load()
+	t.end.FirstByte, t.end.Idle = t.firstByte, idle
 	end := t.end
 	t.mu.Unlock()
 	r.remove(t)
 	return end
+}
+
+// idle returns for how long nothing had moved, as the kernel knew or else as of the last
+// sweep.
+func (r *Relay) idle(t *tunnel) time.Duration {
+	if idle := t.measured.Load(); idle > 0 {
+		return min(time.Duration(idle), time.Duration(r.now()-t.began))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return t.pulse(r.now()).Idle
 }
 
 // Copied returns how many bytes tunnels have moved, in each direction. It never
@@ -104,14 +118,14 @@ func (r *Relay) Copied() (up, down int64) {
 	return up, down
 }
 
-// Visit calls look for each tunnel, and cuts those for which it returns true. No
-// tunnel begins or ends meanwhile.
+// Visit calls look for each tunnel but those that are being cut, and cuts those for which
+// it returns true. No tunnel begins or ends meanwhile.
 func (r *Relay) Visit(look func(who any, p Pulse) (cut bool)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
 	for t := range r.tunnels {
-		if look(t.who, t.pulse(now)) {
+		if !t.isCut() && look(t.who, t.pulse(now)) {
 			t.cut(Cut)
 		}
 	}

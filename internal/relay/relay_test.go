@@ -91,7 +91,7 @@ func end(t *testing.T, ended chan End, want End) {
 	t.Helper()
 	select {
 	case got := <-ended:
-		if got != want {
+		if got.FirstByte, got.Idle = 0, 0; got != want { // see TestAnEndTellsTimes
 			t.Errorf("ended %+v, want %+v", got, want)
 		}
 	case <-time.After(patience):
@@ -170,6 +170,22 @@ func TestWhatRestsIsCutByItsBound(t *testing.T) {
 	}
 }
 
+func TestAnEndTellsTimes(t *testing.T) {
+	client, backend, _, ended := start(t, Options{Bounds: Bounds{Idle: 200 * time.Millisecond, HalfClosed: time.Hour}}, "")
+	before := time.Now()
+	time.Sleep(30 * time.Millisecond) // what is measured, not waited for
+	io.WriteString(backend, "x")
+	read(t, client, "x")
+	first := time.Since(before)
+	got := <-ended
+	if got.FirstByte < 30*time.Millisecond || got.FirstByte > first+time.Second {
+		t.Errorf("the first byte came after %v, and is said to have come after %v", first, got.FirstByte)
+	}
+	if got.Limit != Idle || got.Idle < 150*time.Millisecond {
+		t.Errorf("it has rested for %v, and ended by %q", got.Idle, got.Limit)
+	}
+}
+
 func TestABackendThatGotLessThanAllIsResetWhenTheTunnelIsCut(t *testing.T) {
 	client, backend, r, ended := start(t, Options{}, "")
 	for err := error(nil); err == nil; { // until nobody takes any more
@@ -190,7 +206,7 @@ func TestAClosedRelayLetsNothingIn(t *testing.T) {
 	r.Close()
 	client, here := pair(t)
 	there, backend := pair(t)
-	if got := r.Run(here, there, []byte("early")); got != (End{Ending: Ending{Gateway, Shutdown}, Limit: Drain}) {
+	if got := r.Run(here, there, []byte("early")); got.Ending != (Ending{Gateway, Shutdown}) || got.Limit != Drain || got.Up+got.Down != 0 {
 		t.Errorf("ended %+v", got)
 	}
 	for _, c := range []net.Conn{client, backend} {
@@ -314,5 +330,60 @@ func TestEndingsAreReadAsTheyAreWritten(t *testing.T) {
 	}
 	if got := ParseEnding("nobody", "never"); got != (Ending{Gateway, Failure}) {
 		t.Errorf("nonsense is read as %v", got)
+	}
+}
+
+func TestTheEndSaysForHowLongNothingHadMoved(t *testing.T) {
+	client, backend, _, ended := start(t, Options{}, "")
+	began := time.Now()
+	io.WriteString(client, "x")
+	read(t, backend, "x")
+	io.WriteString(backend, "y")
+	read(t, client, "y")
+	const rest = 300 * time.Millisecond
+	time.Sleep(rest) // what is measured
+	client.CloseWrite()
+	backend.Close()
+	got := <-ended
+	took := time.Since(began)
+	// The kernel counts in ticks.
+	if got.Idle < rest-20*time.Millisecond && runtime.GOOS == "linux" || got.Idle > took+20*time.Millisecond {
+		t.Errorf("idle for %v", got.Idle)
+	}
+}
+
+// stubborn is a connection whose reads end when they like to.
+type stubborn struct {
+	*net.TCPConn
+	leave chan struct{}
+}
+
+func (c stubborn) Read([]byte) (int, error) {
+	<-c.leave
+	return 0, net.ErrClosed
+}
+
+func TestATunnelIsCutOnce(t *testing.T) {
+	r := New(Options{Pump: copyAll, Bounds: Bounds{HalfClosed: time.Hour}, Log: slog.New(slog.DiscardHandler)})
+	defer r.Close()
+	_, here := pair(t)
+	there, _ := pair(t)
+	leave, ended := make(chan struct{}), make(chan End, 1)
+	go func() { ended <- r.Run(stubborn{here, leave}, there, nil) }()
+	cut := func() (n int) {
+		r.Visit(func(any, Pulse) bool { n++; return true })
+		return n
+	}
+	for deadline := time.Now().Add(patience); cut() == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not begin")
+		}
+	}
+	if n := cut(); n != 0 {
+		t.Errorf("a tunnel that is being cut was cut %d times more", n)
+	}
+	close(leave)
+	if e := <-ended; e.By != Gateway || e.How != Cut {
+		t.Errorf("ended %+v", e)
 	}
 }

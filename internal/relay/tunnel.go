@@ -27,6 +27,10 @@ type tunnel struct {
 	finSent  bool // the client has had its FIN, or is about to
 	deaf     bool // the backend takes no more: what the client sends is dropped
 
+	firstByte time.Duration // see End; of runDown until that has ended
+
+	measured atomic.Int64 // nanoseconds without a byte, in the end; 0: not measured
+
 	began int64 // by the relay's clock
 	rest  Rest  // the sweeper's alone
 }
@@ -43,14 +47,28 @@ type direction struct {
 type receiver struct {
 	net.Conn
 	*direction
-	first func() // called for the first byte; nil: nobody is
-	err   error
+	first   func() // called for the first byte; nil: nobody is
+	drops   dropper
+	dropped int64 // as drops knows
+	err     error
+}
+
+// dropper is a client that has finished, and that a backend may write to for a while: what
+// it drops nobody gets.
+type dropper interface {
+	// Dropped returns how many of the bytes are dropped that Write has taken.
+	Dropped() int64
 }
 
 func (w *receiver) Write(b []byte) (int, error) {
 	w.holds.Store(true)
 	n, err := w.Conn.Write(b)
-	if w.moved.Add(int64(n)) == int64(n) && n > 0 && w.first != nil {
+	moved := int64(n)
+	if w.drops != nil {
+		all := w.drops.Dropped()
+		moved, w.dropped = moved-(all-w.dropped), all
+	}
+	if w.moved.Add(moved) == moved && moved > 0 && w.first != nil {
 		w.first()
 	}
 	if w.err = err; err == nil {
@@ -63,8 +81,16 @@ func (w *receiver) Write(b []byte) (int, error) {
 // FIN; else the one that is not tells which side failed.
 func (t *tunnel) pump(dst, src net.Conn, d *direction, early []byte) (readErr, writeErr error) {
 	to := &receiver{Conn: dst, direction: d}
-	if d == &t.down && t.relay.FirstByte != nil {
-		to.first = func() { t.relay.FirstByte(time.Duration(t.relay.now() - t.began)) }
+	if to.drops, _ = dst.(dropper); to.drops != nil {
+		to.dropped = to.drops.Dropped()
+	}
+	if d == &t.down {
+		to.first = func() {
+			t.firstByte = time.Duration(t.relay.now() - t.began)
+			if t.relay.FirstByte != nil {
+				t.relay.FirstByte(t.firstByte)
+			}
+		}
 	}
 	if len(early) > 0 {
 		if _, err := to.Write(early); err != nil {
@@ -167,9 +193,29 @@ func (t *tunnel) discard() {
 }
 
 func (t *tunnel) note(by Side, how How) {
+	limit := NoLimit
+	if how == Timeout && by != Gateway {
+		limit = t.kernelLimit(by)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.end.Note(by, how)
+	before := t.end.Ending
+	if t.end.Note(by, how); t.end.Ending != before {
+		t.end.Limit = limit
+	}
+}
+
+// measure asks the kernel for how long nothing has moved, as long as the backend's socket
+// is open: it knows to a few milliseconds, and costs nothing until then. What a layer on
+// the client's socket says by itself does not count.
+func (t *tunnel) measure() {
+	raw := layer.RawConn(t.backend)
+	if raw == nil || t.measured.Load() > 0 {
+		return
+	}
+	if idle, ok := sockopt.Rested(raw); ok {
+		t.measured.CompareAndSwap(0, max(1, idle.Nanoseconds()))
+	}
 }
 
 // clientGone is called by a client that knows that it is broken while nobody reads it.
@@ -198,8 +244,34 @@ func (t *tunnel) cut(how How) {
 	t.abort()
 }
 
+// isCut tells whether the tunnel ends because Visit was told so.
+func (t *tunnel) isCut() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.end.How == Cut
+}
+
+// kernelLimit returns the limit that a peer came to whom the kernel has given up. Its
+// socket is still open.
+func (t *tunnel) kernelLimit(by Side) Limit {
+	c := t.client
+	if by == Backend {
+		c = t.backend
+	}
+	raw := layer.RawConn(c)
+	if raw == nil {
+		return NoLimit
+	}
+	unacked, ok := sockopt.Unacked(raw)
+	if !ok {
+		return NoLimit
+	}
+	return KernelLimit(unacked)
+}
+
 // abort ends both directions. It may be called again, and never waits.
 func (t *tunnel) abort() {
+	t.measure()
 	layer.Abort(t.client)
 	layer.Abort(t.backend)
 }

@@ -6,6 +6,7 @@ type ring struct {
 	buf  []byte // a power of two
 	head int    // of the first byte
 	n    int    // bytes in it
+	keep int    // more than this is let go of once it is empty; 0 is keptRing
 }
 
 // keptRing is how much an empty ring may hold on to, in bytes, so that messages that
@@ -60,7 +61,7 @@ func (r *ring) drop(n int) {
 	r.head = (r.head + n) & (len(r.buf) - 1)
 	if r.n == 0 {
 		r.head = 0
-		if len(r.buf) > keptRing {
+		if len(r.buf) > max(r.keep, keptRing) {
 			r.buf = nil
 		}
 	}

@@ -215,6 +215,35 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// Whatever another process says of a session, it is refused or does no harm.
+func FuzzRestore(f *testing.F) {
+	s := NewSession(MinWindow, [32]byte{1})
+	f.Add(s.Append(nil))
+	s.Send([]byte("hello"))
+	s.Output(nil, 100, 0)
+	s.Input([]byte{0, 3, 'a', 'b', 'c', 0, 9, 'd'})
+	s.Finish()
+	f.Add(s.Append(nil))
+	s.Detach()
+	f.Add(s.Append(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := RestoreSession(b)
+		if err != nil {
+			return
+		}
+		if again, err := RestoreSession(s.Append(nil)); err != nil || outline(again) != outline(s) {
+			t.Fatalf("%s comes back as %s, %v", outline(s), outline(again), err)
+		}
+		s.Input([]byte{0, 1, 'x', 0, 0, typeACK, 0, 0, 0, 1})
+		if n := s.Room(); n > 0 {
+			s.Send(make([]byte, n))
+		}
+		s.Output(nil, 1<<20, 0)
+		s.Detach()
+		s.Release()
+	})
+}
+
 func FuzzTicket(f *testing.F) {
 	tickets, err := NewTickets([][]byte{[]byte("secret")})
 	if err != nil {

@@ -54,15 +54,41 @@ func NewWatch(most int, names ...string) *Watch {
 // Changed tells whether a file has changed since it last did so, or since NewWatch.
 // It looks at most once in a second, and one caller at a time.
 func (w *Watch) Changed() bool {
+	if !w.begin() {
+		return false
+	}
+	defer w.mu.Unlock()
+	return w.look()
+}
+
+// Follow is Changed for callers who must not wait for a disk, nor for what they do about a
+// change: both are done in a goroutine, by one at a time. changed is called there if a file
+// has.
+func (w *Watch) Follow(changed func()) {
+	if !w.begin() {
+		return
+	}
+	go func() {
+		defer w.mu.Unlock()
+		if w.look() {
+			changed()
+		}
+	}()
+}
+
+// begin tells whether it is time to look, and locks mu if so.
+func (w *Watch) begin() bool {
 	if w == nil {
 		return false
 	}
 	now := int64(time.Since(w.start))
 	last := w.looked.Load()
-	if now-last < int64(interval) || !w.looked.CompareAndSwap(last, now) || !w.mu.TryLock() {
-		return false // the last: a slow disk, another call is still at it
-	}
-	defer w.mu.Unlock()
+	// The last: a slow disk, another call is still at it.
+	return now-last >= int64(interval) && w.looked.CompareAndSwap(last, now) && w.mu.TryLock()
+}
+
+// look looks at the files. mu is locked.
+func (w *Watch) look() bool {
 	changed := false
 	for i := range w.files {
 		changed = w.files[i].changed() || changed

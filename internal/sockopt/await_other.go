@@ -5,4 +5,6 @@ package sockopt
 import "syscall"
 
 // AwaitBytes does not wait, and tells that nothing is known.
-func AwaitBytes(c syscall.RawConn, head []byte, want int) (n int, how Awaited) { return 0, Ended }
+func AwaitBytes(c syscall.RawConn, head []byte, want, known int) (n, there int, how Awaited) {
+	return 0, 0, Ended
+}

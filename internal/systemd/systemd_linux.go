@@ -3,6 +3,7 @@ package systemd
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -27,6 +28,9 @@ type Socket struct {
 // Sockets returns those that the process was started with ($LISTEN_FDS), and takes
 // them out of the environment.
 func Sockets() ([]Socket, error) {
+	if err := checkCount(); err != nil {
+		return nil, err
+	}
 	var list []Socket
 	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
 	for i, f := range activation.Files(true) {
@@ -50,4 +54,28 @@ func Sockets() ([]Socket, error) {
 		list = append(list, Socket{name, fd})
 	}
 	return list, nil
+}
+
+// checkCount tells what is wrong with $LISTEN_FDS, if that is for this process. Package
+// activation would take it for none, or take whatever there is for a socket.
+func checkCount() error {
+	text, given := os.LookupEnv("LISTEN_FDS")
+	if pid, err := strconv.Atoi(os.Getenv("LISTEN_PID")); !given || err != nil || pid != os.Getpid() {
+		return nil
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return os.NewSyscallError("getrlimit", err)
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || uint64(n) > limit.Cur {
+		return fmt.Errorf("LISTEN_FDS is %q: want the number of sockets that this process was started with", text)
+	}
+	for fd := 3; fd < 3+n; fd++ { // others are the runtime's, which ends if they are closed
+		var stat unix.Stat_t
+		if err := unix.Fstat(fd, &stat); err != nil || stat.Mode&unix.S_IFMT != unix.S_IFSOCK {
+			return fmt.Errorf("LISTEN_FDS is %q, but descriptor %d is no socket", text, fd)
+		}
+	}
+	return nil
 }

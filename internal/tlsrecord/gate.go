@@ -39,6 +39,7 @@ type Gate struct {
 	net.Conn
 	early  []byte          // read already
 	raw    syscall.RawConn // nil: records pass as they come
+	known  int             // bytes that are in the kernel for certain
 	left   int             // bytes of the current record that are still to be read
 	quota  int             // of the handshake
 	bound  bool            // by quota
@@ -61,6 +62,9 @@ func (g *Gate) HandshakeDone() { g.bound = false }
 // Open lets everything pass from now on: the client is proven. It may be called
 // while another goroutine reads.
 func (g *Gate) Open() { g.opened.Store(true) }
+
+// Held returns what was read and not passed on, which is good until the next Read.
+func (g *Gate) Held() []byte { return g.early }
 
 // NetConn returns the connection below, as that of *tls.Conn does.
 func (g *Gate) NetConn() net.Conn { return g.Conn }
@@ -94,13 +98,20 @@ func (g *Gate) read(b []byte) (int, error) {
 		return n, nil
 	}
 	if !g.bound {
-		return g.Conn.Read(b)
+		return g.receive(b)
 	}
 	if g.quota == 0 {
 		return 0, ErrHandshakeTooLong
 	}
-	n, err := g.Conn.Read(b[:min(len(b), g.quota)])
+	n, err := g.receive(b[:min(len(b), g.quota)])
 	g.quota -= n
+	return n, err
+}
+
+// receive reads from the connection.
+func (g *Gate) receive(b []byte) (int, error) {
+	n, err := g.Conn.Read(b)
+	g.known -= min(n, g.known)
 	return n, err
 }
 
@@ -115,7 +126,7 @@ func (g *Gate) awaitRecord() int {
 		how := sockopt.Enough
 		if n < headerSize {
 			var more int
-			more, how = sockopt.AwaitBytes(g.raw, header[n:], headerSize-n)
+			more, g.known, how = sockopt.AwaitBytes(g.raw, header[n:], headerSize-n, g.known)
 			n += more
 		}
 		size := headerSize
@@ -124,8 +135,8 @@ func (g *Gate) awaitRecord() int {
 				return headerSize // crypto/tls refuses it by its header
 			}
 			how = sockopt.Enough
-			if missing := size - len(g.early); missing > 0 {
-				_, how = sockopt.AwaitBytes(g.raw, nil, missing)
+			if missing := size - len(g.early); missing > g.known {
+				_, g.known, how = sockopt.AwaitBytes(g.raw, nil, missing, g.known)
 			}
 		}
 		switch {
@@ -152,7 +163,7 @@ func (g *Gate) take(most int) bool {
 	}
 	held := len(g.early)
 	early := slices.Grow(g.early, min(most, takeSize))
-	n, err := g.Conn.Read(early[held : held+min(most, takeSize)])
+	n, err := g.receive(early[held : held+min(most, takeSize)])
 	if n > 0 {
 		g.early = early[:held+n]
 		if g.bound {

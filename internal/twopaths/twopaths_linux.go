@@ -99,6 +99,26 @@ func (n *Network) Dial(ctx context.Context, network, address string) (c net.Conn
 	return c, err
 }
 
+// DialMPTCP is Dial with MPTCP, over both paths once SpreadMPTCP was called.
+func (n *Network) DialMPTCP(ctx context.Context, address string) (c net.Conn, err error) {
+	var d net.Dialer
+	d.SetMultipathTCP(true)
+	n.in(func() { c, err = d.DialContext(ctx, "tcp", address) })
+	return c, err
+}
+
+// SpreadMPTCP has the connections of DialMPTCP use the other path too: the servers' side
+// tells its address there, and the phone connects to it. Servers have to listen on both.
+func (n *Network) SpreadMPTCP() error {
+	for _, s := range []string{"mptcp limits set subflow 4 add_addr_accepted 4",
+		"mptcp endpoint add " + Server(1) + " dev s1 signal"} {
+		if err := ip(s); err != nil {
+			return err
+		}
+	}
+	return n.ip("mptcp limits set subflow 4 add_addr_accepted 4")
+}
+
 // Silence has a path swallow everything, both ways, and tell nobody: frames go to a
 // hardware address that is not there.
 func (n *Network) Silence(path int) error {

@@ -2,11 +2,14 @@ package upgrade
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +23,7 @@ type Predecessor struct {
 	from    *json.Decoder
 	offered []Socket // not taken yet
 	taken   []string
+	elders  []int // descriptors of this one's sockets to it and to those before it
 }
 
 // Inherit returns what the old process has to give, or nil if there is none. It must
@@ -34,6 +38,10 @@ func Inherit() (*Predecessor, error) {
 		return nil, fmt.Errorf("the old process hands over by version %s, and this one knows %d: restart instead", text, Version)
 	}
 	unix.CloseOnExec(controlFD)
+	own, err := unix.FcntlInt(controlFD, unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		own = -1 // it is no socket either
+	}
 	unix.CloseOnExec(tunnelsFD)
 	control, err := unixConn(controlFD)
 	if err != nil {
@@ -53,9 +61,14 @@ func Inherit() (*Predecessor, error) {
 		return nil, fmt.Errorf("the old process offers what this one does not know: %s", why)
 	}
 	p.PID = m.PID
+	p.elders = append(p.elders, own)
 	for i, name := range m.Sockets {
 		fd := firstSocketFD + i
 		unix.CloseOnExec(fd)
+		if name == elder {
+			p.elders = append(p.elders, fd)
+			continue
+		}
 		p.offered = append(p.offered, Socket{name, fd})
 	}
 	return p, nil
@@ -97,16 +110,32 @@ func (p *Predecessor) Ready(program string) error {
 		unix.Close(s.FD)
 	}
 	p.offered = nil
-	if err := send(p.control, message{Word: ready, PID: os.Getpid(), Taken: p.taken, Program: program}); err != nil {
-		return fmt.Errorf("%w: %w", ErrOldEnded, err)
+	if err := p.say(message{Word: ready, PID: os.Getpid(), Taken: p.taken, Program: program}); err != nil {
+		return err
 	}
 	return p.hear(serve)
+}
+
+// say says something to an old process that may have ended, or have said that it serves
+// on: that is still there to be read then.
+func (p *Predecessor) say(m message) error {
+	err := send(p.control, m)
+	if err == nil {
+		return nil
+	}
+	if heard := p.hear(never); !errors.Is(heard, ErrOldEnded) {
+		return heard
+	}
+	return fmt.Errorf("%w: %w", ErrOldEnded, err)
 }
 
 func (p *Predecessor) hear(word string) error {
 	var m message
 	if err := p.from.Decode(&m); err != nil {
 		return fmt.Errorf("%w: %w instead of %q", ErrOldEnded, err, word)
+	}
+	if m.Word == never {
+		return ErrNever
 	}
 	if m.Word != word {
 		return fmt.Errorf("the old process says %q instead of %q", m.Word, word)
@@ -115,28 +144,63 @@ func (p *Predecessor) hear(word string) error {
 }
 
 // Serving says that this process serves.
-func (p *Predecessor) Serving() error { return send(p.control, message{Word: serving}) }
+func (p *Predecessor) Serving() error { return p.say(message{Word: serving}) }
 
 // Settled waits until the old process accepts no more. The error says that it has
-// ended instead, which comes to the same.
+// ended instead, which comes to the same, or [ErrNever].
 func (p *Predecessor) Settled() error { return p.hear(yours) }
 
 // Conn returns the stream to [Successor.Conn]. Close closes it.
 func (p *Predecessor) Conn() *net.UnixConn { return p.tunnels }
 
-// Stop says that this process ends, and that the old one is to end too. The channel is
-// closed when it has.
+// Elders returns sockets for a successor of this process, besides those that serve: by
+// them it reaches the old process, and those before it, as this one does. They are not the
+// caller's. Nobody may call it at the same time as Stop.
+func (p *Predecessor) Elders() (list []Socket) {
+	if p == nil {
+		return nil
+	}
+	p.elders = slices.DeleteFunc(p.elders, func(fd int) bool {
+		ended := hasEnded(fd)
+		if ended {
+			unix.Close(fd)
+		}
+		return ended
+	})
+	for _, fd := range p.elders {
+		list = append(list, Socket{elder, fd})
+	}
+	return list
+}
+
+// hasEnded tells whether nobody is left at a socket's other end.
+func hasEnded(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}} // POLLHUP and POLLERR come unasked
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0
+}
+
+// Stop says that this process ends, and that the old one is to end too, and those before
+// it. The channel is closed when they have. It is called once.
 func (p *Predecessor) Stop() <-chan struct{} {
 	gone := make(chan struct{})
-	if p == nil || send(p.control, message{Word: stop}) != nil {
-		close(gone)
-		return gone
+	var ending sync.WaitGroup
+	if p != nil {
+		for _, fd := range p.elders {
+			conn, err := unixConn(fd)
+			if err != nil || send(conn, message{Word: stop}) != nil {
+				continue // it has ended
+			}
+			ending.Go(func() {
+				io.Copy(io.Discard, conn) // it says no more
+				conn.Close()
+			})
+		}
+		p.elders = nil
 	}
 	go func() {
-		defer close(gone)
-		var m message
-		for p.from.Decode(&m) == nil { // it says no more
-		}
+		ending.Wait()
+		close(gone)
 	}()
 	return gone
 }

@@ -5,6 +5,7 @@ package upgrade
 import (
 	"context"
 	"net"
+	"os"
 	"time"
 )
 
@@ -27,15 +28,18 @@ func Start(Program, []Socket) (*Successor, error) { return nil, ErrUnsupported }
 
 func (*Successor) Ready(context.Context) (string, error) { return "", ErrUnsupported }
 func (*Successor) Serve(context.Context) error           { return ErrUnsupported }
+func (*Successor) Never()                                {}
 func (*Successor) Yield() error                          { return ErrUnsupported }
 func (*Successor) PID() int                              { return 0 }
 func (*Successor) Took(string) bool                      { return false }
 func (*Successor) Conn() *net.UnixConn                   { return nil }
 func (*Successor) Gone() <-chan struct{}                 { return nil }
 func (*Successor) Stops() <-chan struct{}                { return nil }
+func (*Successor) Left() <-chan struct{}                 { return nil }
 func (*Successor) InOrder() bool                         { return false }
 func (*Successor) How(time.Duration) string              { return "" }
 func (*Successor) End() error                            { return ErrUnsupported }
+func (*Successor) Signal(os.Signal) error                { return ErrUnsupported }
 func (*Successor) Kill()                                 {}
 func (*Successor) Close()                                {}
 
@@ -47,6 +51,7 @@ func Inherit() (*Predecessor, error) { return nil, nil }
 
 func (*Predecessor) Take(string) (int, bool) { return -1, false }
 func (*Predecessor) Names() []string         { return nil }
+func (*Predecessor) Elders() []Socket        { return nil }
 func (*Predecessor) Ready(string) error      { return ErrUnsupported }
 func (*Predecessor) Serving() error          { return ErrUnsupported }
 func (*Predecessor) Settled() error          { return ErrUnsupported }

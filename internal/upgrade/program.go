@@ -18,7 +18,10 @@ func OwnProgram() (program, dir string) {
 	if err == nil {
 		program, err = filepath.Abs(program)
 	}
-	self, _ := os.Executable()
+	self, unknown := os.Executable() // without /proc, for one
+	if unknown != nil && err == nil {
+		return program, dir
+	}
 	ours, err1 := os.Stat(self)
 	named, err2 := os.Stat(program)
 	if err != nil || err1 != nil || err2 != nil || !os.SameFile(ours, named) {
@@ -46,6 +49,7 @@ func Replace(ctx context.Context, p Program, sockets []Socket, log *slog.Logger)
 		err = s.Serve(ctx)
 	}
 	if err != nil {
+		s.Never()
 		s.Kill() // it may hang
 		s.Close()
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
@@ -25,7 +26,7 @@ type Program struct {
 	Path string
 	Args []string // with the name of the program as the first
 	Env  []string
-	Dir  string // empty: this process's
+	Dir  string // where it exists; or else, and if it is empty, this process's
 }
 
 // Successor is the new process, as the old one sees it. Its methods are safe for
@@ -36,6 +37,7 @@ type Successor struct {
 	process *os.Process
 	said    chan message  // closed when it says no more
 	stops   chan struct{} // closed when it says that this process is to end too
+	left    chan struct{} // closed when it has a successor of its own, or says stop
 	gone    chan struct{} // closed when it has ended
 	exited  chan struct{} // closed when the process has been waited for
 
@@ -70,6 +72,9 @@ func Start(p Program, sockets []Socket) (*Successor, error) {
 		files = append(files, uintptr(s.FD))
 		names[i] = s.Name
 	}
+	if _, err := os.Stat(p.Dir); err != nil {
+		p.Dir = "" // it was removed, and this process is in it still
+	}
 	pid, err := syscall.ForkExec(p.Path, p.Args, &syscall.ProcAttr{Dir: p.Dir, Env: environment(p.Env), Files: files})
 	if err != nil {
 		control.Close()
@@ -82,7 +87,7 @@ func Start(p Program, sockets []Socket) (*Successor, error) {
 	}
 	s := &Successor{
 		control: control, tunnels: tunnels, process: process, pid: pid,
-		said: make(chan message, 4), stops: make(chan struct{}), gone: make(chan struct{}), exited: make(chan struct{}),
+		said: make(chan message, 4), stops: make(chan struct{}), left: make(chan struct{}), gone: make(chan struct{}), exited: make(chan struct{}),
 	}
 	go s.await()
 	go s.listen()
@@ -169,7 +174,7 @@ func (s *Successor) await() {
 func (s *Successor) listen() {
 	defer close(s.gone)
 	defer close(s.said)
-	from := json.NewDecoder(s.control)
+	from := json.NewDecoder(io.LimitReader(s.control, maxSaid))
 	for {
 		var m message
 		if err := from.Decode(&m); err != nil {
@@ -177,6 +182,9 @@ func (s *Successor) listen() {
 		}
 		if m.Word == bye || m.Word == stop {
 			s.mu.Lock()
+			if !s.bye {
+				close(s.left)
+			}
 			s.bye = true
 			s.mu.Unlock()
 			if m.Word == stop {
@@ -232,6 +240,9 @@ func (s *Successor) Ready(ctx context.Context) (program string, err error) {
 	if err != nil {
 		return "", err
 	}
+	if m.PID <= 1 || m.PID == os.Getpid() { // signals for it would go to others
+		return "", fmt.Errorf("the new process says that it is process %d", m.PID)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pid, s.taken = m.PID, m.Taken
@@ -246,6 +257,10 @@ func (s *Successor) Serve(ctx context.Context) error {
 	_, err := s.hear(ctx, serving)
 	return err
 }
+
+// Never says that this process serves on. It is for a process that was started by the one
+// that this one knows, and outlives it; the caller ends that.
+func (s *Successor) Never() { s.say(message{Word: never}) } // who is gone need not hear it
 
 // Yield says that this process accepts no more.
 func (s *Successor) Yield() error { return s.say(message{Word: yours}) }
@@ -274,6 +289,9 @@ func (s *Successor) Gone() <-chan struct{} { return s.gone }
 // Stops is closed when the new process ends in order, and this one is to do so too.
 func (s *Successor) Stops() <-chan struct{} { return s.stops }
 
+// Left is closed when this process need not serve again, whatever becomes of the new one.
+func (s *Successor) Left() <-chan struct{} { return s.left }
+
 // InOrder tells of one that is gone whether it has said so before.
 func (s *Successor) InOrder() bool {
 	s.mu.Lock()
@@ -293,7 +311,11 @@ func (s *Successor) How(patience time.Duration) string {
 }
 
 // End has the process end in order (SIGTERM).
-func (s *Successor) End() error { return syscall.Kill(s.PID(), syscall.SIGTERM) }
+func (s *Successor) End() error { return s.Signal(syscall.SIGTERM) }
+
+// Signal sends a signal, of package syscall, to the process, which has not ended yet as
+// far as is known.
+func (s *Successor) Signal(sig os.Signal) error { return syscall.Kill(s.PID(), sig.(syscall.Signal)) }
 
 // Kill ends the process at once.
 func (s *Successor) Kill() { s.process.Kill() }

@@ -10,12 +10,17 @@
 //	old: serve
 //	new: serving from here on both accept from the same queues
 //	old: yours   it has stopped accepting
+//	old: never   it serves on, and the new one is to end; in the place of its next word
 //	new: bye     it has a successor of its own
 //	new: stop    it ends in order, and the old one is to end too
 //
 // Whatever fails before "yours", the end of a process included, leaves the sockets
 // to the other one. After it the old one keeps its copies, and may serve again if the
 // new one ends without either.
+//
+// An old process may have an old one too, which still lives, and so on: elders. Their
+// sockets go to the new process with those that serve, for it to say "stop" to all of them
+// although those in between have ended.
 //
 // A second pair of sockets is for whatever else changes hands, see [Successor.Conn].
 package upgrade
@@ -47,8 +52,12 @@ type Socket struct {
 
 // ErrOldEnded is what the new process learns where the old one has ended without a
 // word, killed for instance. Nobody else has the sockets then: the new one is to go on.
-// Had the old one changed its mind, it would have ended the new one.
+// Had the old one changed its mind, it would have said so: [ErrNever].
 var ErrOldEnded = errors.New("the old process has ended before it handed over")
+
+// ErrNever is what the new process learns where the old one has changed its mind, since
+// it took too long for instance. The old one serves on, and the new one is to end.
+var ErrNever = errors.New("the old process serves on: this one came too late, or has failed")
 
 // ErrUnsupported is what Start returns where processes cannot hand over sockets.
 var ErrUnsupported = errors.New("upgrades need Linux: end this process and start the new one")
@@ -61,9 +70,17 @@ const (
 	serve   = "serve"
 	serving = "serving"
 	yours   = "yours"
+	never   = "never"
 	bye     = "bye"
 	stop    = "stop"
 )
+
+// elder is the name of the sockets to processes before the old one.
+const elder = "elder"
+
+// maxSaid bounds what is believed that a new process has to say, in bytes: it may be any
+// program.
+const maxSaid = 1 << 20
 
 // message is what one process says to the other: a line of JSON.
 type message struct {

@@ -75,9 +75,12 @@ func (r *Ring) Slot(slot int) []byte { return r.memory.slot(slot) }
 
 // Recv queues a receive of up to n bytes into a slot, which must not have an
 // entry already.
-func (r *Ring) Recv(fd int32, slot, n int) {
+func (r *Ring) Recv(fd int32, slot, n int) { r.RecvAt(fd, slot, 0, n) }
+
+// RecvAt is Recv into what is behind the first at bytes of a slot.
+func (r *Ring) RecvAt(fd int32, slot, at, n int) {
 	// DONTWAIT: it completes within Submit, by EAGAIN if there is nothing.
-	r.push(sqe{opcode: opRecv, fd: fd, len: uint32(n), msgFlags: unix.MSG_DONTWAIT}, slot)
+	r.push(sqe{opcode: opRecv, fd: fd, addr: uint64(at), len: uint32(n), msgFlags: unix.MSG_DONTWAIT}, slot)
 	r.results[slot] = unknown
 	r.expects++
 }
@@ -87,14 +90,17 @@ func (r *Ring) Recv(fd int32, slot, n int) {
 //
 // Those that succeed leave no completion. WAITALL is what makes a short one
 // fail, which does leave one, and DONTWAIT makes that happen within Submit.
-func (r *Ring) Send(fd int32, slot, n int) {
-	r.push(sqe{opcode: opSend, flags: sqeSkipSuccess, fd: fd, len: uint32(n),
+func (r *Ring) Send(fd int32, slot, n int) { r.SendAt(fd, slot, 0, n) }
+
+// SendAt is Send of what is behind the first at bytes of a slot.
+func (r *Ring) SendAt(fd int32, slot, at, n int) {
+	r.push(sqe{opcode: opSend, flags: sqeSkipSuccess, fd: fd, addr: uint64(at), len: uint32(n),
 		msgFlags: unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL | unix.MSG_WAITALL}, slot)
 	r.results[slot] = int32(n)
 }
 
 func (r *Ring) push(e sqe, slot int) {
-	e.addr = r.memory.address(slot)
+	e.addr += r.memory.address(slot)
 	e.userData = uint64(slot)
 	r.memory.sqes[r.tail&r.memory.mask] = e
 	r.tail++

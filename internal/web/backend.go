@@ -48,6 +48,8 @@ type backendConn struct {
 	stale  atomic.Bool              // it may not be sent here
 	sent   atomic.Int64             // bytes of it
 
+	parted atomic.Bool // see part
+
 	keepFor atomic.Int64 // nanoseconds of rest that the backend allows; 0 for any
 	last    atomic.Pointer[rest]
 	resting atomic.Bool
@@ -128,7 +130,18 @@ func (b *backendConn) hasEnded() bool {
 	return readable != nil && readable(b.Conn)
 }
 
+// part has the connection below belong to the caller, whatever becomes of this one,
+// and returns what the transport has read ahead of it for a body.
+func (b *backendConn) part(body io.Reader) []byte {
+	b.parted.Store(true)
+	ahead, _ := io.ReadAll(body) // up to where Read says that this is the end
+	return ahead
+}
+
 func (b *backendConn) Read(p []byte) (int, error) {
+	if b.parted.Load() {
+		return 0, io.EOF
+	}
 	n, err := b.Conn.Read(p)
 	if n > 0 {
 		b.resting.Store(false)
@@ -148,6 +161,9 @@ func (b *backendConn) Read(p []byte) (int, error) {
 func (b *backendConn) Close() error {
 	b.closed.Store(true)
 	b.end()
+	if b.parted.Load() {
+		return nil
+	}
 	return b.Conn.Close()
 }
 

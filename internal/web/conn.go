@@ -2,6 +2,7 @@ package web
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unicode/utf8"
 
 	"github.com/coder/websocket"
 )
@@ -64,7 +64,9 @@ type Conn struct {
 	writeMu   sync.Mutex
 	bw        *bufio.Writer // between lib and wire
 	torn      bool          // a frame was begun and not finished
+	parted    bool          // somebody else writes; see Rest
 	dropUntil time.Time     // the client has closed; what is written until then is dropped
+	dropped   int64         // bytes that were
 
 	// pong is the payload of a ping to be answered. Whoever unlocks writeMu
 	// answers it, so that a stalled Write never stops Read.
@@ -152,15 +154,12 @@ func (c *Conn) readFailed(err error) error {
 	late := ended && !time.Now().Before(c.closeBy)
 	c.mu.Unlock()
 
-	var frame websocket.CloseError
 	code := websocket.CloseStatus(err)
 	switch {
 	case closed:
 		c.readErr = net.ErrClosed
 	case dead:
 		c.readErr = errSilent
-	case errors.As(err, &frame) && !utf8.ValidString(frame.Reason):
-		c.readErr = errProtocol // it was told 1007
 	case code == websocket.StatusNormalClosure, code == websocket.StatusGoingAway,
 		code == websocket.StatusNoStatusRcvd, code >= 3000: // the application's own
 		c.readErr = io.EOF
@@ -179,15 +178,10 @@ func (c *Conn) readFailed(err error) error {
 		c.readErr = errVanished
 	default:
 		c.readErr = errProtocol
-		if errors.Is(err, websocket.ErrMessageTooBig) {
+		if c.wire.wrong == websocket.StatusMessageTooBig {
 			c.readErr = errTooBig
 		}
-		// The library sends a Close frame for most of these, but not for all.
-		if c.wire.closed.Load() {
-			c.wire.muted.Store(true)
-		} else {
-			c.sendClose(websocket.StatusProtocolError)
-		}
+		c.sendClose(cmp.Or(c.wire.wrong, websocket.StatusProtocolError))
 	}
 	return c.readErr
 }
@@ -239,7 +233,15 @@ func (c *Conn) drop(p []byte) (int, error) {
 	if now.After(c.dropUntil) {
 		return 0, errGone
 	}
+	c.dropped += int64(len(p))
 	return len(p), nil
+}
+
+// Dropped returns how many of the bytes that Write has taken nobody gets.
+func (c *Conn) Dropped() int64 {
+	c.writeMu.Lock()
+	defer c.unlockWrite()
+	return c.dropped
 }
 
 // CloseWrite tells the client by a Close frame 1000 that the backend has
@@ -287,6 +289,10 @@ func (c *Conn) Close() error {
 // and the client might never see the Close frame; so it is read to its end.
 func (c *Conn) finish() {
 	c.Close()
+	if c.parted {
+		c.lib.CloseNow()
+		return
+	}
 	c.wire.SetDeadline(time.Now().Add(lingerTime))
 	if c.sendClose(websocket.StatusGoingAway) == nil && !c.dead {
 		c.wire.Conn.(interface{ CloseWrite() error }).CloseWrite()

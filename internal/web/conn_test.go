@@ -103,13 +103,13 @@ func dropData(br *bufio.Reader) io.Reader {
 func TestTooLargeAMessageIsRefused(t *testing.T) {
 	f := start(t, testOptions, sealed(tcpBackend(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) })))
 	c := f.ws(t, "/?x-cipher-origin=plain")
-	go c.Write(t.Context(), websocket.MessageBinary, make([]byte, messageMax+1))
+	go c.Write(t.Context(), websocket.MessageBinary, make([]byte, MessageMax+1))
 	expectClose(t, c, websocket.StatusMessageTooBig)
 	if err := receive(t, f.relayed); err != errTooBig {
 		t.Error(err)
 	}
 	c = f.ws(t, "/?x-cipher-origin=plain")
-	send(t, c, websocket.MessageBinary, strings.Repeat("x", messageMax))
+	send(t, c, websocket.MessageBinary, strings.Repeat("x", MessageMax))
 	c.Close(websocket.StatusNormalClosure, "")
 	if err := receive(t, f.relayed); err != nil {
 		t.Error(err)

@@ -10,9 +10,10 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/coder/websocket"
+
+	frames "gateway/internal/websocket"
 )
 
 // The control frames of RFC 6455 section 5.5: a final fragment with an opcode.
@@ -157,7 +158,7 @@ func (c *Conn) onVanish(f func()) (stop func()) {
 func (c *Conn) awaitVanishing(f func(), done chan struct{}) {
 	defer close(done)
 	_, err := c.br.Peek(1)
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && err != errWrong {
 		f()
 	}
 }
@@ -175,25 +176,95 @@ func (c *Conn) grow() {
 // wire is the connection below a WebSocket.
 type wire struct {
 	net.Conn
+	record   []byte       // all that was received so far; see Conn.Rest
+	forgot   bool         // … is not kept any more
 	early    []byte       // to be read first
 	received atomic.Int64 // bytes
 	reading  atomic.Bool  // a Read waits
 	muted    atomic.Bool  // a Close frame was sent; nothing may follow it
-	closed   atomic.Bool  // the library has sent one
+
+	// Of reads: judges frames before the library does, which would wait for the payload of
+	// one that is too large, and repeat in its Close frame what it has read.
+	rules *frames.Stream
+	wrong websocket.StatusCode // what the client broke; 0: nothing
 }
+
+// errWrong is the error of a read from a client that has broken the rules.
+var errWrong = errors.New("a frame is wrong")
 
 func (w *wire) Read(p []byte) (n int, err error) {
 	if len(w.early) > 0 {
 		n = copy(p, w.early)
 		w.early = w.early[n:]
 	} else {
-		w.early = nil
+		if w.early = nil; w.wrong != 0 {
+			return 0, errWrong
+		}
 		w.reading.Store(true)
 		n, err = w.Conn.Read(p)
 		w.reading.Store(false)
+		w.remember(p[:n])
+		if good, code := w.rules.Check(p[:n]); code != 0 {
+			w.wrong = websocket.StatusCode(code)
+			if n = good; n == 0 {
+				err = errWrong
+			}
+		}
 	}
 	w.received.Add(int64(n))
 	return n, err
+}
+
+// recordMax bounds what is remembered of a client, in bytes: more than most sealed lines
+// have.
+const recordMax = 2 << 10
+
+func (w *wire) remember(b []byte) {
+	if w.forgot = w.forgot || len(w.record)+len(b) > recordMax; w.forgot {
+		w.record = nil
+		return
+	}
+	w.record = append(w.record, b...)
+}
+
+// Rest tells what somebody else has to know who is to go on with the WebSocket's
+// connection: the frames that have been dealt with, of which the last may not be whole,
+// and what was received behind that. It is called between a Read and a Write, and
+// nothing is sent any more until GoOn; it reports false if that much is not
+// remembered.
+func (c *Conn) Rest() (begun, rest []byte, ok bool) {
+	c.mu.Lock()
+	idle := !c.closed && !c.dead && c.closeBy.IsZero() && c.wire.wrong == 0
+	if idle && c.pings != nil {
+		c.pings.Stop()
+	}
+	c.mu.Unlock()
+	if !idle || c.wire.forgot {
+		return nil, nil, false
+	}
+	c.writeMu.Lock()
+	c.parted = true
+	if c.torn || c.wire.muted.Load() || c.readErr != nil {
+		c.GoOn()
+		return nil, nil, false
+	}
+	record := c.wire.record
+	ahead := c.br.Buffered() + len(c.wire.early)
+	begun, rest = record[:len(record)-ahead], record[len(record)-ahead:]
+	if b, ok := c.wire.Conn.(interface{ base() *conn }); ok {
+		rest = append(rest[:len(rest):len(rest)], b.base().in.buf...)
+	}
+	return bytes.Clone(begun), bytes.Clone(rest), true
+}
+
+// Forget has nothing remembered for Rest.
+func (c *Conn) Forget() { c.wire.record, c.wire.forgot = nil, true }
+
+// GoOn undoes Rest.
+func (c *Conn) GoOn() {
+	c.parted = false
+	c.unlockWrite()
+	c.startPings()
 }
 
 // Write drops what must not follow a Close frame: the library does not know of
@@ -202,21 +273,5 @@ func (w *wire) Write(p []byte) (int, error) {
 	if w.muted.Load() {
 		return len(p), nil
 	}
-	// The library sends control frames in one write. (A part of a message may
-	// look like one, and then a client that breaks the rules gets no 1002.)
-	if len(p) >= 2 && p[0] == frameClose && len(p) == 2+int(p[1]) {
-		w.closed.Store(true)
-		// It returns the client's reason without a look at it, and would break
-		// the rules itself (RFC 6455 section 5.5.1).
-		if len(p) > 4 && !utf8.Valid(p[4:]) {
-			_, err := w.Conn.Write(closeFrame(websocket.StatusInvalidFramePayloadData))
-			return len(p), err
-		}
-	}
 	return w.Conn.Write(p)
-}
-
-// closeFrame returns a Close frame without a reason.
-func closeFrame(code websocket.StatusCode) []byte {
-	return binary.BigEndian.AppendUint16([]byte{frameClose, 2}, uint16(code))
 }

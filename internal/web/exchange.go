@@ -47,10 +47,12 @@ type exchange struct {
 	kind    string
 	method  string
 	route   address.Route
-	expects bool // the client waits for 100 before it sends its body
-	isOld   bool // HTTP/1.0, which knows no 1xx
+	changes *Changes // nil: none
+	expects bool     // the client waits for 100 before it sends its body
+	isOld   bool     // HTTP/1.0, which knows no 1xx
 
 	// For the handler's goroutine alone.
+	w        *response
 	status   int
 	err      error
 	hijacked bool
@@ -109,7 +111,8 @@ func handle(w http.ResponseWriter, r *http.Request) {
 		r.Body = &body{ReadCloser: r.Body, x: x, in: r}
 		x.unread.Store(true)
 	}
-	x.serve(&response{w, x}, r)
+	x.w = &response{w, x}
+	x.serve(x.w, r)
 	finished = true
 }
 
@@ -147,8 +150,11 @@ func (x *exchange) end() {
 	}
 }
 
-func (x *exchange) account() {
-	x.gate.Served(x.conn.ctx, Exchange{
+func (x *exchange) account() { x.gate.Served(x.conn.ctx, x.soFar()) }
+
+// soFar is the account up to now.
+func (x *exchange) soFar() Exchange {
+	return Exchange{
 		Kind:     x.kind,
 		Method:   x.method,
 		Route:    x.route,
@@ -157,7 +163,7 @@ func (x *exchange) account() {
 		Down:     x.down.Load(),
 		Duration: time.Since(x.began),
 		Err:      x.err,
-	})
+	}
 }
 
 // serve decides what becomes of a request.
@@ -196,12 +202,12 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	route, err := x.gate.Open(x.ctx, []byte(sealed))
+	route, changes, err := x.gate.Open(x.ctx, []byte(sealed), x.describe(r))
 	if err != nil {
 		x.refuse(w, x.gate.Status(err), err)
 		return
 	}
-	x.route = route
+	x.route, x.changes = route, changes
 	x.conn.proven = true
 	switch {
 	case ws && (from != inOriginHeader || isStream(route)):
@@ -388,6 +394,7 @@ func (w *response) WriteHeader(status int) {
 	x := w.x
 	if status < 200 && status != http.StatusSwitchingProtocols {
 		if !x.isOld { // RFC 9110 section 15.2
+			x.dropChanged(w.Header())
 			w.ResponseWriter.WriteHeader(status)
 		}
 		return

@@ -52,18 +52,25 @@ type fakeGate struct {
 	sealed  map[string]address.Route
 	dialErr error
 	dialing chan context.Context // if not nil, Dial tells it and waits for the end
+	hold    chan struct{}        // if not nil, Dial goes on at its end, or fails at the context's
 	served  chan Exchange
 	relayed chan error // what ended the reading from a client
 
+	changes *Changes // what Open says
+
 	mu    sync.Mutex
 	dials int
+	asked *Request // the last that Open was told of
 }
 
-func (g *fakeGate) Open(_ context.Context, sealed []byte) (address.Route, error) {
+func (g *fakeGate) Open(_ context.Context, sealed []byte, r *Request) (address.Route, *Changes, error) {
+	g.mu.Lock()
+	g.asked = r
+	g.mu.Unlock()
 	if a, ok := g.sealed[string(sealed)]; ok {
-		return a, nil
+		return a, g.changes, nil
 	}
-	return address.Route{}, statusError(401)
+	return address.Route{}, nil, statusError(401)
 }
 
 func (g *fakeGate) Dial(ctx context.Context, route address.Route) (net.Conn, error) {
@@ -74,6 +81,13 @@ func (g *fakeGate) Dial(ctx context.Context, route address.Route) (net.Conn, err
 		g.dialing <- ctx
 		<-ctx.Done()
 		return nil, statusError(0)
+	}
+	if g.hold != nil {
+		select {
+		case <-g.hold:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 	if g.dialErr != nil {
 		return nil, g.dialErr

@@ -48,6 +48,55 @@ func TestAClientThatDoesNotFinishItsBodyIsNotWaitedForLong(t *testing.T) {
 	}
 }
 
+// Whoever brings no address has so long for it, however often it asks, and whatever it goes
+// on to send.
+func TestAClientWithoutAnAddressIsNotServedForEver(t *testing.T) {
+	o := testOptions
+	o.HeaderTimeout = 200 * time.Millisecond
+	o.HealthPath = "/healthz"
+	get := "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+	for name, tt := range map[string]struct{ first, more string }{
+		"asks again":               {get, get},
+		"asks by tens":             {get, strings.Repeat(get, 10)},
+		"asks whether all is well": {"", "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"},
+		"sends empty lines":        {get, "\r\n"},
+		"begins another head":      {get, "G"},
+		"goes on with a body":      {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n", "x"},
+		"goes on with chunks":      {"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n"},
+		"goes on behind nonsense":  {"GET / HTTP/9.9\r\n\r\n", "x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := start(t, o, nil)
+			go func() {
+				for {
+					select {
+					case <-f.served:
+					case <-t.Context().Done():
+						return
+					}
+				}
+			}()
+			c, _ := f.raw(t, tt.first)
+			go io.Copy(io.Discard, c)
+			began := time.Now()
+			for {
+				if _, err := io.WriteString(c, tt.more); err != nil {
+					break
+				}
+				time.Sleep(5 * time.Millisecond) // the client's pace
+				if time.Since(began) > patience/6 {
+					t.Fatalf("it is served after %v", time.Since(began))
+				}
+			}
+			// The header's time, that of a body, and that of the last answer.
+			if took, most := time.Since(began), o.HeaderTimeout+2*lingerTime; took > most+time.Second {
+				t.Errorf("it took %v, want %v", took, most)
+			}
+		})
+	}
+}
+
 func TestNothingBehindABrokenBodyIsARequest(t *testing.T) {
 	var smuggled atomic.Bool
 	backend := httpBackend(t, func(w http.ResponseWriter, r *http.Request) {

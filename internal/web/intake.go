@@ -31,6 +31,7 @@ const (
 var (
 	errNotYet  = errors.New("not yet whole")
 	errRefused = errors.New("the head was refused")
+	errLate    = errors.New("the client has not proven itself in its time")
 )
 
 // intake is what a client has sent and net/http has not been given.
@@ -61,6 +62,10 @@ func (c *conn) awaitHead(patience time.Duration) error {
 		patientUntil = time.Now().Add(patience)
 	}
 	for {
+		if in.again && c.isLate() {
+			c.accountHead(0, errTooSlow)
+			return errLate
+		}
 		status, whole := in.scan(c.server.HeaderMax)
 		if status != 0 {
 			c.refuseHead(status)
@@ -74,6 +79,9 @@ func (c *conn) awaitHead(patience time.Duration) error {
 		by := in.restBy
 		if !resting {
 			by = in.boundHead(c.server.HeaderTimeout)
+			if !c.proven {
+				by = earliest(by, c.proveBy)
+			}
 		}
 		if err := c.setResting(resting); err != nil {
 			return err
@@ -305,6 +313,9 @@ func (c *conn) hold() error {
 	return c.awaitChange()
 }
 
+// lingerBytes bounds what is still read of a client that has proven nothing.
+const lingerBytes = 256 << 10
+
 // linger lets the client read the last answer: a connection closed with
 // something unread is reset, and the answer may be lost with it.
 func (c *conn) linger() {
@@ -314,11 +325,16 @@ func (c *conn) linger() {
 	if c.CloseWrite() != nil {
 		return
 	}
-	end := time.Now().Add(closeTimeout)
+	patience := closeTimeout
+	if !c.proven {
+		patience = lingerTime
+	}
+	end := time.Now().Add(patience)
 	buf := make([]byte, firstRead)
-	for {
+	for read := 0; c.proven || read < lingerBytes; {
 		c.Conn.SetReadDeadline(earliest(end, time.Now().Add(lingerTime)))
-		if _, err := c.Conn.Read(buf); err != nil {
+		n, err := c.Conn.Read(buf)
+		if read += n; err != nil {
 			return
 		}
 	}

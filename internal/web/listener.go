@@ -34,9 +34,10 @@ type conn struct {
 
 	// For the goroutine that reads, of which there is one at a time.
 	in      intake
-	heading bool // no handler has begun since the last request
-	proven  bool // it has brought an address that could be opened
-	lingers bool // there may be more to read than anybody reads
+	heading bool      // no handler has begun since the last request
+	proven  bool      // it has brought an address that could be opened
+	lingers bool      // there may be more to read than anybody reads
+	proveBy time.Time // when it must be proven, however often it asks; zero is no bound
 
 	mu        sync.Mutex
 	changed   sync.Cond // any of these
@@ -60,6 +61,7 @@ func newConn(ctx context.Context, cancel context.CancelFunc, s *Server, nc net.C
 	}
 	if s.HeaderTimeout > 0 {
 		c.in.headBy = time.Now().Add(s.HeaderTimeout)
+		c.proveBy = c.in.headBy
 	}
 	c.changed.L = &c.mu
 	return c
@@ -95,8 +97,11 @@ func (c *conn) setState(state http.ConnState) {
 	case http.StateIdle:
 		c.heading = true
 		restBy := time.Time{}
-		if bound := c.restBound(); bound > 0 {
+		if bound := c.server.KeepAliveTimeout; bound > 0 {
 			restBy = time.Now().Add(bound)
+		}
+		if !c.proven {
+			restBy = earliest(restBy, c.proveBy)
 		}
 		c.in.next(restBy)
 	case http.StateHijacked:
@@ -117,13 +122,10 @@ func (c *conn) setState(state http.ConnState) {
 	}
 }
 
-// restBound is how long the connection may rest between requests; 0 for ever.
-func (c *conn) restBound() time.Duration {
-	bound := c.server.KeepAliveTimeout
-	if header := c.server.HeaderTimeout; !c.proven && header > 0 && (bound == 0 || header < bound) {
-		bound = header
-	}
-	return bound
+// isLate tells whether a client has asked for long enough without an address. What it
+// asks for next is not answered.
+func (c *conn) isLate() bool {
+	return !c.proven && !c.proveBy.IsZero() && !time.Now().Before(c.proveBy)
 }
 
 // beginRequest is told that a head has come to its handler.

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -59,8 +60,19 @@ func newProxy(errorLog *log.Logger, o *Options) *httputil.ReverseProxy {
 		FlushInterval: -1, // at once
 		ErrorLog:      errorLog,
 		BufferPool:    bufferPool{},
+		ModifyResponse: func(resp *http.Response) error {
+			x := exchangeOf(resp.Request.Context())
+			x.changeResponse(resp)
+			if resp.StatusCode != http.StatusSwitchingProtocols {
+				return nil
+			}
+			return x.switchOver(resp)
+		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			x := exchangeOf(r.Context())
+			if err == errSwitched {
+				return
+			}
 			status, err := x.judge(err)
 			x.refuse(w, status, err)
 		},
@@ -96,7 +108,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 		Scheme:     "http",
 		Host:       host,
 		Path:       in.URL.Path,
-		RawPath:    in.URL.RawPath,
+		RawPath:    escapeRest(in.URL.RawPath),
 		RawQuery:   query,
 		ForceQuery: in.URL.ForceQuery,
 	}
@@ -123,6 +135,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 		out.Header.Set("Connection", "Upgrade")
 		out.Header.Set("Upgrade", "websocket")
 	}
+	x.change(out)
 }
 
 // trailersOf returns the names of a request's trailers without those that must
@@ -173,6 +186,40 @@ type bufferPool struct{}
 
 func (bufferPool) Get() []byte  { return buffers.Get().(*[bufferSize]byte)[:] }
 func (bufferPool) Put(b []byte) { buffers.Put((*[bufferSize]byte)(b)) }
+
+// errSwitched tells the proxy that an upgrade is none of its business any more.
+var errSwitched = errors.New("the gate relays it")
+
+// switchOver gives an upgraded connection to a gate that takes it: then the error is
+// errSwitched. nil leaves it to the proxy.
+func (x *exchange) switchOver(resp *http.Response) error {
+	taker, ok := x.gate.(Taker)
+	if !ok || x.method != http.MethodGet || !taker.Takes(x.conn.ctx) { // RFC 6455 section 4.1
+		return nil
+	}
+	b := x.via.Load()
+	down := b.part(resp.Body)
+	nc, _, err := http.NewResponseController(x.w.ResponseWriter).Hijack()
+	if err != nil {
+		b.Conn.Close()
+		return err
+	}
+	x.hijacked, x.status = true, http.StatusSwitchingProtocols
+	// In one write, with what the backend said at once.
+	var head bytes.Buffer
+	bare := *resp
+	bare.Body = nil
+	bare.Write(&head) // to memory, which takes everything
+	head.Write(down)
+	if _, err := nc.Write(head.Bytes()); err != nil {
+		b.Conn.Close()
+		x.err = errClientGone
+		return errSwitched
+	}
+	x.down.Store(int64(len(down)))
+	x.rest = func() { taker.Take(x.conn.ctx, b.Conn, x.conn.in.buf, x.soFar()) }
+	return errSwitched
+}
 
 // upgraded is the client's side of a connection that its backend has upgraded.
 // The proxy copies in both directions, passes on the end of each, and closes

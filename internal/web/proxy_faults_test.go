@@ -228,4 +228,6 @@ func TestAPanicEndsOneConnection(t *testing.T) {
 
 type panicGate struct{ *fakeGate }
 
-func (panicGate) Open(context.Context, []byte) (address.Route, error) { panic("a bug") }
+func (panicGate) Open(context.Context, []byte, *Request) (address.Route, *Changes, error) {
+	panic("a bug")
+}

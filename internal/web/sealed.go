@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -172,4 +173,39 @@ func stripOwn(h http.Header) {
 			delete(h, name)
 		}
 	}
+}
+
+// describe returns what a Gate is told of a request.
+func (x *exchange) describe(r *http.Request) *Request {
+	d := &Request{WebSocket: isWebSocket(r.Header), Upgrade: x.kind == "upgrade"}
+	if !x.Describe {
+		return d
+	}
+	d.Method, d.Path = r.Method, r.URL.EscapedPath()
+	if query, _ := cutParam(r.URL.RawQuery, originParam); query != "" {
+		d.Path += "?" + query
+	}
+	for _, name := range x.DescribeHeaders {
+		values := r.Header[name]
+		if name == "Host" {
+			values = []string{r.Host}
+		}
+		if len(values) == 0 || name == originHeader || name == identHeader {
+			continue
+		}
+		sep := ", "
+		if name == "Cookie" { // RFC 6265 section 5.4
+			sep = "; "
+		}
+		if name == "Referer" {
+			h := http.Header{name: slices.Clone(values)}
+			stripSealed(h)
+			values = h[name]
+		}
+		if d.Headers == nil {
+			d.Headers = make(map[string]string)
+		}
+		d.Headers[name] = strings.Join(values, sep)
+	}
+	return d
 }

@@ -30,14 +30,16 @@ import (
 // from any goroutine. The contexts hold the values of the context that the
 // client's connection came with.
 type Gate interface {
-	// Open opens a sealed address, which has at most Options.LineMax bytes.
-	Open(ctx context.Context, sealed []byte) (address.Route, error)
+	// Open opens a sealed address, which has at most Options.LineMax bytes, and finds out
+	// where that leads and what becomes of the request that brought it. The Changes are
+	// not changed; nil are none.
+	Open(ctx context.Context, sealed []byte, r *Request) (address.Route, *Changes, error)
 
 	// Dial connects to a backend; the caller closes the connection. ctx ends
 	// when nobody waits for the backend any longer.
 	Dial(ctx context.Context, route address.Route) (net.Conn, error)
 
-	// Status returns the HTTP status for an error of Open or Dial: 400, 401,
+	// Status returns the HTTP status for an error of Open or Dial: 400, 401, 429,
 	// 502 or 504; or 0 if nobody is there to read one.
 	Status(err error) int
 
@@ -63,7 +65,31 @@ type Marker interface {
 	// ServeMarked serves a WebSocket that has begun so, and answers it unless the
 	// error is not nil: that is for Status. early came behind the message's line. dial
 	// is Gate.Dial for as long as the client waits.
-	ServeMarked(ctx context.Context, client *Conn, line, early []byte, dial func(address.Route) (net.Conn, error)) error
+	ServeMarked(ctx context.Context, client *Conn, line, early []byte, r *Request, dial func(address.Route) (net.Conn, error)) error
+}
+
+// Request is what a Gate is told of the request that has brought an address. It is what
+// the client says, and may be long. Only the first two are set without Options.Describe.
+type Request struct {
+	WebSocket bool // it asks for one
+	Upgrade   bool // which its backend is to speak, unless that speaks no HTTP
+	Method    string
+	Path      string            // with its query, escaped, without the sealed address
+	Headers   map[string]string // those of Options.DescribeHeaders that there are; several of a name are joined
+}
+
+// Taker is a Gate that relays upgraded connections itself, instead of this package's
+// proxy: what a client and its backend say to each other after a 101 is theirs alone.
+type Taker interface {
+	// Takes tells whether Take is to be called for a client.
+	Takes(ctx context.Context) bool
+
+	// Take relays between the client of ctx and a backend that has agreed to the
+	// upgrade, owns both, and accounts for what it moves; e says what is known of the
+	// request so far. It may return before the end. early is what the client has sent
+	// behind its request, and comes first to the backend; e.Down bytes of the backend
+	// the client has had.
+	Take(ctx context.Context, backend net.Conn, early []byte, e Exchange)
 }
 
 // Exchange is the account of one request.
@@ -125,6 +151,18 @@ type Options struct {
 	// backends close theirs. 0 is 4 s, since Node.js closes after 5 s; below 0
 	// no connection is kept.
 	BackendIdleTimeout time.Duration
+	// Describe has the Gate told of requests, and of their headers those in
+	// DescribeHeaders, whose names are in canonical form. Clients that have proven nothing
+	// take the memory for that.
+	Describe        bool
+	DescribeHeaders []string
+	// StripPrefix is taken off the paths of requests, in their escaped form: it begins with
+	// a slash and does not end with one. Empty: nothing is.
+	StripPrefix string
+	// BackendHost tells backends their own address as the Host, and not the client's word.
+	BackendHost bool
+	// Changes are for all requests; nil: none. The Gate's come after them.
+	Changes *Changes
 	// HealthPath, if it is not empty, is the path of requests for the server's own
 	// health, where they bring no sealed address: they are answered 200, or 503 if
 	// Unhealthy says so, or after Shutdown. Their Exchange is of the kind "health".

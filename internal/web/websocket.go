@@ -18,6 +18,7 @@ import (
 	"github.com/coder/websocket"
 
 	"gateway/internal/address"
+	frames "gateway/internal/websocket"
 )
 
 // Why the first message of a WebSocket is no sealed address.
@@ -26,9 +27,9 @@ var (
 	errEOF     = errors.New("eof")      // the client closed the WebSocket, or vanished
 )
 
-// messageMax bounds a message from the client, in bytes. It costs no memory,
+// MessageMax bounds a message from the client, in bytes. It costs no memory,
 // since messages are passed on as they come.
-const messageMax = 16 << 20
+const MessageMax = 16 << 20
 
 // terminate ends a WebSocket here and relays its bytes: the backend is dialed
 // first, so that the client still gets an HTTP error if that fails.
@@ -47,6 +48,9 @@ func (x *exchange) terminate(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, status, err)
 		return
 	}
+	if x.changes != nil {
+		setHandshakeFields(w.Header(), x.changes.ResponseHeaders)
+	}
 	ws, err := x.accept(w, r)
 	if err != nil {
 		backend.Close()
@@ -57,6 +61,18 @@ func (x *exchange) terminate(w http.ResponseWriter, r *http.Request) {
 	x.rest = func() {
 		defer ws.finish()
 		gate.Relay(ctx, ws, backend, nil)
+	}
+}
+
+// setHandshakeFields sets on a 101 what the Gate says of responses: there is no other
+// answer to a WebSocket that ends here. What belongs to the handshake is left to it
+// (RFC 6455 section 4.2.2): a subprotocol that the client has not offered would make it
+// fail the connection.
+func setHandshakeFields(h http.Header, fields map[string]*string) {
+	for name, value := range fields {
+		if value != nil && !strings.HasPrefix(http.CanonicalHeaderKey(name), "Sec-Websocket-") {
+			h.Set(name, *value)
+		}
 	}
 }
 
@@ -71,7 +87,7 @@ func (x *exchange) awaitAddress(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, 0, errClientGone)
 		return
 	}
-	f := &first{Server: x.Server, ctx: x.conn.ctx, began: x.began, ws: ws}
+	f := &first{Server: x.Server, ctx: x.conn.ctx, began: x.began, ws: ws, request: x.describe(r)}
 	x.rest = f.serve
 }
 
@@ -98,7 +114,7 @@ func (x *exchange) accept(w http.ResponseWriter, r *http.Request) (*Conn, error)
 		}
 		return nil, err
 	}
-	lib.SetReadLimit(messageMax)
+	lib.SetReadLimit(MessageMax)
 	c.lib = lib
 	c.startPings()
 	return c, nil
@@ -141,7 +157,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	h.x.hijacked = true
-	w := &wire{Conn: nc}
+	w := &wire{Conn: nc, rules: frames.New(MessageMax)}
 	h.c.wire = w
 	size := wsUnprovenSize
 	if h.x.conn.proven {
@@ -159,6 +175,8 @@ type first struct {
 	began time.Time
 	ws    *Conn
 	route address.Route
+
+	request *Request // by which it came
 }
 
 // serve reads the line, and leaves the rest to another function: the stack on
@@ -187,7 +205,7 @@ func (f *first) serve() {
 // answerMarked is answer for what the gate knows better.
 func (f *first) answerMarked(marker Marker, line, early []byte) {
 	f.ws.SetReadDeadline(time.Time{})
-	err := marker.ServeMarked(f.ctx, f.ws, line, early, func(route address.Route) (net.Conn, error) {
+	err := marker.ServeMarked(f.ctx, f.ws, line, early, f.request, func(route address.Route) (net.Conn, error) {
 		f.route = route
 		f.ws.grow()
 		return f.dial()
@@ -213,7 +231,7 @@ func (f *first) answer(line, early []byte, err error) {
 		return
 	}
 	f.ws.SetReadDeadline(time.Time{})
-	route, err := f.gate.Open(f.ctx, line)
+	route, _, err := f.gate.Open(f.ctx, line, f.request)
 	if err != nil {
 		f.refuse(f.gate.Status(err), err)
 		return

@@ -4,6 +4,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What a WebSocket is answered where its client breaks the rules, or bends them.
@@ -26,7 +27,7 @@ func TestACloseFrameIsAnsweredByTheRules(t *testing.T) {
 	} {
 		_, br := f.rawWS(t, "/?x-cipher-origin=plain", frame(0x88, tt.payload))
 		b, err := io.ReadAll(dropData(br))
-		if got := string(b); err != nil || got != tt.answer && !(tt.answer == close1002 && strings.HasPrefix(got, close1002)) {
+		if got := string(b); err != nil || got != tt.answer {
 			t.Errorf("%s: answered %q, %v; want %q", name, b, err, tt.answer)
 		}
 		if err := receive(t, f.relayed); err != tt.want {
@@ -35,7 +36,7 @@ func TestACloseFrameIsAnsweredByTheRules(t *testing.T) {
 	}
 	for _, code := range []int{0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535} {
 		_, br := f.rawWS(t, "/?x-cipher-origin=plain", frame(0x88, string([]byte{byte(code >> 8), byte(code)})))
-		if b, err := io.ReadAll(dropData(br)); err != nil || !strings.HasPrefix(string(b), close1002) {
+		if b, err := io.ReadAll(dropData(br)); err != nil || string(b) != close1002 {
 			t.Errorf("%d: answered %q, %v; want 1002", code, b, err)
 		}
 		if err := receive(t, f.relayed); err != errProtocol {
@@ -49,6 +50,24 @@ func TestACloseFrameIsAnsweredByTheRules(t *testing.T) {
 			t.Errorf("%d: answered %q, %v", code, b, err)
 		}
 		receive(t, f.relayed)
+	}
+}
+
+// TestARuleThatIsBrokenDuringADialIsToldBehindIt: who breaks one has not left.
+func TestARuleThatIsBrokenDuringADialIsToldBehindIt(t *testing.T) {
+	for name, sent := range map[string]string{"at once": "\x82\x01x", "behind a good frame": frame(0x82, "y") + "\x82\x01x"} {
+		f := start(t, testOptions, sealed(tcpBackend(t, echo)))
+		f.hold = make(chan struct{})
+		c, br := f.rawWS(t, "/", frame(0x82, "plain"))
+		io.WriteString(c, sent)
+		time.AfterFunc(50*time.Millisecond, func() { close(f.hold) }) // for the frame to be read by then
+		b, err := io.ReadAll(br)
+		if got := string(b); err != nil || !strings.HasPrefix(got, "\x82\x03200") || !strings.HasSuffix(got, "\x88\x02"+close1002) {
+			t.Errorf("%s: read %q, %v", name, b, err)
+		}
+		if err := receive(t, f.relayed); err != errProtocol {
+			t.Errorf("%s: ended by %v", name, err)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 using System;
 using System.Collections.Generic;
 using System.IO;
+using System.Net;
 using System.Net.Security;
 using System.Net.Sockets;
 using System.Security.Cryptography;
@@ -32,6 +33,10 @@ namespace Gateway.Client
         public Action<TunnelEvent, Exception> OnEvent;
         /// <summary>Connects to a gateway; TCP, or TLS, unless given.</summary>
         public Func<string, Task<Stream>> Connect;
+
+        /// <summary>Checks a gateway's certificate for tls://, in place of the system: for an authority
+        /// of your own. The name in the certificate has to be the gateway's (ServerName) in any case.</summary>
+        public RemoteCertificateValidationCallback CheckCertificate;
 
         public Dialer(params string[] gateways)
         {
@@ -130,20 +135,21 @@ namespace Gateway.Client
             return true;
         }
 
-        static async Task<Stream> ConnectTcp(string gateway)
+        async Task<Stream> ConnectTcp(string gateway)
         {
             bool tls = gateway.StartsWith("tls://");
             var address = tls ? gateway.Substring(6) : gateway;
             int colon = address.LastIndexOf(':');
             if (colon < 0 || !int.TryParse(address.Substring(colon + 1), out int port)) throw new ArgumentException("no host:port: " + gateway);
             var host = address.Substring(0, colon).Trim('[', ']');
-            var client = new TcpClient(host.IndexOf(':') >= 0 ? AddressFamily.InterNetworkV6 : AddressFamily.InterNetwork) { NoDelay = true };
+            var client = await ConnectAny(host, port).ConfigureAwait(false);
             try
             {
-                await client.ConnectAsync(host, port).ConfigureAwait(false);
                 var stream = client.GetStream();
                 if (!tls) return stream;
-                var secure = new SslStream(stream);
+                var secure = new SslStream(stream, false, (sender, certificate, chain, errors) =>
+                    certificate != null && ServerName.Matches(certificate, host) &&
+                    (CheckCertificate == null ? errors == SslPolicyErrors.None : CheckCertificate(sender, certificate, chain, errors)));
                 await secure.AuthenticateAsClientAsync(host).ConfigureAwait(false);
                 return secure;
             }
@@ -152,6 +158,28 @@ namespace Gateway.Client
                 client.Dispose();
                 throw;
             }
+        }
+
+        /// <summary>Connects to the first of a host's addresses that is there, of either family: networks of
+        /// phones may have IPv6 alone.</summary>
+        static async Task<TcpClient> ConnectAny(string host, int port)
+        {
+            Exception error = null;
+            foreach (var address in await Dns.GetHostAddressesAsync(host).ConfigureAwait(false))
+            {
+                var client = new TcpClient(address.AddressFamily) { NoDelay = true };
+                try
+                {
+                    await client.ConnectAsync(address, port).ConfigureAwait(false);
+                    return client;
+                }
+                catch (Exception e)
+                {
+                    client.Dispose();
+                    error = e;
+                }
+            }
+            throw error ?? new IOException("the name has no address");
         }
 
         internal void Tell(TunnelEvent e, Exception why = null) => OnEvent?.Invoke(e, why);

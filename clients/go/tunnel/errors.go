@@ -42,6 +42,48 @@ func (e StatusError) Error() string {
 // Timeout is net.Error's.
 func (e StatusError) Timeout() bool { return e == ErrGatewayTimeout }
 
+// StatusOf returns what the gateway has answered, of an error of Dial or of a tunnel: one
+// of the statuses above; 0 is no answer, or none of a gateway's.
+func StatusOf(err error) int {
+	for status, e := range map[int]StatusError{400: ErrBadRequest, 401: ErrUnauthorized, 410: ErrGone, 502: ErrBadGateway, 504: ErrGatewayTimeout} {
+		if errors.Is(err, e) {
+			return status
+		}
+	}
+	return 0
+}
+
+// Advice is what the player can do about an error.
+type Advice int
+
+const (
+	// Reconnect: a bad network. Connect again.
+	Reconnect Advice = iota
+	// NewLine: get a new sealed address from the login server.
+	NewLine
+	// NewLineOrLater: the same, or wait.
+	NewLineOrLater
+	// StartAnew: the session is gone. Log in again.
+	StartAnew
+)
+
+func (a Advice) String() string {
+	return [...]string{"reconnect", "new line", "new line or later", "start anew"}[a]
+}
+
+// AdviceOf returns what can be done about an error of Dial, or of a tunnel.
+func AdviceOf(err error) Advice {
+	switch {
+	case errors.Is(err, ErrUnauthorized):
+		return NewLine
+	case errors.Is(err, ErrGone):
+		return StartAnew
+	case errors.Is(err, ErrBadGateway), errors.Is(err, ErrGatewayTimeout):
+		return NewLineOrLater
+	}
+	return Reconnect
+}
+
 var (
 	// ErrLost is what ends a tunnel that could not be resumed in time; it wraps what
 	// went wrong last.

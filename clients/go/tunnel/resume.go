@@ -157,6 +157,9 @@ func (c *Conn) back() {
 	e := Event{Kind: Back, After: time.Since(c.lostAt), Gateway: c.dialer.Gateways[c.at]}
 	c.mu.Unlock()
 	c.tell(e)
+	if !c.stream.Attached() && c.stream.Err() == nil {
+		c.lost(errReconnect) // meanwhile, when it was nobody's business
+	}
 }
 
 // watch asks a silent gateway whether it is there, and gives it up if it does not say.

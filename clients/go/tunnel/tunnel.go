@@ -30,6 +30,10 @@ type Dialer struct {
 	// WebSocket's or KCP's, tunnels go that way. What it returns carries bytes.
 	DialContext func(ctx context.Context, address string) (net.Conn, error)
 
+	// NewLine is called with the error where a new sealed address may help, since lines
+	// expire; it returns one, with which Dial tries once more, or "". May be nil.
+	NewLine func(ctx context.Context, err error) (string, error)
+
 	// Plain asks for no more than a plain tunnel.
 	Plain bool
 
@@ -91,11 +95,27 @@ func (d *Dialer) hold() time.Duration    { return orElse(d.Hold, 30*time.Second)
 
 // Dial opens a tunnel to the backend whose sealed address, or token, is given. ctx
 // bounds that, and not what comes after. The error is a StatusError if a gateway has
-// refused; with several gateways, the last one's.
+// refused; with several gateways, the last one's. AdviceOf says what to do about it.
 func (d *Dialer) Dial(ctx context.Context, sealed string) (*Conn, error) {
 	if len(d.Gateways) == 0 {
 		return nil, errors.New("tunnel: no gateway to dial")
 	}
+	c, err := d.tryAll(ctx, sealed)
+	if d.NewLine == nil || StatusOf(err) == 0 || ctx.Err() != nil {
+		return c, err
+	}
+	fresh, failed := d.NewLine(ctx, err)
+	if failed != nil {
+		return nil, errors.Join(err, failed)
+	}
+	if fresh == "" {
+		return nil, err
+	}
+	return d.tryAll(ctx, fresh)
+}
+
+// tryAll dials the gateways in turn.
+func (d *Dialer) tryAll(ctx context.Context, sealed string) (*Conn, error) {
 	var last error
 	for at := range d.Gateways {
 		c, err := d.open(ctx, at, sealed)

@@ -209,7 +209,7 @@ end
 
 -- Goes on by another connection: for when the system tells of a change of networks.
 function Tunnel:reconnect()
-  if not self.session or not self.stream then return true end
+  if not self.session or not self.stream or self.recovering then return true end
   return self:recover(failure(0, "reconnect was called"))
 end
 
@@ -264,6 +264,7 @@ end
 -- Looks for a connection that carries the tunnel on.
 function Tunnel:recover(err)
   local d, s = self.dialer, self.session
+  self.recovering = true -- until on_event is told "back"
   d.on_event("reconnecting", err)
   self.stream:close()
   local since, pause, failed = d.net.now(), 0.05, 0
@@ -272,7 +273,7 @@ function Tunnel:recover(err)
     stream, err = d:ask(self.at, s:reattach() .. s:output(d.net.now()))
     if stream then
       self.stream, self.resumes = stream, self.resumes + 1
-      self.heard, self.asked = d.net.now(), nil
+      self.heard, self.asked, self.recovering = d.net.now(), nil, false
       d.on_event("back")
       return true
     end

@@ -1,5 +1,6 @@
 """Tunnels for programs with threads, or with a loop of their own."""
 
+import io
 import random
 import select
 import socket
@@ -55,6 +56,7 @@ class Dialer:
     def _open(self, at, line):
         if not self.plain:
             session = Session()
+            deadline = time.monotonic() + self.timeout
             try:
                 s = self.ask(at, open_line(session.public, line))
             except (BadRequest, Unauthorized):
@@ -62,6 +64,7 @@ class Dialer:
             else:
                 try:
                     while session.key is None:
+                        s.settimeout(max(0.001, deadline - time.monotonic()))
                         data = s.recv(4096)
                         if not data:
                             raise NoAnswer()
@@ -115,7 +118,9 @@ class Tunnel:
         self.resumes = 0
         self._dialer, self._socket, self._at, self._session = dialer, s, at, session
         self._state = threading.RLock()  # of the session and of the fields here
-        self._pumping, self._flushing, self._recovering = threading.Lock(), threading.Lock(), threading.Lock()
+        # What on_event does with the tunnel is done by the thread that recovers.
+        self._pumping, self._flushing, self._recovering = threading.Lock(), threading.RLock(), threading.RLock()
+        self._attempting = False  # while one does: seen by its on_event alone
         self._generation, self._closed, self._ended = 0, False, None
         self._heard, self._asked, self._woken = time.monotonic(), None, False
         s.settimeout(None if session is None else dialer.hold)
@@ -165,6 +170,8 @@ class Tunnel:
         """Finishes writing; reading goes on."""
         if self._session is None:
             s = self._socket
+            if isinstance(s, ssl.SSLSocket):  # its shutdown would end reading too
+                raise io.UnsupportedOperation("a plain tunnel by TLS cannot finish writing")
             return s.close_write() if isinstance(s, WebSocket) else s.shutdown(socket.SHUT_WR)
         with self._state:
             self._session.finish()
@@ -303,35 +310,40 @@ class Tunnel:
         with self._recovering, self._flushing:
             with self._state:
                 self._check_open()
-                if generation != self._generation:
+                if generation != self._generation or self._attempting:
                     return
-            self._tell("reconnecting", error)
-            self._socket.close()
-            lost, pause, failed, d = time.monotonic(), 0.05, 0, self._dialer
-            while True:
+                self._attempting = True
+            try:
+                self._tell("reconnecting", error)
+                self._socket.close()
+                lost, pause, failed, d = time.monotonic(), 0.05, 0, self._dialer
+                while True:
+                    with self._state:
+                        self._check_open()
+                        self._generation += 1
+                        line = self._session.reattach()
+                        first = self._session.output(time.monotonic())
+                    try:
+                        s = d.ask(self._at, line, first)
+                        break
+                    except OSError as e:
+                        error = e if isinstance(e, GatewayError) else NoAnswer(f"{d.gateways[self._at]}: {e}")
+                    if isinstance(error, (Unauthorized, Gone)) or time.monotonic() - lost >= d.hold:
+                        self._end(error)
+                        raise error
+                    self._tell("failed", error)
+                    self._at = (self._at + 1) % len(d.gateways)
+                    failed += 1
+                    if failed % len(d.gateways) == 0:
+                        time.sleep(pause + random.random() * pause)
+                        pause = min(2 * pause, 1.0)
+                s.settimeout(d.hold)
                 with self._state:
-                    self._check_open()
+                    self._socket = s
                     self._generation += 1
-                    line = self._session.reattach()
-                    first = self._session.output(time.monotonic())
-                try:
-                    s = d.ask(self._at, line, first)
-                    break
-                except OSError as e:
-                    error = e if isinstance(e, GatewayError) else NoAnswer(f"{d.gateways[self._at]}: {e}")
-                if isinstance(error, (Unauthorized, Gone)) or time.monotonic() - lost >= d.hold:
-                    self._end(error)
-                    raise error
-                self._tell("failed", error)
-                self._at = (self._at + 1) % len(d.gateways)
-                failed += 1
-                if failed % len(d.gateways) == 0:
-                    time.sleep(pause + random.random() * pause)
-                    pause = min(2 * pause, 1.0)
-            s.settimeout(d.hold)
-            with self._state:
-                self._socket = s
-                self._generation += 1
-                self._heard, self._asked = time.monotonic(), None
-                self.resumes += 1
-            self._tell("back")
+                    self._heard, self._asked = time.monotonic(), None
+                    self.resumes += 1
+                    self._attempting = False
+                self._tell("back")
+            finally:
+                self._attempting = False

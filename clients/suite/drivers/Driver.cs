@@ -2,7 +2,10 @@
 using System;
 using System.IO;
 using System.Linq;
+using System.Net.Security;
+using System.Security.Cryptography.X509Certificates;
 using System.Text;
+using System.Threading;
 using System.Threading.Tasks;
 using Gateway.Client;
 
@@ -52,6 +55,11 @@ static class Driver
         return line + " " + Hex(s.Output(0)) + " " + reads;
     }
 
+    static readonly string Ca = Environment.GetEnvironmentVariable("CA");
+
+    // Of what may end after the tunnel.
+    static void Ignore(Task task) => task.ContinueWith(t => { _ = t.Exception; });
+
     static async Task<string> Run(string[] args)
     {
         var lines = args[2].Split(',');
@@ -60,10 +68,31 @@ static class Driver
             Plain = args[0] == "talk",
             Timeout = TimeSpan.FromMilliseconds(int.Parse(args[3])),
             Hold = TimeSpan.FromSeconds(10),
+            CheckCertificate = Ca == null ? null : (RemoteCertificateValidationCallback)((sender, certificate, chain, errors) =>
+                certificate.GetCertHashString() == new X509Certificate(Ca).GetCertHashString()),
             NewLine = e => Task.FromResult(lines.Length > 1 ? lines[1] : null),
         };
-        var t = await dialer.DialAsync(lines[0]);
-        bool bulk = args[0] == "bulk";
+        Tunnel t = null;
+        int backs = 0;
+        bool again = args[0] == "again", bulk = again || args[0] == "bulk";
+        dialer.OnEvent = (e, why) =>
+        {
+            if (e == TunnelEvent.Back) Interlocked.Increment(ref backs);
+            if (again && e != TunnelEvent.Ended && backs <= 20) Ignore(t.ReconnectAsync());
+        };
+        t = await dialer.DialAsync(lines[0]);
+        if (again)
+        {
+            await t.ReconnectAsync();
+            Ignore(Task.Run(async () =>
+            {
+                for (int i = 0; i < 50; i++)
+                {
+                    await t.ReconnectAsync();
+                    await Task.Delay(1);
+                }
+            }));
+        }
         var want = bulk ? Enumerable.Range(0, int.Parse(args[4])).Select(i => (byte)(i * 7 + i / 251)).ToArray() : Encoding.UTF8.GetBytes(args[4]);
         var got = new MemoryStream();
         var buffer = new byte[4096];
@@ -91,6 +120,15 @@ static class Driver
             {
                 try { Console.WriteLine(Answer(line.Split(' '))); }
                 catch (ViolationException) { Console.WriteLine("refused"); }
+            }
+            return 0;
+        }
+        if (args[0] == "names") // HOST CERTIFICATE, in base64: whether it is the host's
+        {
+            for (string line; (line = Console.ReadLine()) != null;)
+            {
+                var w = line.Split(' ');
+                Console.WriteLine(ServerName.Matches(new X509Certificate(Convert.FromBase64String(w[1])), w[0]) ? "yes" : "no");
             }
             return 0;
         }

@@ -3,6 +3,9 @@
 #include <iostream>
 #include <sstream>
 
+#ifdef WITH_KCP
+#include "gateway/kcp.hpp"
+#endif
 #include "gateway/tunnel.hpp"
 
 using namespace gateway;
@@ -81,12 +84,24 @@ int main(int argc, char** argv) {
   d.plain = mode == "talk";
   d.timeout = Milliseconds(std::atoi(argv[4]));
   d.hold = Milliseconds(10000);
+  const bool kcp = d.gateways[0].compare(0, 6, "kcp://") == 0;
+#ifdef WITH_KCP
+  if (kcp) d.connect = connectKCP;
+#endif
   d.newLine = [&](const GatewayError&) { return lines.size() > 1 ? lines[1] : ""; };
+  const bool again = mode == "again";
+  int backs = 0;
+  std::unique_ptr<Tunnel> t;
+  d.onEvent = [&](Event e, const std::string&) {
+    backs += e == Event::Back;
+    if (again && e != Event::Ended && backs <= 20) t->reconnect();
+  };
   try {
-    const std::unique_ptr<Tunnel> t = d.dial(lines[0]);
+    t = d.dial(lines[0]);
+    if (again) t->reconnect();
     Bytes got;
     char buffer[4096];
-    if (mode == "bulk") {
+    if (again || mode == "bulk") {
       Bytes want;
       for (int i = 0; i < std::stoi(text); i++) want += char(i * 7 + i / 251);
       for (std::size_t at = 0; at < want.size(); at += 4096) {
@@ -102,8 +117,17 @@ int main(int argc, char** argv) {
       return 0;
     }
     t->write(text);
-    t->closeWrite();
-    for (long n; (n = t->read(buffer, sizeof buffer)) > 0;) got.append(buffer, std::size_t(n));
+    if (kcp && !t->resumable()) {  // KCP has no end
+      while (got.size() < text.size() + 7) {
+        const long n = t->read(buffer, sizeof buffer);
+        if (n <= 0) return 3;
+        got.append(buffer, std::size_t(n));
+      }
+      t->write("bye");  // which close sees off
+    } else {
+      t->closeWrite();
+      for (long n; (n = t->read(buffer, sizeof buffer)) > 0;) got.append(buffer, std::size_t(n));
+    }
     t->close();
     std::cout << "ok " << (t->resumable() ? "resumable " : "plain ") << got << std::endl;
   } catch (const GatewayError& e) {

@@ -125,32 +125,47 @@ function webSocket() {
 
 async function run() {
   const lines = given.split(",");
-  const messages = gateways.includes("://");
-  const connect = !messages ? byNode(require("net")) : gateways.startsWith("wx") ? byMiniGame(wx) : byWebSocket(WebSocket);
+  const messages = gateways.includes("://") && !gateways.startsWith("tls");
+  const ca = process.env.CA && require("fs").readFileSync(process.env.CA);
+  const connect = !messages ? byNode(require("net"), require("tls"), ca ? { ca } : {}) : gateways.startsWith("wx") ? byMiniGame(wx) : byWebSocket(WebSocket);
+  const bulk = mode === "bulk" || mode === "again";
+  let backs = 0, tunnel = null;
   const dialer = new Dialer({
     gateways: gateways.replace("wx:", "ws:").split(","), connect, plain: mode === "talk", timeout: Number(milliseconds), hold: 10000,
     newLine: () => lines[1],
+    onEvent: (event) => {
+      if (event === "back") backs++;
+      if (mode === "again" && event !== "ended" && backs <= 20) tunnel.reconnect();
+    },
   });
-  const tunnel = await dialer.dial(lines[0]);
-  const want = mode === "bulk" ? Buffer.from(Array.from({ length: Number(text) }, (_, i) => (i * 7 + Math.floor(i / 251)) & 255)) : Buffer.from(text);
+  tunnel = await dialer.dial(lines[0]);
+  if (mode === "again") {
+    tunnel.reconnect();
+    let times = 50;
+    const often = setInterval(() => {
+      tunnel.reconnect();
+      if (--times === 0) clearInterval(often);
+    }, 1);
+  }
+  const want = bulk ? Buffer.from(Array.from({ length: Number(text) }, (_, i) => (i * 7 + Math.floor(i / 251)) & 255)) : Buffer.from(text);
   let got = Buffer.alloc(0);
   const error = await new Promise((resolve) => {
     let sent = 0;
     const more = () => {
       if (sent < want.length) tunnel.send(want.subarray(sent, sent += 4096));
-      else if (mode === "bulk") tunnel.close(), resolve(null);
+      else if (bulk) tunnel.close(), resolve(null);
     };
     tunnel.onmessage = (data) => {
       got = Buffer.concat([got, data]);
-      if (mode === "bulk" && got.length === Math.min(sent, want.length)) more();
+      if (bulk && got.length === Math.min(sent, want.length)) more();
       if (messages && got.length === "welcome".length + want.length) tunnel.close(), resolve(null);
     };
     tunnel.onclose = resolve;
     more();
-    if (mode !== "bulk" && !messages) tunnel.closeWrite();
+    if (!bulk && !messages) tunnel.closeWrite();
   });
   if (error) throw error;
-  if (mode !== "bulk") return `ok ${tunnel.resumable ? "resumable" : "plain"} ${got}`;
+  if (!bulk) return `ok ${tunnel.resumable ? "resumable" : "plain"} ${got}`;
   return got.equals(want) ? `ok ${got.length} ${tunnel.resumes ? "resumed" : "not resumed"}` : "other bytes";
 }
 

@@ -71,9 +71,15 @@ local function fail(err)
 end
 
 local lines = split(given, ",")
-local tunnel, err = gateway.dialer {
+local tunnel, err
+local backs = 0
+local function on_event(event)
+  if event == "back" then backs = backs + 1 end
+  if mode == "again" and event ~= "ended" and backs <= 20 then tunnel:reconnect() end
+end
+tunnel, err = gateway.dialer {
   gateways = split(gateways, ","), plain = mode == "talk", timeout = tonumber(milliseconds) / 1000, hold = 10,
-  new_line = function() return lines[2] end,
+  new_line = function() return lines[2] end, on_event = on_event,
 }:dial(lines[1])
 if not tunnel then fail(err) end
 
@@ -83,7 +89,8 @@ local function must(...)
   return ok
 end
 
-if mode == "bulk" then
+if mode == "again" then must(tunnel:reconnect()) end
+if mode == "bulk" or mode == "again" then
   local want, got = {}, ""
   for i = 0, tonumber(text) - 1 do want[i + 1] = string.char((i * 7 + math.floor(i / 251)) % 256) end
   want = table.concat(want)

@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import ssl
 import sys
+import threading
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../python"))
 
@@ -54,9 +57,38 @@ def vector_session(key, *steps):
     return f"{line} {s.output(0).hex()} {reads.hex()}"
 
 
+# Mode again: reconnect in each event, up to the 20th success. Any thread may tell one.
+tunnel, backs = None, 0
+
+
+def on_event(event, _):
+    global backs
+    backs += event == "back"
+    if tunnel and event != "ended" and backs <= 20:
+        tunnel.reconnect()
+
+
+def reconnect_often():
+    for _ in range(50):
+        try:
+            tunnel.reconnect()
+        except OSError:  # it is over
+            return
+        time.sleep(0.001)
+
+
+def again(t):
+    global tunnel
+    tunnel = t
+    t.reconnect()
+    threading.Thread(target=reconnect_often, daemon=True).start()
+
+
 def options(lines, milliseconds):
     more = iter(lines[1:])
-    return dict(new_line=lambda error: next(more, None), timeout=int(milliseconds) / 1000, hold=10)
+    context = ssl.create_default_context(cafile=os.environ.get("CA"))
+    return dict(new_line=lambda error: next(more, None), timeout=int(milliseconds) / 1000, hold=10, context=context,
+                on_event=on_event)
 
 
 def pattern(n):
@@ -66,7 +98,9 @@ def pattern(n):
 def run(mode, gateways, lines, milliseconds, text):
     lines = lines.split(",")
     t = Dialer(gateways.split(","), plain=mode == "talk", **options(lines, milliseconds)).dial(lines[0])
-    if mode == "bulk":
+    if mode == "again":
+        again(t)
+    if mode in ("bulk", "again"):
         want, got = pattern(int(text)), b""
         for at in range(0, len(want), 4096):
             t.write(want[at:at + 4096])
@@ -96,7 +130,9 @@ async def run_async(mode, gateways, lines, milliseconds, text):
     t = await aio.dial(lines[0], gateways.split(","), plain=mode == "talk", **options(lines, milliseconds))
     async with t:
         want, got = text.encode(), b""
-        if mode == "bulk":
+        if mode == "again":
+            await asyncio.to_thread(again, t.tunnel)
+        if mode in ("bulk", "again"):
             want = pattern(int(text))
 
         async def write():
@@ -107,7 +143,7 @@ async def run_async(mode, gateways, lines, milliseconds, text):
         while part := await t.read():
             got += part
         await writing
-    if mode == "bulk":
+    if mode in ("bulk", "again"):
         return f"ok {len(got)} {'resumed' if t.resumes else 'not resumed'}" if got == want else "other bytes"
     return f"ok {'resumable' if t.resumable else 'plain'} {got.decode()}"
 

@@ -252,8 +252,11 @@ export class Tunnel {
 
   private attach(line: Line): void {
     this.line = line;
+    // What came to a line before it was given up counts no more: the request to resume
+    // says what had been received.
+    const over = () => line !== this.line || this.recovering || this.ended;
     line.received = (data) => {
-      if (line !== this.line || this.ended) return;
+      if (over()) return;
       this.heard = Date.now();
       this.asked = 0;
       if (this.session) {
@@ -269,7 +272,7 @@ export class Tunnel {
       }
     };
     line.closed = (reason, clean) => {
-      if (line !== this.line || this.ended) return;
+      if (over()) return;
       if (this.session) this.lost(new NoAnswer(reason));
       else this.finish(clean ? null : new Error(reason));
     };
@@ -327,8 +330,8 @@ export class Tunnel {
         const request = s.reattach();
         const line = await ask(o, this.at, request, s.output(Date.now()), null);
         if (this.ended) return line.socket.close();
-        this.attach(line);
         this.recovering = false;
+        this.attach(line);
         this.heard = Date.now();
         this.asked = 0;
         this.resumes++;

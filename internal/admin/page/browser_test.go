@@ -39,6 +39,7 @@ type message struct {
 }
 
 func startBrowser(t *testing.T, args ...string) *browser {
+	harness.LeaveTo(t, os.Getenv("NEED_BROWSER") != "", "test-browser")
 	path, err := exec.LookPath("chromium")
 	if err != nil {
 		if os.Getenv("NEED_BROWSER") != "" {

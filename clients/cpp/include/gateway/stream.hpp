@@ -38,6 +38,8 @@ class Stream {
   // Writes all. Throws StreamError.
   virtual void write(const char* data, std::size_t n) = 0;
   virtual void closeWrite() = 0;
+  // Waits until what was written goes on its way without this stream. Throws StreamError.
+  virtual void drain(std::chrono::milliseconds) {}
 };
 
 class TCPStream : public Stream {
@@ -49,6 +51,7 @@ class TCPStream : public Stream {
   static void closeSocket(Socket s) { closesocket(s); }
   static int failure() { return WSAGetLastError(); }
   static bool again(int e) { return e == WSAEWOULDBLOCK || e == WSAEINPROGRESS; }
+  static bool refused(int e) { return e == WSAECONNREFUSED || e == WSAECONNRESET; }
   static constexpr int sendFlags = 0, shutWrite = SD_SEND;
 #else
   using Socket = int;
@@ -57,6 +60,7 @@ class TCPStream : public Stream {
   static void closeSocket(Socket s) { ::close(s); }
   static int failure() { return errno; }
   static bool again(int e) { return e == EAGAIN || e == EWOULDBLOCK || e == EINPROGRESS || e == EINTR; }
+  static bool refused(int e) { return e == ECONNREFUSED; }
 #ifdef MSG_NOSIGNAL
   static constexpr int sendFlags = MSG_NOSIGNAL;
 #else
@@ -118,8 +122,9 @@ class TCPStream : public Stream {
   Socket socket_;
 };
 
-// Connects to host:port; [host]:port for IPv6. Throws StreamError.
-inline std::unique_ptr<Stream> connectTCP(const std::string& gateway, std::chrono::milliseconds timeout) {
+// The addresses of host:port, or of [host]:port for IPv6, for a type of socket. Throws
+// StreamError.
+inline std::unique_ptr<addrinfo, void (*)(addrinfo*)> lookUp(const std::string& gateway, int type) {
   const std::size_t colon = gateway.rfind(':');
   if (colon == std::string::npos) throw StreamError("no host:port");
   std::string host = gateway.substr(0, colon);
@@ -129,21 +134,31 @@ inline std::unique_ptr<Stream> connectTCP(const std::string& gateway, std::chron
   if (started != 0) throw StreamError("WSAStartup failed");
 #endif
   addrinfo hints{}, *found = nullptr;
-  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_socktype = type;
   if (getaddrinfo(host.c_str(), gateway.c_str() + colon + 1, &hints, &found) != 0) throw StreamError("no such host");
-  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, [](addrinfo* a) { freeaddrinfo(a); });
+  return {found, [](addrinfo* a) { freeaddrinfo(a); }};
+}
+
+// Has a socket never block, and no program that is started inherit it.
+inline void unblock(TCPStream::Socket s) {
+#ifdef _WIN32
+  u_long on = 1;
+  ioctlsocket(s, FIONBIO, &on);
+#else
+  fcntl(s, F_SETFL, fcntl(s, F_GETFL, 0) | O_NONBLOCK);
+  fcntl(s, F_SETFD, FD_CLOEXEC);
+#endif
+}
+
+// Connects to host:port by TCP. Throws StreamError.
+inline std::unique_ptr<Stream> connectTCP(const std::string& gateway, std::chrono::milliseconds timeout) {
+  const auto found = lookUp(gateway, SOCK_STREAM);
   std::string why = "no address";
-  for (addrinfo* a = found; a; a = a->ai_next) {
+  for (addrinfo* a = found.get(); a; a = a->ai_next) {
     const TCPStream::Socket s = ::socket(a->ai_family, a->ai_socktype, a->ai_protocol);
     if (s == TCPStream::none) continue;
     std::unique_ptr<Stream> stream(new TCPStream(s));
-#ifdef _WIN32
-    u_long on = 1;
-    ioctlsocket(s, FIONBIO, &on);
-#else
-    fcntl(s, F_SETFL, fcntl(s, F_GETFL, 0) | O_NONBLOCK);
-    fcntl(s, F_SETFD, FD_CLOEXEC);
-#endif
+    unblock(s);
     int e = 0;
     if (::connect(s, a->ai_addr, socklen_t(a->ai_addrlen)) != 0) {
       e = TCPStream::failure();

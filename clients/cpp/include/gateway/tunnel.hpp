@@ -163,7 +163,7 @@ class Tunnel {
   }
   void write(const Bytes& data) { write(data.data(), data.size()); }
 
-  // Finishes writing; reading goes on.
+  // Finishes writing; reading goes on. Not by plain KCP.
   void closeWrite() {
     if (!session_) return stream_->closeWrite();
     session_->finish();
@@ -172,17 +172,19 @@ class Tunnel {
 
   // Ends the tunnel. What was written still arrives, for which it waits a little.
   void close(Milliseconds wait = Milliseconds(2000)) {
-    if (session_ && stream_) {
-      try {
+    const std::int64_t deadline = now() + wait.count();
+    try {
+      if (session_ && stream_) {
         closeWrite();
         char buffer[4096];
-        for (const std::int64_t deadline = now() + wait.count(); !session_->over() && now() < deadline;) {
+        while (!session_->over() && now() < deadline) {
           session_->take(buffer, sizeof buffer, now());
           flush();
           if (session_->buffered() == 0 && !session_->over()) pump(deadline);
         }
-      } catch (const std::exception&) {
       }
+      if (stream_) stream_->drain(Milliseconds(std::max<std::int64_t>(0, deadline - now())));
+    } catch (const std::exception&) {
     }
     end("");
   }
@@ -200,7 +202,7 @@ class Tunnel {
 
   // Goes on by another connection: for when the system tells of a change of networks.
   void reconnect() {
-    if (session_ && stream_) recover("reconnect was called");
+    if (session_ && stream_ && !recovering_) recover("reconnect was called");
   }
 
  private:
@@ -269,6 +271,7 @@ class Tunnel {
 
   // Looks for a connection that carries the tunnel on.
   void recover(std::string why) {
+    recovering_ = true;
     tell(Event::Reconnecting, why);
     const std::int64_t since = now();
     std::int64_t pause = 50;
@@ -281,6 +284,7 @@ class Tunnel {
         heard_ = now();
         asked_ = 0;
         resumes++;
+        recovering_ = false;
         return tell(Event::Back);
       } catch (const GatewayError& e) {
         if (e.status == 401 || e.status == 410 || now() - since >= dialer_.hold.count()) {
@@ -302,6 +306,7 @@ class Tunnel {
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Session> session_;
   std::int64_t heard_, asked_ = 0;
+  bool recovering_ = false;  // until onEvent is told Back
 };
 
 inline std::unique_ptr<Tunnel> Dialer::open(std::size_t at, const std::string& line) const {
@@ -314,11 +319,13 @@ inline std::unique_ptr<Tunnel> Dialer::open(std::size_t at, const std::string& l
       while (secret.size() < 32) secret += char(device());
     }
     std::unique_ptr<Session> session(new Session(secret));
+    const auto deadline = std::chrono::steady_clock::now() + timeout;
     try {
       std::unique_ptr<Stream> s = ask(at, openLine(session->publicKey, line));
       while (session->key.empty()) {
         char buffer[4096];
-        const long n = s->read(buffer, sizeof buffer, timeout);
+        const auto left = std::chrono::duration_cast<Milliseconds>(deadline - std::chrono::steady_clock::now());
+        const long n = left.count() > 0 ? s->read(buffer, sizeof buffer, left) : Stream::Nothing;
         if (n <= 0) throw NoAnswer();
         session->input(buffer, std::size_t(n));
       }

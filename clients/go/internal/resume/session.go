@@ -265,21 +265,29 @@ func (s *Session) take(f frame) error {
 }
 
 func (s *Session) takeData(p []byte) error {
+	p, err := s.fresh(p)
+	if err == nil {
+		s.in.add(p)
+	}
+	return err
+}
+
+// fresh counts data, and returns what of it has not come before.
+func (s *Session) fresh(p []byte) ([]byte, error) {
 	if s.endedHere {
-		return ErrViolation
+		return nil, ErrViolation
 	}
 	again := min(s.skip, uint64(len(p)))
 	s.skip -= again
 	if s.ended && s.skip == 0 {
-		return ErrViolation // where FIN stood, there is data
+		return nil, ErrViolation // where FIN stood, there is data
 	}
 	p = p[again:]
 	if s.received-s.reported+uint64(len(p)) > uint64(s.window) {
-		return ErrViolation
+		return nil, ErrViolation
 	}
-	s.in.add(p)
 	s.received += uint64(len(p))
-	return nil
+	return p, nil
 }
 
 func (s *Session) takeACK(low uint32) error {
@@ -403,6 +411,10 @@ func (s *Session) attach(next, skip uint64) {
 	s.skip, s.ackNow = skip, true
 	s.rewind(next)
 }
+
+// Knows tells whether a request is from who holds the session's key. Unlike all else, it
+// may be called by anybody at any time.
+func (s *Session) Knows(r *Request) bool { return r.Authentic(s.key) }
 
 // Resume is the gateway's part of a resume: it checks the request and takes the
 // session over to the connection that brought it, or leaves all as it was. The

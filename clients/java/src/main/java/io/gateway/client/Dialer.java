@@ -38,7 +38,9 @@ public final class Dialer {
     /** Milliseconds after which a silent gateway is asked whether it is there, and has to answer. */
     public int silence = 5000, patience = 3000;
     public Listener listener;
-    public Connect connect = Dialer::connectTcp;
+    public Connect connect = this::connectTcp;
+    /** Makes the sockets of tls://; the system's unless given: for an authority of your own. */
+    public SSLSocketFactory tls;
 
     /** Gateways are host:port or tls://host:port, and tried in turn. */
     public Dialer(String... gateways) {
@@ -124,9 +126,9 @@ public final class Dialer {
         }
     }
 
-    private static Socket connectTcp(String gateway, int timeout) throws IOException {
-        boolean tls = gateway.startsWith("tls://");
-        String address = tls ? gateway.substring(6) : gateway;
+    private Socket connectTcp(String gateway, int timeout) throws IOException {
+        boolean secured = gateway.startsWith("tls://");
+        String address = secured ? gateway.substring(6) : gateway;
         int colon = address.lastIndexOf(':');
         if (colon < 0) throw new IOException("no host:port");
         String host = address.substring(0, colon).replace("[", "").replace("]", "");
@@ -135,9 +137,9 @@ public final class Dialer {
         try {
             s.connect(new InetSocketAddress(host, port), timeout);
             s.setTcpNoDelay(true);
-            if (!tls) return s;
+            if (!secured) return s;
             s.setSoTimeout(timeout);
-            SSLSocket secure = (SSLSocket) ((SSLSocketFactory) SSLSocketFactory.getDefault()).createSocket(s, host, port, true);
+            SSLSocket secure = (SSLSocket) (tls != null ? tls : (SSLSocketFactory) SSLSocketFactory.getDefault()).createSocket(s, host, port, true);
             SSLParameters parameters = secure.getSSLParameters();
             parameters.setEndpointIdentificationAlgorithm("HTTPS"); // else the name is not checked
             secure.setSSLParameters(parameters);

@@ -19,7 +19,7 @@ public final class Tunnel implements Closeable {
     private final ReentrantLock pumping = new ReentrantLock(), flushing = new ReentrantLock(), recovering = new ReentrantLock();
     private volatile Socket socket;
     private int at, generation;
-    private boolean ended;
+    private boolean ended, attempting; // attempting is seen by the listener of who recovers alone
     private volatile int resumes;
     private long heard = now(), asked;
 
@@ -253,10 +253,12 @@ public final class Tunnel implements Closeable {
     private void recover(int lost, Exception error) throws IOException {
         recovering.lock();
         flushing.lock();
+        boolean ours = false;
         try {
             synchronized (state) {
                 check();
-                if (lost != generation) return;
+                if (lost != generation || attempting) return;
+                attempting = ours = true;
             }
             dialer.tell(Dialer.Event.RECONNECTING, error);
             Dialer.close(socket);
@@ -279,6 +281,7 @@ public final class Tunnel implements Closeable {
                         heard = now();
                         asked = 0;
                         resumes++;
+                        attempting = false;
                         if (ended) Dialer.close(s);
                     }
                     dialer.tell(Dialer.Event.BACK, null);
@@ -302,6 +305,11 @@ public final class Tunnel implements Closeable {
                 }
             }
         } finally {
+            if (ours) { // by an interrupt, too
+                synchronized (state) {
+                    attempting = false;
+                }
+            }
             flushing.unlock();
             recovering.unlock();
         }

@@ -1,0 +1,3 @@
+module gateway/deploy/ask
+
+go 1.26.0

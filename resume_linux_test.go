@@ -1,0 +1,151 @@
+package main
+
+import (
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"gateway/internal/handshake"
+	"gateway/internal/harness"
+	"gateway/internal/resume"
+)
+
+// roamer is the client's end of a resumable tunnel.
+type roamer struct {
+	*resume.Session
+	ticket string
+	conn   net.Conn
+}
+
+// openRoamer opens a resumable tunnel.
+func openRoamer(t *testing.T, addr, backend string) *roamer {
+	t.Helper()
+	pair, err := resume.NewKeyPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &roamer{Session: resume.NewClient(), conn: harness.Connect(t, addr)}
+	send(t, r.conn, string(resume.AppendOpen(nil, pair.PublicKey().Bytes(), sealedTo(t, backend))))
+	expect(t, r.conn, "200")
+	r.read(t, r.Greeted)
+	h, _ := r.Hello()
+	key, err := resume.ClientKey(pair, h.Secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ticket = h.Ticket
+	r.SetKey(key)
+	return r
+}
+
+func (r *roamer) read(t *testing.T, enough func() bool) {
+	t.Helper()
+	buf := make([]byte, 4096)
+	for !enough() {
+		n, err := r.conn.Read(buf)
+		if err == nil {
+			err = r.Input(buf[:n])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// echo says something and hears it back.
+func (r *roamer) echo(t *testing.T, text string) {
+	t.Helper()
+	r.Send([]byte(text))
+	send(t, r.conn, string(r.Output(nil, 1<<20, 0)))
+	r.hear(t, text)
+}
+
+func (r *roamer) hear(t *testing.T, text string) {
+	t.Helper()
+	r.read(t, func() bool { return r.Buffered() >= len(text) })
+	got := make([]byte, len(text))
+	if r.Take(got); string(got) != text {
+		t.Fatalf("heard %q, want %q", got, text)
+	}
+	r.Pass(false, 0)
+}
+
+// resume goes on by another connection, and returns the answer.
+func (r *roamer) resume(t *testing.T, addr string) string {
+	t.Helper()
+	r.conn = harness.Connect(t, addr)
+	send(t, r.conn, string(r.Reattach(r.ticket)))
+	var status [3]byte
+	if _, err := io.ReadFull(r.conn, status[:]); err != nil {
+		t.Fatal(err)
+	}
+	return string(status[:])
+}
+
+// A resumable tunnel that is on its way to another process is nobody's: its client is to
+// try again, and its hold does not end. Then both go on, here or there.
+func TestAFrozenTunnelIsNeitherResumedNorGivenUp(t *testing.T) {
+	t.Parallel()
+	const hold = 300 * time.Millisecond
+	for name, moves := range map[string]bool{"stays": false, "moves": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := startLoops(t, 1, func(cfg *Config) { cfg.Resume, cfg.ResumeHold = true, hold })
+			addr := g.addr
+			var to *Gateway
+			if moves {
+				to = another(t, g)
+				g.partner = to
+				to.owner.Inherit(g.owner.Boots())
+				ln, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				addr = ln.Addr().String()
+				go to.Serve(ln)
+			}
+			r := openRoamer(t, g.addr, startEcho(t))
+			r.echo(t, "before")
+			first := r.conn
+			frozen(t, g, to, first, func() {
+				if got := r.resume(t, g.addr); got != string(handshake.BadGateway) {
+					t.Errorf("while it was frozen: %q", got)
+				}
+				r.Detach()
+				first.Close()
+				time.Sleep(2 * hold)
+			})
+			eventually(t, "the tunnel is where it goes on", func() bool {
+				for _, has := range []*Gateway{to, g.Gateway} {
+					if has != nil {
+						return has.owner.Stats().Tunnels == 1
+					}
+				}
+				return false
+			})
+			if got := r.resume(t, addr); got != string(handshake.OK) {
+				t.Fatalf("after that: %q", got)
+			}
+			r.echo(t, "after")
+
+			// Away before it is frozen, for longer than its hold by the time that it goes on.
+			r.Detach()
+			r.conn.Close()
+			has := g.Gateway
+			if moves {
+				has = to
+			}
+			eventually(t, "its client is away", func() bool { return has.owner.Stats().Detached == 1 })
+			l := has.engine.(*loops).all[0]
+			p := &parcel{}
+			l.do(func() { l.yield(p, 0) })
+			time.Sleep(2 * hold)
+			if s := has.owner.Stats(); s.Tunnels != 1 || len(p.tunnels) != 1 {
+				t.Errorf("%d are frozen, and the owner has %+v", len(p.tunnels), s)
+			}
+			l.do(func() { l.resume(p) })
+			eventually(t, "it is given up", func() bool { return has.owner.Stats().Tunnels == 0 })
+		})
+	}
+}
