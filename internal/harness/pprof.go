@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// WithPprof is the flag that Goroutines and LiveHeap need.
+// WithPprof is the flag that Goroutines, LiveHeap and what builds on them need.
 const WithPprof = "-pprof=127.0.0.1:0"
 
 // Goroutines counts those of a gateway that was started WithPprof, with the same few
@@ -35,6 +35,19 @@ func (p *Process) LiveMemory(t testing.TB) (bytes int) {
 	t.Helper()
 	profile := p.profile(t, "heap?gc=1&debug=1")
 	return memStat(t, profile, "HeapAlloc") + memStat(t, profile, "Stack")
+}
+
+// WaitForMemory waits until count clients have added no more to the LiveMemory from before
+// than most bytes each. What served them until they rested is collected bit by bit: a stack
+// with its goroutine, what is pooled after two rounds.
+func (p *Process) WaitForMemory(t testing.TB, before, count, most int) {
+	t.Helper()
+	each := 0
+	defer func() { t.Logf("%d bytes for each", each) }()
+	Eventually(t, fmt.Sprintf("%d clients hold no more than %d bytes each", count, most), func() bool {
+		each = (p.LiveMemory(t) - before) / count
+		return each <= most
+	})
 }
 
 func memStat(t testing.TB, profile, name string) (bytes int) {
