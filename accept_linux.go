@@ -171,8 +171,28 @@ func (l *acceptor) accept(sl *sharedListener) bool {
 	}
 	sl.pace.Reset()
 	l.ledger.begin()
-	l.place(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.entrance)
+	l.admit(fd, sl.rules(), sys.AddrPort(&l.sockaddr), sl.entrance)
 	return true
+}
+
+// admit gives a connection that has been accepted to a loop, or resets it where a limit
+// does not let its client in: before there is a slot for it, or another thread wakes.
+func (l *acceptor) admit(fd int, r *rules, peer netip.AddrPort, by *entrance) {
+	s := r.arrival(peer, by.forward)
+	l.ledger.arrived(&s, by)
+	if err := l.ledger.admit(&s); err != nil {
+		l.ledger.turnedAway(&s, err)
+		sys.ResetOnClose(int32(fd))
+		l.drop(fd, &s)
+		return
+	}
+	l.place(fd, r, &s)
+}
+
+// drop closes a connection that no loop has.
+func (l *acceptor) drop(fd int, s *session) {
+	sys.Close(int32(fd))
+	l.ledger.done(s, &upstream{})
 }
 
 // Tunnels that are established come first. What else a loop has to do waits until
@@ -246,19 +266,24 @@ func (l *acceptor) serveNewcomers() {
 
 // place gives a connection to the loop with the fewest, unless this one has
 // hardly more.
-func (l *acceptor) place(fd int, r *rules, peer netip.AddrPort, by *entrance) {
+func (l *acceptor) place(fd int, r *rules, s *session) {
 	to := l.crew.idlest()
 	if least := to.load.Load(); l.load.Load() <= least+least/8 {
 		to = l
 	}
 	to.load.Add(1)
 	if to == l {
-		l.begin(fd, r, peer, by)
-	} else if !to.reactor.Post(func() { to.begin(fd, r, peer, by) }) {
-		unix.Close(fd)
-		s, u := session{entrance: by, reserved: true}, upstream{}
-		l.ledger.done(&s, &u)
+		l.welcome(fd, r, s)
+	} else if away := *s; !to.reactor.Post(func() { to.welcome(fd, r, &away) }) {
+		l.drop(fd, s)
 	}
+}
+
+// welcome begins a connection as one of the newcomers, whatever loop has accepted it.
+func (l *acceptor) welcome(fd int, r *rules, s *session) {
+	t := l.begin(fd, r, s)
+	ev := eventOf(t, clientSide, unix.EPOLLIN)
+	l.newcomers.putOff(t, &ev)
 }
 
 // dupConn is dup for what is a socket.

@@ -28,9 +28,9 @@ import (
 //
 // In the order of a connection's life:
 //
-//	accept → begin → readRequest → dial → dialing → answer → establish
-//	                      ↓           ↓        ↓
-//	             leave or refuse    refuse   refuse → linger → dismiss
+//	accept → admit → begin → hear → readRequest → dial → dialing → answer → establish
+//	           ↓                         ↓          ↓       ↓
+//	       turned away            leave or refuse  refuse  refuse → linger → dismiss
 
 // watchAfter is how long a backend may take to connect before its client is
 // watched for a reset. Registering every client twice would cost a system call
@@ -58,36 +58,36 @@ type handshakes struct {
 	watches  deadlines // when to watch a client whose backend still connects
 }
 
-// begin starts the life of a connection, which has been counted in.
-func (l *handshakes) begin(fd int, r *rules, peer netip.AddrPort, by *entrance) {
+// begin gives a connection that has been admitted its slot. It goes on with hear.
+func (l *handshakes) begin(fd int, r *rules, s *session) *tunnel {
 	l.reactor.Tick()
 	t := l.alloc()
-	l.current = t
 	t.state = stateRequest
 	t.sockets[clientSide].fd = int32(fd)
-	t.rules, t.session = r, r.arrival(peer, by.forward)
-	l.ledger.arrived(&t.session, by)
-	err := l.ledger.admit(&t.session)
+	t.rules, t.session = r, *s
+	return t
+}
+
+// hear goes on with a connection whose client has not said all, if it is to say any.
+func (l *handshakes) hear(t *tunnel) {
+	s := &t.session
 	switch {
-	case err != nil:
-		l.turnAway(t, err)
 	case l.closing:
 		l.abandon(t, errShutdown)
-	case by.forward != nil && l.ledger.circles.holds(peer.Addr()):
+	case s.forward != nil && l.ledger.circles.holds(s.client.Addr()):
 		l.refuse(t, errForwardLoop)
-	case t.session.asks():
+	case s.asks():
 		l.readRequest(t)
 	default:
-		l.route(t, request{route: *by.forward}, nil)
+		l.route(t, request{route: *s.forward}, nil)
 	}
-	l.current = nil
 }
 
 // event deals with an event of a connection that is no tunnel yet.
 func (l *handshakes) event(t *tunnel, s *socket, events uint32) {
 	switch t.state {
 	case stateRequest:
-		l.readRequest(t)
+		l.hear(t)
 		// A request and a reset may be one event; there will be no other.
 		if t.state == stateDial && events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
 			l.abandon(t, errClientGone)

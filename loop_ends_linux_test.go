@@ -47,7 +47,10 @@ func TestABackendThatIsGoneBeforeItsConnectIsSeenStillDelivers(t *testing.T) {
 				l.load.Add(1)
 				g.ledger.begin()
 				inLoop(t, l, func() {
-					l.begin(fd, g.rules.Load(), addrOf(c), &entrance{}) // which connects
+					r := g.rules.Load()
+					s := r.arrival(addrOf(c), nil)
+					l.ledger.arrived(&s, &entrance{})
+					l.hear(l.begin(fd, r, &s)) // which connects
 					b, err := ln.Accept()
 					if err != nil {
 						t.Error(err)

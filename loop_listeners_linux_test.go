@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gateway/internal/descriptors"
+	"gateway/internal/harness"
 	"gateway/internal/sys"
 )
 
@@ -297,5 +298,57 @@ func TestALoopThatIsStuckDoesNotAnswer(t *testing.T) {
 	close(free)
 	if !answer(patience) {
 		t.Error("a loop that is stuck no longer does not answer")
+	}
+}
+
+func TestAClientThatALimitTurnsAwayTakesNoSlotAndWakesNoOtherLoop(t *testing.T) {
+	t.Parallel()
+	g := startLoops(t, 2, func(cfg *Config) { cfg.ConnsPerIP = 1 })
+	first := openTunnel(t, g.addr, startEcho(t))
+	for range 50 {
+		c, err := net.Dial("tcp", g.addr)
+		if err == nil {
+			_, err = c.Read(make([]byte, 1))
+			c.Close()
+		}
+		if !errors.Is(err, unix.ECONNRESET) {
+			t.Fatalf("%v, want a reset", err)
+		}
+	}
+	used := 0
+	for _, l := range g.engine.(*loops).all {
+		inLoop(t, l, func() {
+			if len(l.slots) > 0 {
+				used++
+			}
+		})
+	}
+	if used != 1 {
+		t.Errorf("%d loops have had one client", used)
+	}
+	harness.Echo(t, first, "served")
+}
+
+// A loop that has much to do may be given more than it accepts by itself.
+func TestAConnectionWaitsForItsShareOfATurnWhoeverHasAcceptedIt(t *testing.T) {
+	t.Parallel()
+	g := startLoops(t, 1, nil)
+	l := g.engine.(*loops).all[0]
+	var clients []*net.TCPConn
+	inLoop(t, l, func() {
+		for range 64 {
+			c, fd := accepted(t)
+			clients = append(clients, c)
+			send(t, c, "no sealed line\n")
+			g.ledger.begin()
+			l.ledger.reserveBeyond(l.ledger.entranceOf("test"))
+			l.admit(fd, g.rules.Load(), addrOf(c), l.ledger.entranceOf("test"))
+		}
+		if n := len(l.newcomers.events); n != len(clients) {
+			t.Errorf("%d of %d wait", n, len(clients))
+		}
+	})
+	for _, c := range clients {
+		expectAll(t, c, "401")
 	}
 }

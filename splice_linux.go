@@ -486,6 +486,11 @@ func (m *mover) goOn(t *tunnel) {
 	}
 }
 
+// eventOf is an event of one of a tunnel's sockets, as tunnels.of knows it.
+func eventOf(t *tunnel, side int, events uint32) unix.EpollEvent {
+	return unix.EpollEvent{Events: events, Fd: int32(t.slot<<1) | int32(side), Pad: int32(t.generation)}
+}
+
 // watch registers a socket with epoll or changes what it waits for. A failure
 // is as good as a reset: without events the tunnel could not go on.
 func (m *mover) watch(t *tunnel, s *socket) error {
@@ -493,11 +498,7 @@ func (m *mover) watch(t *tunnel, s *socket) error {
 	if s == &t.sockets[backendSide] {
 		side = backendSide
 	}
-	ev := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff,
-		Fd:     int32(t.slot<<1) | int32(side),
-		Pad:    int32(t.generation),
-	}
+	ev := eventOf(t, side, unix.EPOLLIN|unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLET&0xffffffff)
 	if s.wantOut {
 		ev.Events |= unix.EPOLLOUT
 	}
