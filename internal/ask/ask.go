@@ -180,7 +180,7 @@ func (s *Service) put(ctx context.Context, q *Question) (*Answer, error) {
 		return nil, s.count(err)
 	}
 	defer func() { <-s.asking }()
-	within, cancel := context.WithTimeout(ctx, s.timeout)
+	within, cancel := context.WithTimeoutCause(ctx, s.timeout, ErrSilent)
 	defer cancel()
 	began := time.Now()
 	answer, err := s.wire.post(within, q)
@@ -189,7 +189,7 @@ func (s *Service) put(ctx context.Context, q *Question) (*Answer, error) {
 	}
 	how := alive
 	switch {
-	case errors.Is(err, ErrSilent) && ctx.Err() != nil:
+	case errors.Is(err, ErrSilent) && context.Cause(within) != ErrSilent:
 		how, err = givenUp, context.Cause(ctx)
 	case errors.Is(err, ErrSilent):
 		how, err = dead, fmt.Errorf("%w (%v)", ErrSilent, s.timeout)

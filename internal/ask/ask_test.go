@@ -269,6 +269,20 @@ func TestASilentServiceCostsTheTimeOut(t *testing.T) {
 	}
 }
 
+// On a busy machine the time that a question may wait for its place is over too, by the
+// time that this is looked at.
+func TestASilentServiceIsCalledSoHoweverLate(t *testing.T) {
+	hold := make(chan struct{})
+	s := startService(t, func(http.ResponseWriter, *Question) { <-hold })
+	defer close(hold)
+	const timeout = 20 * time.Millisecond
+	c := s.client(t, Options{Timeout: timeout})
+	c.Observe(func(time.Duration) { time.Sleep(2 * timeout) })
+	if _, err := c.Ask(t.Context(), &Question{Name: "room"}); !errors.Is(err, ErrSilent) {
+		t.Error(err)
+	}
+}
+
 func TestAClientThatLeavesWaitsForNoAnswer(t *testing.T) {
 	hold := make(chan struct{})
 	s := startService(t, func(http.ResponseWriter, *Question) { <-hold })
