@@ -119,6 +119,7 @@ var badPrograms = []struct {
 	make func(t *testing.T, file string)
 	says string // the log
 	last bool   // it comes so far that this process has to take everything back
+	hang bool   // nothing but -upgrade-timeout ends it
 }{
 	{name: "nothing there", make: func(*testing.T, string) {}, says: "no such file"},
 	{name: "a folder", make: func(t *testing.T, file string) {
@@ -132,8 +133,8 @@ var badPrograms = []struct {
 	{name: "a program that ends", text: "#!/bin/sh\nexit 0\n", says: "exit status 0"},
 	{name: "a program that fails", text: "#!/bin/sh\nexit 3\n", says: "exit status 3"},
 	{name: "a program that crashes", text: "#!/bin/sh\nkill -SEGV $$\n", says: "segmentation fault"},
-	{name: "a program that hangs", text: "#!/bin/sh\nexec sleep 1000\n", says: "-upgrade-timeout"},
-	{name: "a program that knows no end", text: "#!/bin/sh\ntrap '' TERM INT HUP\nwhile :; do sleep 1; done\n", says: "-upgrade-timeout"},
+	{name: "a program that hangs", text: "#!/bin/sh\nexec sleep 1000\n", says: "-upgrade-timeout", hang: true},
+	{name: "a program that knows no end", text: "#!/bin/sh\ntrap '' TERM INT HUP\nwhile :; do sleep 1; done\n", says: "-upgrade-timeout", hang: true},
 	{name: "a program that says what it should not", text: "#!/bin/sh\necho hello >&3\nexec sleep 1000\n", says: "closed its socket"},
 	{name: "a gateway with wrong flags", text: "#!/bin/sh\nexec GATEWAY \"$@\" -retry=0\n", says: "exit status 2"},
 	{name: "a gateway that cannot listen", text: "#!/bin/sh\nexec GATEWAY \"$@\" -listen=192.0.2.1:1=forward:127.0.0.1:1\n", says: "exit status 1"},
@@ -143,10 +144,10 @@ var badPrograms = []struct {
 	{name: "one that is no process", text: "#!/bin/sh\nread -r line <&3\necho '{\"Word\": \"ready\", \"Version\": 1, \"PID\": -1}' >&3\nexec sleep 1000\n", says: "process -1"},
 	{name: "one that refuses", text: says("refuse") + "exec sleep 1000\n", says: "refuses: no"},
 	{name: "one that is ready and ends", text: says("ready") + "exit 4\n", says: "exit status 4"},
-	{name: "one that is ready and hangs", text: says("ready") + "exec sleep 1000\n", says: "-upgrade-timeout"},
+	{name: "one that is ready and hangs", text: says("ready") + "exec sleep 1000\n", says: "-upgrade-timeout", hang: true},
 	{name: "one that serves before it is ready", text: says("serving") + "exec sleep 1000\n", says: "instead of"},
 	{name: "one that serves and ends", text: says("ready") + "read -r line <&3\n" + answers("serving") + "exit 5\n", says: "exit status 5", last: true},
-	{name: "one that serves and hangs", text: says("ready") + "read -r line <&3\n" + answers("serving") + "exec sleep 1000\n", says: "killed", last: true},
+	{name: "one that serves and hangs", text: says("ready") + "read -r line <&3\n" + answers("serving") + "exec sleep 1000\n", says: "killed", last: true, hang: true},
 	{name: "one that serves and crashes a moment later", text: says("ready") + "read -r line <&3\n" + answers("serving") + "sleep .2\nkill -9 $$\n", says: "killed", last: true},
 }
 
@@ -159,12 +160,25 @@ func answers(word string) string {
 
 func TestABadProgramLeavesTheGatewayAsItWas(t *testing.T) {
 	t.Parallel()
+	for hang, timeout := range map[bool]time.Duration{true: time.Second, false: harness.Patience} {
+		t.Run(map[bool]string{true: "where they hang", false: "where they do not"}[hang], func(t *testing.T) {
+			t.Parallel()
+			testBadPrograms(t, hang, timeout)
+		})
+	}
+}
+
+// testBadPrograms has a gateway with this -upgrade-timeout try all that hang, or all others.
+func testBadPrograms(t *testing.T, hang bool, timeout time.Duration) {
 	backend := harness.StartEcho(t)
 	program := filepath.Join(t.TempDir(), "new gateway")
-	u := harness.StartUpgradable(t, "-upgrade-exec="+program, "-upgrade-timeout=1s")
+	u := harness.StartUpgradable(t, "-upgrade-exec="+program, "-upgrade-timeout="+timeout.String())
 	c := harness.OpenTunnel(t, u.Addr, backend)
 	failures, returns := 0, 0
 	for _, bad := range badPrograms {
+		if bad.hang != hang {
+			continue
+		}
 		t.Run(bad.name, func(t *testing.T) {
 			defer os.RemoveAll(program)
 			if bad.make != nil {
@@ -197,13 +211,15 @@ func TestABadProgramLeavesTheGatewayAsItWas(t *testing.T) {
 			}
 		})
 	}
-	if err := os.Symlink(harness.Binary(t), program); err != nil {
-		t.Fatal(err)
+	if !hang { // a good one may take longer than that
+		if err := os.Symlink(harness.Binary(t), program); err != nil {
+			t.Fatal(err)
+		}
+		u.Upgrade(t)
+		after := harness.OpenTunnel(t, u.Addr, backend)
+		harness.Echo(t, after, "hello")
+		harness.Finish(t, after)
 	}
-	u.Upgrade(t)
-	after := harness.OpenTunnel(t, u.Addr, backend)
-	harness.Echo(t, after, "hello")
-	harness.Finish(t, after)
 	harness.Echo(t, c, "still here")
 	harness.Finish(t, c)
 	u.EndMain(t)

@@ -50,20 +50,9 @@ func InNamespaces(t *testing.T, flags uintptr) (inside bool) {
 	case strings.Contains(string(out), "--- SKIP: "+t.Name()):
 		t.Skipf("%s", out)
 	case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()):
-		t.Fatalf("%v\n%s", err, withoutLogs(string(out)))
+		t.Fatalf("%v\n%s", err, out)
 	}
 	return false
-}
-
-// withoutLogs leaves out what would bury the message.
-func withoutLogs(out string) string {
-	var b strings.Builder
-	for line := range strings.Lines(out) {
-		if !strings.HasPrefix(strings.TrimSpace(line), `{"time"`) {
-			b.WriteString(line)
-		}
-	}
-	return b.String()
 }
 
 // Mount mounts something that nobody sees outside of this test's own mount
