@@ -177,6 +177,12 @@ func (p *pidFile) relock() error {
 	return nil
 }
 
+// namesMe tells whether this process's line is in the file.
+func (p *pidFile) namesMe() bool {
+	pids, err := readPIDs(p.path)
+	return err == nil && slices.Contains(pids, os.Getpid())
+}
+
 // remove takes this process's line out again, where it still stands; the last
 // process removes the file.
 func (p *pidFile) remove() error {

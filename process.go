@@ -410,7 +410,7 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 	for {
 		select {
 		case <-look.C:
-			if p.g.ledger.idle() && !p.g.isTaking() && !time.Now().Before(until) {
+			if p.g.ledger.idle() && !p.g.isTaking() && !time.Now().Before(until) && p.isReplaced(until) {
 				p.g.Close()
 				p.g.logTotals()
 				return nil
@@ -440,6 +440,12 @@ func (p *service) giveWay(s *upgrade.Successor, sig os.Signal) error {
 			return p.drain(sig)
 		}
 	}
+}
+
+// isReplaced tells whether this process may go: the pid file names the new one, which
+// may be slow to get there, or was given time enough.
+func (p *service) isReplaced(since time.Time) bool {
+	return p.pid == nil || !p.pid.namesMe() || time.Since(since) > lockWait
 }
 
 // passOn has the new process, which serves, do what this one was asked for.

@@ -65,10 +65,11 @@ func TestAnAddressThatIsGivenUpIsRefusedWhateverOldProcessLives(t *testing.T) {
 
 func TestAProcessThatServesAgainHasItsAdminInterfaceAgain(t *testing.T) {
 	t.Parallel()
-	u := harness.StartUpgradable(t, "-admin=127.0.0.1:0", "-pprof=127.0.0.1:0")
+	u := harness.StartUpgradable(t, "-admin=127.0.0.1:0", "-pprof=127.0.0.1:0", "-handover=0")
 	url := u.Log.WaitLine(t, "admin is on", 1)["url"].(string)
 	backend := harness.StartEcho(t)
 	first := u.Main
+	stays := harness.OpenTunnel(t, u.Addr, backend) // which keeps the process until the next has been killed
 	for n := range 2 {
 		harness.Finish(t, harness.OpenTunnel(t, u.Addr, backend))
 		u.Upgrade(t)
@@ -85,6 +86,7 @@ func TestAProcessThatServesAgainHasItsAdminInterfaceAgain(t *testing.T) {
 		}
 	}
 	harness.Finish(t, harness.OpenTunnel(t, u.Addr, backend))
+	harness.Finish(t, stays)
 	u.EndMain(t)
 }
 
@@ -187,14 +189,20 @@ func TestAFloodOfReloadsDoesNotHideASignalThatEndsTheGateway(t *testing.T) {
 func TestAGatewayThatComesTooLateDoesNotServe(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	program, start, result := filepath.Join(dir, "new"), filepath.Join(dir, "start"), filepath.Join(dir, "result")
-	script := fmt.Sprintf("#!/bin/sh\n(while [ ! -e %s ]; do sleep .02; done; %s \"$@\"; echo $? >%s) &\nwait\n", start, harness.Binary(t), result)
+	program, there, start, result := filepath.Join(dir, "new"), filepath.Join(dir, "there"), filepath.Join(dir, "start"), filepath.Join(dir, "result")
+	script := fmt.Sprintf("#!/bin/sh\n(: >%s; while [ ! -e %s ]; do sleep .02; done; %s \"$@\"; echo $? >%s) &\nwait\n", there, start, harness.Binary(t), result)
 	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	u := harness.StartUpgradable(t, "-upgrade-exec="+program, "-upgrade-timeout=100ms")
-	u.SignalMain(t, syscall.SIGUSR2)
-	u.Log.WaitLine(t, "the upgrade failed: this process goes on serving", 1)
+	tries := 0
+	harness.Eventually(t, "there is one that comes too late", func() bool {
+		u.SignalMain(t, syscall.SIGUSR2)
+		tries++
+		u.Log.WaitLine(t, "the upgrade failed: this process goes on serving", tries)
+		_, err := os.Stat(there)
+		return err == nil
+	})
 	harness.WriteFile(t, start, "")
 	harness.Eventually(t, "the latecomer ends", func() bool {
 		text, err := os.ReadFile(result)
@@ -264,6 +272,26 @@ func TestTheFileOfTheAdminSocketIsThereAsLongAsSomebodyListens(t *testing.T) {
 	u.Upgrade(t)
 	if exists(two) {
 		t.Error("a file is left to which nobody listens")
+	}
+	u.EndMain(t)
+}
+
+// A disk may be slow, or another gateway change the file.
+func TestThePIDFileIsThereAllTheTimeHoweverSlowTheNewProcessIs(t *testing.T) {
+	t.Parallel()
+	u := harness.StartUpgradable(t)
+	for n := range 3 {
+		old := u.Main
+		release := holdLock(t, u.PIDFile+".lock", 0)
+		u.SignalMain(t, syscall.SIGUSR2)
+		u.Log.WaitLine(t, "handed over", n+1)
+		time.Sleep(time.Second) // the old process has nothing to wait for by then
+		release()
+		harness.Eventually(t, "the pid file changes hands", func() bool {
+			u.Main = u.InFile(t) // which fails where there is none
+			return u.Main != old
+		})
+		harness.WaitGone(t, old)
 	}
 	u.EndMain(t)
 }
