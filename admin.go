@@ -462,7 +462,7 @@ func (o *overview) backends() []admin.Backend {
 // skipped returns the backends of several that are passed over now.
 func (o *overview) skipped() map[string]bool {
 	r := o.gateway.rules.Load()
-	routes := r.services.routes()
+	routes := r.services.Routes()
 	for _, by := range o.gateway.ledger.allEntrances() {
 		if by.forward != nil {
 			routes = append(routes, *by.forward)

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"gateway/internal/address"
-	"gateway/internal/balance"
 	"gateway/internal/handshake"
 	"gateway/internal/happyeyeballs"
 	"gateway/internal/kcp"
@@ -120,7 +119,7 @@ func (u *upstream) choose(ctx context.Context, r *rules, s *session, route addre
 	}
 	group := r.routes.Group(route, balanceClock())
 	if name := route.Service(); name != "" {
-		targets, err := r.services.find(ctx, name)
+		targets, err := r.services.Find(ctx, name)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -464,62 +463,4 @@ type hostLookup struct{ *resolve.Resolver }
 
 func (l hostLookup) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, error) {
 	return l.Addresses(ctx, host)
-}
-
-// services finds the targets of services. internal/resolve knows of DNS, and
-// internal/balance of whose turn it is; this tells the one what the other found.
-type services struct {
-	resolver *resolve.Resolver
-
-	mu    sync.Mutex
-	known map[string]knownService
-}
-
-// knownService is what DNS lists, and the same in balance's words. Both are
-// replaced when the list changes, and never change themselves.
-type knownService struct {
-	found   []resolve.Service
-	targets []balance.Target
-}
-
-// maxServices bounds those that are known. Each is cheap to make anew.
-const maxServices = 4096
-
-func newServices(r *resolve.Resolver) *services {
-	return &services{resolver: r, known: make(map[string]knownService)}
-}
-
-// find returns what DNS lists under a name, at least one target: the same slice
-// as long as the list is the same, which saves internal/balance work.
-func (s *services) find(ctx context.Context, name string) ([]balance.Target, error) {
-	found, err := s.resolver.Services(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	k := s.known[name]
-	if len(k.found) != len(found) || &k.found[0] != &found[0] {
-		k = knownService{found: found}
-		for _, f := range found {
-			k.targets = append(k.targets, balance.Target{Addr: f.Addr, Weight: f.Weight, Priority: f.Priority})
-		}
-		if len(s.known) >= maxServices {
-			clear(s.known)
-		}
-		s.known[name] = k
-	}
-	return k.targets, nil
-}
-
-// routes returns the routes to all services that were found.
-func (s *services) routes() (all []address.Route) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for name := range s.known {
-		if r, err := address.ParseRoute("srv:" + name); err == nil {
-			all = append(all, r)
-		}
-	}
-	return all
 }

@@ -13,6 +13,7 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/ask"
 	"gateway/internal/balance"
+	"gateway/internal/directory"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/limit"
@@ -41,13 +42,13 @@ type rules struct {
 	opener  opener
 	secrets *smallfile.Watch // of the files of the secrets of sealed lines
 
-	policy     *policy.Policy // where backends may be
-	routes     *balance.Table // whose turn it is among several backends
-	services   directory      // whom DNS lists
-	attempts   int            // to dial in all, at least one
-	timeout    time.Duration  // of one attempt
-	maxTunnels int            // of one backend; 0: any number
-	sendProxy  int            // version of the PROXY header for backends; 0: none
+	policy     *policy.Policy       // where backends may be
+	routes     *balance.Table       // whose turn it is among several backends
+	services   *directory.Directory // whom DNS lists
+	attempts   int                  // to dial in all, at least one
+	timeout    time.Duration        // of one attempt
+	maxTunnels int                  // of one backend; 0: any number
+	sendProxy  int                  // version of the PROXY header for backends; 0: none
 
 	asks asking // where names and tickets lead
 }
@@ -60,15 +61,7 @@ type asking struct {
 	tries   *limit.Tries // of tickets, by address; nil: any number
 }
 
-// directory lists the targets of a service, at least one: the same slice as long
-// as the list is the same.
-type directory interface {
-	find(ctx context.Context, name string) ([]balance.Target, error)
-	// routes returns the routes to all that were found.
-	routes() []address.Route
-}
-
-func newRules(cfg *Config, services directory) *rules {
+func newRules(cfg *Config, services *directory.Directory) *rules {
 	r := &rules{
 		opener:           newOpener(cfg),
 		trusted:          cfg.TrustedProxies,
