@@ -161,7 +161,7 @@ func buildJava(t *testing.T, dir string, found map[string]string) []string {
 // build returns the command that runs a kit's driver.
 func (k *kit) build(t *testing.T) []string {
 	t.Helper()
-	if k.needs[0] != "python3" { // which other tests need as well
+	if k.needs[0] != "go" {
 		harness.LeaveTo(t, needKits, "test-clients")
 	}
 	found := make(map[string]string)
