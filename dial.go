@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gateway/internal/address"
+	"gateway/internal/balance"
 	"gateway/internal/handshake"
 	"gateway/internal/happyeyeballs"
 	"gateway/internal/kcp"
@@ -456,6 +457,11 @@ func resumeFailure(err error) *refusal {
 		why.status = handshake.BadGateway
 	}
 	return why
+}
+
+// targetOf says what DNS lists in balance's words.
+func targetOf(s resolve.Service) balance.Target {
+	return balance.Target{Addr: s.Addr, Weight: s.Weight, Priority: s.Priority}
 }
 
 // hostLookup looks up backends' names, in net's words.

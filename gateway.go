@@ -18,8 +18,8 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/admin"
 	"gateway/internal/ask"
+	"gateway/internal/balance"
 	"gateway/internal/descriptors"
-	"gateway/internal/directory"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/limit"
@@ -98,7 +98,7 @@ func NewGateway(cfg *Config, log *slog.Logger) (*Gateway, error) {
 	if cfg.Resume {
 		g.owner = newOwner(cfg, log)
 	}
-	g.rules.Store(g.newRules(cfg, directory.New(g.resolver.Services)))
+	g.rules.Store(g.newRules(cfg, balance.NewDirectory(g.resolver.Services, targetOf)))
 	o := relay.Options{Pump: newPump(cfg.Buffer).run, Bounds: cfg.bounds(), Log: log}
 	if cfg.Admin != "" {
 		g.metrics = admin.NewMetrics()
@@ -149,7 +149,7 @@ func (g *Gateway) Reload(cfg *Config) {
 }
 
 // newRules returns rules that ask as this gateway.
-func (g *Gateway) newRules(cfg *Config, services *directory.Directory) *rules {
+func (g *Gateway) newRules(cfg *Config, services *balance.Directory[resolve.Service]) *rules {
 	r := newRules(cfg, services)
 	r.asks.gateway, r.asks.tries, r.owner = g.ledger.idPrefix, g.tries, g.owner
 	return r

@@ -377,9 +377,9 @@ func (p *service) serve() error {
 	}
 	defer p.removePIDFile()
 	p.out.CatchUp() // whoever has rotated the log meanwhile has told the old process
+	p.seen.Load().ready()
 	p.logListeners(cfg, listeners)
 	cfg.describe(p.log)
-	p.seen.Load().ready()
 	p.notify.Ready("serving")
 	p.notify.Watch(p.alive)
 	if p.before != nil {

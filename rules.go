@@ -13,12 +13,12 @@ import (
 	"gateway/internal/address"
 	"gateway/internal/ask"
 	"gateway/internal/balance"
-	"gateway/internal/directory"
 	"gateway/internal/handshake"
 	"gateway/internal/layer"
 	"gateway/internal/limit"
 	"gateway/internal/policy"
 	"gateway/internal/proxyheader"
+	"gateway/internal/resolve"
 	"gateway/internal/resume"
 	"gateway/internal/resume/owner"
 	"gateway/internal/smallfile"
@@ -42,13 +42,13 @@ type rules struct {
 	opener  opener
 	secrets *smallfile.Watch // of the files of the secrets of sealed lines
 
-	policy     *policy.Policy       // where backends may be
-	routes     *balance.Table       // whose turn it is among several backends
-	services   *directory.Directory // whom DNS lists
-	attempts   int                  // to dial in all, at least one
-	timeout    time.Duration        // of one attempt
-	maxTunnels int                  // of one backend; 0: any number
-	sendProxy  int                  // version of the PROXY header for backends; 0: none
+	policy     *policy.Policy                      // where backends may be
+	routes     *balance.Table                      // whose turn it is among several backends
+	services   *balance.Directory[resolve.Service] // whom DNS lists
+	attempts   int                                 // to dial in all, at least one
+	timeout    time.Duration                       // of one attempt
+	maxTunnels int                                 // of one backend; 0: any number
+	sendProxy  int                                 // version of the PROXY header for backends; 0: none
 
 	asks asking // where names and tickets lead
 }
@@ -61,7 +61,7 @@ type asking struct {
 	tries   *limit.Tries // of tickets, by address; nil: any number
 }
 
-func newRules(cfg *Config, services *directory.Directory) *rules {
+func newRules(cfg *Config, services *balance.Directory[resolve.Service]) *rules {
 	r := &rules{
 		opener:           newOpener(cfg),
 		trusted:          cfg.TrustedProxies,

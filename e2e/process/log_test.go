@@ -93,6 +93,7 @@ func TestTheTextLogHasALineForEachEvent(t *testing.T) {
 	t.Parallel()
 	harness.NeedSignals(t)
 	p := startQuiet(t)
+	harness.Eventually(t, "it has said how it is set", func() bool { return strings.Contains(p.Log.String(), "msg=settings ") })
 	harness.Finish(t, connectAndSend(t, p.Addr, "", "400")) // no bytes: not at info
 	harness.Finish(t, connectAndSend(t, p.Addr, "garbage\n", "401"))
 	harness.Finish(t, harness.OpenTunnel(t, p.Addr, harness.StartEcho(t)))

@@ -1,4 +1,4 @@
-package directory
+package balance
 
 import (
 	"context"
@@ -7,20 +7,20 @@ import (
 	"testing"
 
 	"gateway/internal/address"
-	"gateway/internal/resolve"
 )
 
-// list is what DNS lists.
-func list(hosts ...string) (all []resolve.Service) {
-	for i, host := range hosts {
-		all = append(all, resolve.Service{Addr: address.Address{Host: host, Port: 4000}, Weight: uint16(i), Priority: 7})
-	}
-	return all
+// listing is a directory of hosts, by the name of their service.
+func listing(find func(name string) ([]string, error)) *Directory[string] {
+	return NewDirectory(
+		func(_ context.Context, name string) ([]string, error) { return find(name) },
+		func(host string) Target {
+			return Target{Addr: address.Address{Host: host, Port: 4000}, Weight: 1, Priority: 7}
+		})
 }
 
 func TestTheSameListGivesTheSameTargets(t *testing.T) {
-	lists := map[string][]resolve.Service{"game.test": list("a.test", "b.test")}
-	d := New(func(_ context.Context, name string) ([]resolve.Service, error) { return lists[name], nil })
+	lists := map[string][]string{"game.test": {"a.test", "b.test"}}
+	d := listing(func(name string) ([]string, error) { return lists[name], nil })
 	find := func() string {
 		targets, err := d.Find(t.Context(), "game.test")
 		if err != nil {
@@ -32,11 +32,11 @@ func TestTheSameListGivesTheSameTargets(t *testing.T) {
 	if again := find(); again != first {
 		t.Errorf("%s, and then %s", first, again)
 	}
-	lists["game.test"] = list("a.test", "b.test") // looked up again
+	lists["game.test"] = []string{"a.test", "b.test"} // looked up again
 	if again := find(); again == first {
-		t.Error("balance is not told of the new list")
+		t.Error("nobody is told of the new list")
 	}
-	lists["game.test"] = list("c.test")
+	lists["game.test"] = []string{"c.test"}
 	targets, err := d.Find(t.Context(), "game.test")
 	if err != nil || len(targets) != 1 || targets[0].Addr.Host != "c.test" || targets[0].Priority != 7 {
 		t.Errorf("%v, %v", targets, err)
@@ -45,11 +45,11 @@ func TestTheSameListGivesTheSameTargets(t *testing.T) {
 
 func TestWhatCannotBeFoundIsNotKnown(t *testing.T) {
 	lost := errors.New("lost")
-	d := New(func(_ context.Context, name string) ([]resolve.Service, error) {
+	d := listing(func(name string) ([]string, error) {
 		if name == "lost.test" {
 			return nil, lost
 		}
-		return list("a.test"), nil
+		return []string{"a.test"}, nil
 	})
 	for name, want := range map[string]error{"lost.test": lost, "game.test": nil} {
 		if _, err := d.Find(t.Context(), name); err != want {
@@ -62,8 +62,8 @@ func TestWhatCannotBeFoundIsNotKnown(t *testing.T) {
 }
 
 func TestManyServicesTakeBoundedMemory(t *testing.T) {
-	one := list("a.test")
-	d := New(func(context.Context, string) ([]resolve.Service, error) { return one, nil })
+	one := []string{"a.test"}
+	d := listing(func(string) ([]string, error) { return one, nil })
 	for i := range 3*maxKnown + 5 {
 		d.Find(t.Context(), fmt.Sprintf("game%d.test", i))
 	}
