@@ -4,8 +4,9 @@
 #              pulls the network away under a chat that goes on all the same
 # make demo-upgrade
 #              shows a tunnel that lives while the gateway is replaced three times (Linux)
-# make test    runs everything that CI runs, but for the next five and make lint
+# make test    runs the tests, all but those of the targets below, and the demos
 # make quick   is for the edit loop: vet, and tests with -short, of what has changed
+# make cross   vets and builds for every system
 # make test-bench
 #              tests the benchmark, a module of its own
 # make test-peers
@@ -74,7 +75,7 @@ demo-roaming: gateway
 demo-upgrade: gateway
 	@$(GO) run ./demo ./gateway upgrade
 
-test: unit cross demo demo-upgrade
+test: unit demo demo-upgrade
 
 # -count=1: what the tests ask the kernel and openssl is not in Go's cache key. The
 # gateway that many of them drive is built once for all. What another target tests is
