@@ -308,19 +308,7 @@ func (m resumables) bridge(client, loop net.Conn, abort func()) {
 			abort()
 		})
 	})()
-	var down sync.WaitGroup
-	down.Go(func() {
-		m.relay.Pump(client, struct{ io.Reader }{loop})
-		layer.CloseWrite(client)
-		// It has the last to read; not every connection has deadlines that strike who
-		// waits already.
-		client.SetDeadline(time.Now().Add(lingerTime))
-		time.AfterFunc(lingerTime+lingerTime/4, abort)
-	})
-	m.relay.Pump(loop, struct{ io.Reader }{client})
-	loop.Close() // as if it were the client's socket
-	down.Wait()
-	abort()
+	m.relay.Bridge(client, loop, abort)
 }
 
 // again has a tunnel of this gateway go on by conn, whose client is told reply. Where conn

@@ -183,6 +183,7 @@ func (c *carrier) adopt(t *tunnel, h *handover.Layer, o *owner.Owner) error {
 		return err
 	}
 	c.roam(t, of, s, nil)
+	t.layer.roams.whole = t.flows[clientSide].done && !t.deaf
 	t.session.resumes = of.ID()
 	return nil
 }
@@ -205,6 +206,9 @@ func (m *mover) pumpRoaming(t *tunnel) (over, reset bool) {
 		s.Now = time.Duration(m.reactor.Now)
 		m.roamIn(t)
 		m.roamOut(t)
+		if t.broken {
+			m.hearOut(t)
+		}
 		if _, closed := s.Closed(); closed || !t.broken || s.Violated() {
 			break
 		}
@@ -223,7 +227,24 @@ func (m *mover) pumpRoaming(t *tunnel) (over, reset bool) {
 		t.end.Note(relay.Client, relay.Failure)
 		return true, true
 	}
-	return s.Complete() || s.Closing() && (s.Said() || !s.Attached()), false
+	if !s.Attached() {
+		return s.Complete() || s.Closing(), false
+	}
+	// What has been said is not out as long as the client's socket has no room for it.
+	return (s.Complete() || s.Said()) && !t.flows[backendSide].holds(), false
+}
+
+// hearOut takes what a client's socket has that is of no more use: it may have been a write
+// that found that out, behind a client who has said that the session is over.
+func (m *mover) hearOut(t *tunnel) {
+	for c := &t.sockets[clientSide]; c.fd >= 0; {
+		n, err := sys.Recv(c.fd, m.buf[:m.bufferSize])
+		if n > 0 {
+			m.takeFrames(t, m.buf[:n])
+		} else if err != unix.EINTR {
+			return
+		}
+	}
 }
 
 // roamIn is pump from the client.
@@ -293,6 +314,7 @@ func (m *mover) passOn(t *tunnel) {
 		t.end.Note(relay.Client, relay.FIN)
 		f.ended, f.done = true, true
 		if !t.deaf {
+			t.layer.roams.whole = true
 			sys.ShutdownWrite(dst.fd)
 		}
 		s.Pass(true, s.Now)
@@ -346,7 +368,7 @@ func (m *mover) roamOut(t *tunnel) {
 			return
 		}
 		if f.ended {
-			s.Finish(t.deaf)
+			s.Finish(t.deaf && !(s.Finished() && t.layer.roams.whole))
 		}
 		if s.Attached() && !m.sayAll(t) || f.ended {
 			return

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gateway/internal/handshake"
 	"gateway/internal/harness"
 	"gateway/internal/resume"
@@ -147,5 +149,51 @@ func TestAFrozenTunnelIsNeitherResumedNorGivenUp(t *testing.T) {
 			l.do(func() { l.resume(p) })
 			eventually(t, "it is given up", func() bool { return has.owner.Stats().Tunnels == 0 })
 		})
+	}
+}
+
+// The last that there is to say to a client may find no room.
+func TestACloseWaitsForRoom(t *testing.T) {
+	t.Parallel()
+	g := startLoops(t, 1, func(cfg *Config) { cfg.Resume = true })
+	reset := make(chan struct{})
+	backend := harness.StartBackend(t, func(c *net.TCPConn) {
+		expect(t, c, "x")
+		send(t, c, "y")
+		<-reset
+		harness.Reset(c)
+	})
+	r := openRoamer(t, g.addr, backend)
+	r.Send([]byte("x"))
+	send(t, r.conn, string(r.Output(nil, 1<<20, 0)))
+	r.hear(t, "y")
+	filled := int64(0)
+	look(t, g, r.conn, func(_ *loop, s *tunnel) {
+		for {
+			n, err := unix.Write(int(s.sockets[clientSide].fd), make([]byte, 1000))
+			if err != nil {
+				break
+			}
+			filled += int64(n)
+		}
+	})
+	close(reset)
+	eventually(t, "the backend's reset is known", func() (known bool) {
+		for _, l := range g.engine.(*loops).all {
+			inLoop(t, l, func() {
+				known = l.load.Load() == 0
+				for _, s := range l.slots {
+					known = known || s.deaf || s.state == stateLinger
+				}
+			})
+		}
+		return known
+	})
+	if _, err := io.CopyN(io.Discard, r.conn, filled); err != nil {
+		t.Fatal(err)
+	}
+	r.read(t, func() bool { _, closed := r.Closed(); return closed })
+	if why, _ := r.Closed(); why != resume.BackendReset {
+		t.Errorf("CLOSE %v", why)
 	}
 }

@@ -128,6 +128,7 @@ type roaming struct {
 	memory    int   // of the session, as the owner was told
 	lost      error // why the client's socket is of no more use
 	reminding bool  // stands in mover.acks
+	whole     bool  // the backend has got all that the client has said, and that this was all
 }
 
 // over tells the owner that a tunnel is over, or another process's.

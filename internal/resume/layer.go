@@ -90,13 +90,13 @@ func (l *Layer) Back(b []byte) []byte { return l.Output(b, MaxData, l.Now) }
 // Due is for layer.Transform. By time alone nothing is: see Acknowledge.
 func (l *Layer) Due() bool { return l.Pending(0) }
 
-// Finish is for layer.Transform. Only the first call counts.
+// Finish is for layer.Transform. A backend that has finished may still fail: then it has
+// not got all that its client has said.
 func (l *Layer) Finish(failed bool) {
 	switch {
-	case l.Finished():
 	case failed:
 		l.Close(BackendReset)
-	default:
+	case !l.Finished():
 		l.Session.Finish()
 	}
 }

@@ -254,8 +254,9 @@ func (c *Conn) write(l *Link) {
 		}
 		if len(buf) > 0 {
 			if _, err := l.conn.Write(buf); err != nil {
-				c.lost(l, err)
-				l.abort()
+				// What the peer has said before may be that the session is over: who reads
+				// comes to that, and to the end of the connection, or gives it up.
+				l.linger()
 				return
 			}
 		}
