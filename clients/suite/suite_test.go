@@ -147,6 +147,13 @@ var scenarios = []scenario{
 		expect(t, "ok plain welcomehello", run(t, "", command, "talk", gateway, line, ms, "hello"))
 		expect(t, "ok resumable welcomehello", run(t, "", command, "resume", gateway, line, ms, "hello"))
 		expect(t, "error 401 new line", run(t, "", command, "talk", gateway, "nonsense", ms, "hello"))
+		proxy, _ := cutter(t, strings.TrimPrefix(gateway, "ws://"), func(conn int) (up, down int) {
+			if conn > 4 {
+				return -1, -1
+			}
+			return 12000 + 1000*conn, -1
+		})
+		expect(t, "ok 65536 resumed", run(t, "", command, "bulk", "ws://"+proxy, harness.Sealed(harness.StartEcho(t)), ms, "65536"))
 		if k.miniGame {
 			expect(t, "ok resumable welcomehello",
 				run(t, "", command, "resume", "wx"+strings.TrimPrefix(gateway, "ws"), line, ms, "hello"))

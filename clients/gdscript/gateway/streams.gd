@@ -111,10 +111,17 @@ class WS:
 
 	func write(data):
 		var peer = client.get_peer(1)
-		peer.set_write_mode(WebSocketPeer.WRITE_MODE_TEXT if first else WebSocketPeer.WRITE_MODE_BINARY)
-		if first and data[data.size() - 1] == 10:
-			data = Platform.slice(data, 0, data.size() - 1)
-		first = false
+		if first: # up to its newline, which has its place in the border of messages
+			first = false
+			var line = 0
+			while data[line] != 10:
+				line += 1
+			peer.set_write_mode(WebSocketPeer.WRITE_MODE_TEXT)
+			if peer.put_packet(Platform.slice(data, 0, line)) != OK:
+				why = "the connection broke"
+				return false
+			data = Platform.slice(data, line + 1, data.size())
+		peer.set_write_mode(WebSocketPeer.WRITE_MODE_BINARY)
 		for at in range(0, data.size(), 16384): # its buffer has 64 KiB
 			client.poll()
 			if client.get_connection_status() != NetworkedMultiplayerPeer.CONNECTION_CONNECTED \

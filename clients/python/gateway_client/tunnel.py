@@ -105,8 +105,11 @@ class Dialer:
                 s = (self.context or ssl.create_default_context()).wrap_socket(s, server_hostname=host)
             if scheme in ("ws", "wss"):
                 s = WebSocket(s, rest)
-                request = request.rstrip("\n")
-            s.sendall(request.encode() + then)
+                s.sendall(request.rstrip("\n").encode())  # a message of its own
+                if then:
+                    s.sendall(then)
+            else:
+                s.sendall(request.encode() + then)
             status = b""
             while len(status) < 3:  # a fourth byte would be the game server's
                 s.settimeout(max(0.001, deadline - time.monotonic()))

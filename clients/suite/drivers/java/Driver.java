@@ -87,7 +87,7 @@ final class Driver {
         if (stuck) d.silence = d.patience = args[0].equals("silent") ? 500 : 60000;
         Tunnel[] opened = new Tunnel[1];
         AtomicInteger backs = new AtomicInteger();
-        d.listener = (event, why) -> {
+        d.onEvent = (event, why) -> {
             if (event == Dialer.Event.BACK) backs.incrementAndGet();
             if (!again || event == Dialer.Event.ENDED || backs.get() > 20) return;
             try {

@@ -37,7 +37,9 @@ public final class Dialer {
     public int hold = 30000;
     /** Milliseconds after which a silent gateway is asked whether it is there, and has to answer. */
     public int silence = 5000, patience = 3000;
-    public Listener listener;
+    public Listener onEvent;
+    /** What onEvent was called at first. */
+    @Deprecated public Listener listener;
     public Connect connect = this::connectTcp;
     /** Makes the sockets of tls://; the system's unless given: for an authority of your own. */
     public SSLSocketFactory tls;
@@ -202,6 +204,7 @@ public final class Dialer {
     }
 
     void tell(Event event, Exception why) {
-        if (listener != null) listener.onEvent(event, why);
+        Listener told = onEvent != null ? onEvent : listener;
+        if (told != null) told.onEvent(event, why);
     }
 }
