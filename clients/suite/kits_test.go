@@ -26,6 +26,12 @@ var needKits = os.Getenv("NEED_KITS") == "1"
 //	bulk     sends that many bytes through an echo and checks them: "ok N resumed"
 //	again    the same, and calls reconnect: behind dial, in the events, and
 //	         meanwhile, where the kit can do two things at a time
+//	told     writes that many bytes to an echo at once, calls reconnect when that is
+//	         stuck, and checks what it reads: "ok N resumed"; a kit for one thread, whose
+//	         reconnect nobody can call, is given short times as by silent
+//	silent   the same without a call, with 500 ms each for silence and patience
+//	leave    the same, and closes what is stuck: "closed in time", a second; a kit for
+//	         one thread in the event that tells of the loss
 //	vectors  answers the requests of vectors_test.go on its standard input
 //
 // Of a GatewayError it prints "error STATUS ADVICE". The first line is given to dial,

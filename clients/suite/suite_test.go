@@ -27,7 +27,7 @@ type scenario struct {
 
 // resuming are the scenarios for which the gateway has to resume tunnels.
 var resuming = []string{"WebSocket", "resumable", "resume at every offset",
-	"cut behind the answer", "reconnect at once", "session gone", "TLS", "KCP"}
+	"cut behind the answer", "reconnect at once", "stuck", "pauses", "session gone", "TLS", "KCP"}
 
 // resumes tells whether the gateway does.
 func resumes(t *testing.T) bool {
@@ -147,6 +147,13 @@ var scenarios = []scenario{
 		expect(t, "ok plain welcomehello", run(t, "", command, "talk", gateway, line, ms, "hello"))
 		expect(t, "ok resumable welcomehello", run(t, "", command, "resume", gateway, line, ms, "hello"))
 		expect(t, "error 401 new line", run(t, "", command, "talk", gateway, "nonsense", ms, "hello"))
+		proxy, _ := cutter(t, strings.TrimPrefix(gateway, "ws://"), func(conn int) (up, down int) {
+			if conn > 4 {
+				return -1, -1
+			}
+			return 12000 + 1000*conn, -1
+		})
+		expect(t, "ok 65536 resumed", run(t, "", command, "bulk", "ws://"+proxy, harness.Sealed(harness.StartEcho(t)), ms, "65536"))
 		if k.miniGame {
 			expect(t, "ok resumable welcomehello",
 				run(t, "", command, "resume", "wx"+strings.TrimPrefix(gateway, "ws"), line, ms, "hello"))
@@ -203,15 +210,20 @@ var scenarios = []scenario{
 			if conn <= opening {
 				return -1, len("200") + min(hello, step*conn)
 			}
-			// An ACK, and into the data; each some times in a row.
-			if behind := (conn - opening - 1) / times; behind <= 12 {
-				return -1, len("200") + behind
+			// An ACK, and into the data; each some times in a row. Then something gets
+			// through, else the kit's pauses grow.
+			behind, at := (conn-opening-1)/(times+1), (conn-opening-1)%(times+1)
+			switch {
+			case behind > 12:
+				return -1, -1
+			case at == times:
+				return -1, len("200") + 200
 			}
-			return -1, -1
+			return -1, len("200") + behind
 		})
 		gateways := strings.TrimSuffix(strings.Repeat(proxy+",", opening+1), ",")
 		expect(t, "ok 65536 resumed", run(t, "", command, "bulk", gateways, line, ms, "65536"))
-		if got := n(); got < opening+1+13*times {
+		if got := n(); got < opening+1+13*(times+1) {
 			t.Errorf("%d connections, want more", got)
 		}
 	}},
@@ -220,6 +232,8 @@ var scenarios = []scenario{
 		gateway := harness.Start(t, "-resume=1").Addr
 		expect(t, "ok 65536 resumed", run(t, "", command, "again", gateway, line, ms, "65536"))
 	}},
+	{"stuck", testStuck},
+	{"pauses", testFlapping},
 	{"session gone", func(t *testing.T, k *kit, command []string) {
 		gateway := harness.Start(t, "-resume=1", "-resume-hold=1s").Addr
 		proxy, _ := cutter(t, gateway, func(conn int) (up, down int) {

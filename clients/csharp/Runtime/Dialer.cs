@@ -109,7 +109,7 @@ namespace Gateway.Client
             }
             catch (Exception e)
             {
-                stream?.Dispose();
+                if (stream != null) Cut(stream);
                 if (e is GatewayException) throw;
                 if (e is ArgumentException) throw;
                 throw new NoAnswerException(Gateways[at] + ": " + e.Message + ": connect again", e);
@@ -122,12 +122,34 @@ namespace Gateway.Client
             // What comes too late is not kept.
             Forget(task.ContinueWith(t =>
             {
-                if (t.Exception == null) (t.Result as Stream)?.Dispose();
+                if (t.Exception == null && t.Result is Stream s) Cut(s);
             }));
             throw new NoAnswerException("the gateway did not answer in time: connect again");
         }
 
-        static void Forget(Task task) { }
+        internal static void Forget(Task task) => task.ContinueWith(t => { _ = t.Exception; });
+
+        /// <summary>Closes a connection that is given up. It does not wait, and who writes to it does no
+        /// longer: TLS would wait for who writes.</summary>
+        internal static void Cut(Stream s)
+        {
+            try { (s as Secure)?.Cut(); }
+            catch (Exception) { } // it is closed
+            Leave(s);
+        }
+
+        /// <summary>Closes a connection whose last bytes still arrive. It does not wait either.</summary>
+        internal static void Leave(Stream s)
+        {
+            if (!(s is NetworkStream)) Forget(Task.Run(() => s.Dispose()));
+            else s.Dispose();
+        }
+
+        sealed class Secure : SslStream
+        {
+            public Secure(Stream below, RemoteCertificateValidationCallback check) : base(below, false, check) { }
+            public void Cut() => InnerStream.Dispose();
+        }
 
         static async Task<bool> Written(Stream s, byte[] data)
         {
@@ -147,7 +169,7 @@ namespace Gateway.Client
             {
                 var stream = client.GetStream();
                 if (!tls) return stream;
-                var secure = new SslStream(stream, false, (sender, certificate, chain, errors) =>
+                var secure = new Secure(stream, (sender, certificate, chain, errors) =>
                     certificate != null && ServerName.Matches(certificate, host) &&
                     (CheckCertificate == null ? errors == SslPolicyErrors.None : CheckCertificate(sender, certificate, chain, errors)));
                 await secure.AuthenticateAsClientAsync(host).ConfigureAwait(false);

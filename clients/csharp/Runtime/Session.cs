@@ -110,7 +110,10 @@ namespace Gateway.Client
             return count;
         }
 
-        /// <summary>Returns the bytes that are to be written to the connection.</summary>
+        /// <summary>Grows with each byte that is acknowledged or received.</summary>
+        public long Progress => acked + received;
+
+        /// <summary>Returns what is to be written next to the connection: at most one frame of data.</summary>
         public byte[] Output(long now)
         {
             var b = new MemoryStream();
@@ -123,7 +126,7 @@ namespace Gateway.Client
             }
             if (Ping) b.Write(new byte[] { 0, 0, PingType }, 0, 3);
             pong = ackNow = Ping = false;
-            while (next < end)
+            if (next < end)
             {
                 int n = (int)Math.Min(end - next, 16384);
                 var part = new byte[2 + n];

@@ -15,40 +15,95 @@ namespace Gateway.Client
         readonly Dialer dialer;
         readonly Session session; // null: plain
         readonly object state = new object(); // guards the session and what is below
-        readonly SemaphoreSlim pumping = new SemaphoreSlim(1, 1), flushing = new SemaphoreSlim(1, 1), recovering = new SemaphoreSlim(1, 1);
+        readonly SemaphoreSlim pumping = new SemaphoreSlim(1, 1), recovering = new SemaphoreSlim(1, 1);
         readonly Stopwatch clock = Stopwatch.StartNew();
         readonly Timer timer;
+        readonly Random dice = new Random();
         byte[] buffer; // of reading
-        Stream stream;
+        Link link;
         Task<int> reading; // the one of readFrom that has not ended
         Stream readFrom;
         int at, generation;
-        bool ended;
+        bool ended, attempting, closing;
+        TaskCompletionSource<bool> hurry; // ends the pause between two attempts
         Exception why;
         long heard, asked;
+        // Of attempts to resume since bytes got through: how many, since when, and what there was then.
+        int tries, pause;
+        long since, before, back = -1;
 
         /// <summary>How often it has been resumed.</summary>
         public int Resumes { get; private set; }
         /// <summary>Whether it outlives its connection.</summary>
         public bool Resumable => session != null;
 
+        // Milliseconds that closing gives a connection which takes nothing, and what was written in all;
+        // and between attempts to resume that bring nothing: at first, and at most.
+        const int Stuck = 500, Farewell = 2000, Pause = 50, Longest = 1000;
+
+        /// <summary>A connection that carries, or has carried, the tunnel.</summary>
+        sealed class Link
+        {
+            public readonly Stream Stream;
+            public readonly int Generation;
+            public bool Writing; // somebody does; guarded by state
+            public long Moved; // when it took something last, while somebody writes
+            readonly TaskCompletionSource<bool> gone = new TaskCompletionSource<bool>(TaskCreationOptions.RunContinuationsAsynchronously);
+
+            public Link(Stream stream, int generation)
+            {
+                Stream = stream;
+                Generation = generation;
+            }
+
+            public void Cut()
+            {
+                gone.TrySetResult(true);
+                Dialer.Cut(Stream);
+            }
+
+            /// <summary>Writes within so many milliseconds; returns what went wrong.</summary>
+            public async Task<Exception> WriteAsync(byte[] data, int within)
+            {
+                try
+                {
+                    var writing = Stream.WriteAsync(data, 0, data.Length);
+                    if (!writing.IsCompleted)
+                    {
+                        using (var early = new CancellationTokenSource())
+                        {
+                            var first = await Task.WhenAny(writing, gone.Task, Task.Delay(within, early.Token)).ConfigureAwait(false);
+                            early.Cancel();
+                            if (first != writing)
+                            {
+                                Dialer.Forget(writing);
+                                Cut();
+                                return new NoAnswerException("the gateway takes nothing");
+                            }
+                        }
+                    }
+                    await writing.ConfigureAwait(false);
+                    return null;
+                }
+                catch (Exception e) { return e; }
+            }
+        }
+
         internal Tunnel(Dialer dialer, int at, Stream stream, Session session)
         {
             this.dialer = dialer;
             this.at = at;
-            this.stream = stream;
+            link = new Link(stream, 0);
             this.session = session;
-            if (session != null) timer = new Timer(_ => Ignore(FlushAsync()), null, 1000, 1000);
+            if (session != null) timer = new Timer(_ => Dialer.Forget(FlushAsync()), null, 1000, 1000);
         }
-
-        static void Ignore(Task task) => task.ContinueWith(t => { _ = t.Exception; });
 
         /// <summary>Reads at most count bytes; 0 at the end.</summary>
         public async Task<int> ReadAsync(byte[] data, int offset, int count)
         {
             if (session == null)
             {
-                try { return await stream.ReadAsync(data, offset, count).ConfigureAwait(false); }
+                try { return await link.Stream.ReadAsync(data, offset, count).ConfigureAwait(false); }
                 catch (Exception e) when (e is IOException || e is SocketException) { throw new NoAnswerException(e.Message, e); }
             }
             while (true)
@@ -62,7 +117,8 @@ namespace Gateway.Client
                 }
                 if (n > 0 || end)
                 {
-                    await FlushAsync().ConfigureAwait(false);
+                    try { await FlushAsync().ConfigureAwait(false); }
+                    catch (GatewayException) { } // what is read next tells
                     return n;
                 }
                 await PumpAsync(-1).ConfigureAwait(false);
@@ -74,7 +130,7 @@ namespace Gateway.Client
         {
             if (session == null)
             {
-                try { await stream.WriteAsync(data, offset, count).ConfigureAwait(false); }
+                try { await link.Stream.WriteAsync(data, offset, count).ConfigureAwait(false); }
                 catch (Exception e) when (e is IOException || e is SocketException) { throw new NoAnswerException(e.Message, e); }
                 return;
             }
@@ -106,7 +162,7 @@ namespace Gateway.Client
         {
             if (session == null)
             {
-                SocketOf(stream).Shutdown(SocketShutdown.Send);
+                SocketOf(link.Stream).Shutdown(SocketShutdown.Send);
                 return;
             }
             lock (state) session.Finish();
@@ -120,52 +176,74 @@ namespace Gateway.Client
             return s is NetworkStream ? (Socket)socket.GetValue(s) : throw new NotSupportedException("no half-close here: use CloseAsync");
         }
 
-        /// <summary>Ends the tunnel. What was written still arrives, for which it waits a little.</summary>
+        /// <summary>Ends the tunnel. What was written still arrives, for which it waits a little: 2 s at
+        /// most, half a second where the connection takes nothing.</summary>
         public async Task CloseAsync()
         {
             if (session != null && !ended)
             {
-                try
+                closing = true;
+                var all = FarewellAsync();
+                Dialer.Forget(all);
+                for (long until = clock.ElapsedMilliseconds + Farewell; clock.ElapsedMilliseconds < until;)
                 {
-                    await CloseWriteAsync().ConfigureAwait(false);
-                    var rest = new byte[4096];
-                    for (long deadline = clock.ElapsedMilliseconds + 2000; clock.ElapsedMilliseconds < deadline;)
-                    {
-                        int n;
-                        lock (state)
-                        {
-                            n = session.Take(rest, 0, rest.Length, clock.ElapsedMilliseconds);
-                            if (session.Over) break;
-                        }
-                        await FlushAsync().ConfigureAwait(false);
-                        lock (state) if (session.Over) break;
-                        if (n == 0) await PumpAsync(50).ConfigureAwait(false);
-                    }
+                    if (await Task.WhenAny(all, Task.Delay(50)).ConfigureAwait(false) == all) break;
+                    lock (state) if (link.Writing && clock.ElapsedMilliseconds - link.Moved >= Stuck) break;
                 }
-                catch (GatewayException) { }
             }
             End(null);
+        }
+
+        async Task FarewellAsync()
+        {
+            await CloseWriteAsync().ConfigureAwait(false);
+            for (var rest = new byte[4096]; ;)
+            {
+                int n;
+                lock (state)
+                {
+                    n = session.Take(rest, 0, rest.Length, clock.ElapsedMilliseconds);
+                    if (ended || session.Over) return;
+                }
+                await FlushAsync().ConfigureAwait(false);
+                lock (state) if (session.Over) return;
+                if (n == 0) await PumpAsync(50).ConfigureAwait(false);
+            }
         }
 
         /// <summary>Ends the tunnel at once: the game server sees a reset.</summary>
         public async Task AbortAsync()
         {
-            if (session != null && !ended)
+            Link l = null;
+            lock (state)
             {
-                await flushing.WaitAsync().ConfigureAwait(false);
-                try { await stream.WriteAsync(new byte[] { 0, 0, 3, 0 }, 0, 4).ConfigureAwait(false); }
-                catch (Exception e) when (e is IOException || e is ObjectDisposedException) { }
-                finally { flushing.Release(); }
+                if (session != null && !ended && !attempting && !link.Writing)
+                {
+                    l = link;
+                    l.Writing = true;
+                }
+            }
+            if (l != null) // else the gateway finds out in time
+            {
+                await l.WriteAsync(new byte[] { 0, 0, 3, 0 }, Stuck / 2).ConfigureAwait(false);
+                lock (state) l.Writing = false;
             }
             End(null);
         }
 
         /// <summary>Goes on by another connection: for when the system tells of a change of networks.</summary>
-        public Task ReconnectAsync()
+        public async Task ReconnectAsync()
         {
+            if (session == null) return;
             int now;
-            lock (state) now = generation;
-            return session == null ? Task.CompletedTask : RecoverAsync(now, new NoAnswerException("Reconnect was called"));
+            lock (state)
+            {
+                now = generation;
+                if (hurry != null) hurry.TrySetResult(true);
+                else if (!attempting) tries = 0;
+            }
+            await RecoverAsync(now, new NoAnswerException("Reconnect was called")).ConfigureAwait(false);
+            await FlushAsync().ConfigureAwait(false);
         }
 
         public void Dispose() => End(null);
@@ -177,39 +255,49 @@ namespace Gateway.Client
 
         void End(Exception error)
         {
+            Link l;
+            bool writing;
             lock (state)
             {
                 if (ended) return;
                 ended = true;
                 why = error;
+                l = link;
+                writing = l.Writing;
+                hurry?.TrySetResult(true);
             }
             timer?.Dispose();
-            stream.Dispose();
+            if (writing) l.Cut();
+            else Dialer.Leave(l.Stream);
             dialer.Tell(TunnelEvent.Ended, error);
         }
 
+        /// <summary>Writes what is to be written, unless somebody does already, or resumes: who does looks
+        /// again.</summary>
         async Task FlushAsync()
         {
-            Exception error = null;
-            int now;
-            await flushing.WaitAsync().ConfigureAwait(false);
-            try
+            while (true)
             {
-                Stream s;
+                Link l;
                 byte[] data;
                 lock (state)
                 {
-                    if (ended) return;
-                    s = stream;
-                    now = generation;
+                    l = link;
+                    if (ended || attempting || l.Writing) return;
                     data = session.Output(clock.ElapsedMilliseconds);
+                    if (data.Length == 0) return;
+                    l.Writing = true;
+                    l.Moved = clock.ElapsedMilliseconds;
                 }
-                if (data.Length == 0) return;
-                try { await s.WriteAsync(data, 0, data.Length).ConfigureAwait(false); }
-                catch (Exception e) { error = e; }
+                var within = closing ? Stuck : (dialer.Silence + dialer.Patience).TotalMilliseconds;
+                var error = await l.WriteAsync(data, (int)within).ConfigureAwait(false);
+                lock (state)
+                {
+                    l.Writing = false;
+                    if (ended || error != null && session.Over) return;
+                }
+                if (error != null) await RecoverAsync(l.Generation, error).ConfigureAwait(false);
             }
-            finally { flushing.Release(); }
-            if (error != null && !session.Over) await RecoverAsync(now, error).ConfigureAwait(false);
         }
 
         /// <summary>Reads once, within so many milliseconds; -1: a second or so, for the sake of silence.</summary>
@@ -217,15 +305,13 @@ namespace Gateway.Client
         {
             if (!await pumping.WaitAsync(wait).ConfigureAwait(false)) return;
             Exception error = null;
-            int now;
+            Link l;
             try
             {
-                Stream s;
                 lock (state)
                 {
                     Check();
-                    s = stream;
-                    now = generation;
+                    l = link;
                 }
                 if (session.Closed >= 0)
                 {
@@ -236,12 +322,12 @@ namespace Gateway.Client
                 var most = Math.Min(1000, Math.Min(dialer.Silence.TotalMilliseconds, dialer.Patience.TotalMilliseconds));
                 try
                 {
-                    if (reading == null || readFrom != s)
+                    if (reading == null || readFrom != l.Stream)
                     {
-                        if (reading != null) Ignore(reading); // of a connection that was lost
+                        if (reading != null) Dialer.Forget(reading); // of a connection that was lost
                         buffer = new byte[16384];
-                        readFrom = s;
-                        reading = s.ReadAsync(buffer, 0, buffer.Length);
+                        readFrom = l.Stream;
+                        reading = readFrom.ReadAsync(buffer, 0, buffer.Length);
                     }
                     var first = await Task.WhenAny(reading, Task.Delay(wait < 0 ? (int)most : Math.Min(wait, (int)most))).ConfigureAwait(false);
                     if (first == reading)
@@ -251,7 +337,7 @@ namespace Gateway.Client
                         if (n == 0) throw new IOException("the connection ended");
                         lock (state)
                         {
-                            if (now == generation) session.Input(buffer, 0, n);
+                            if (l.Generation == generation) session.Input(buffer, 0, n);
                             heard = clock.ElapsedMilliseconds;
                             asked = 0;
                         }
@@ -271,7 +357,7 @@ namespace Gateway.Client
                 }
             }
             finally { pumping.Release(); }
-            if (error != null && !session.Over) await RecoverAsync(now, error).ConfigureAwait(false);
+            if (error != null && !session.Over) await RecoverAsync(l.Generation, error).ConfigureAwait(false);
             await FlushAsync().ConfigureAwait(false);
         }
 
@@ -293,22 +379,29 @@ namespace Gateway.Client
         /// <summary>Looks for a connection that carries the tunnel on, unless somebody has found one.</summary>
         async Task RecoverAsync(int lost, Exception error)
         {
-            await recovering.WaitAsync().ConfigureAwait(false);
-            await flushing.WaitAsync().ConfigureAwait(false);
+            while (!await recovering.WaitAsync(50).ConfigureAwait(false))
+            {
+                lock (state) Check();
+            }
+            bool ours = false;
             try
             {
                 lock (state)
                 {
                     Check();
                     if (lost != generation) return;
+                    attempting = ours = true;
                 }
                 dialer.Tell(TunnelEvent.Reconnecting, error);
-                stream.Dispose();
-                long since = clock.ElapsedMilliseconds;
-                int pause = 50, failed = 0;
-                var dice = new Random();
+                link.Cut();
                 while (true)
                 {
+                    if (!await PrepareAsync().ConfigureAwait(false))
+                    {
+                        if (!(error is GatewayException)) error = new NoAnswerException(error.Message, error);
+                        End(error);
+                        throw error;
+                    }
                     byte[] request;
                     lock (state)
                     {
@@ -325,38 +418,65 @@ namespace Gateway.Client
                         var s = await dialer.AskAsync(at, request, null).ConfigureAwait(false);
                         lock (state)
                         {
-                            stream = s;
-                            generation++;
-                            heard = clock.ElapsedMilliseconds;
+                            link = new Link(s, ++generation);
+                            heard = back = clock.ElapsedMilliseconds;
                             asked = 0;
                             Resumes++;
+                            attempting = false;
                         }
-                        if (ended) s.Dispose();
-                        dialer.Tell(TunnelEvent.Back);
+                        if (ended) link.Cut();
+                        else dialer.Tell(TunnelEvent.Back);
                         return;
                     }
                     catch (GatewayException e)
                     {
-                        if (e is UnauthorizedException || e is GoneException || clock.ElapsedMilliseconds - since >= dialer.Hold.TotalMilliseconds)
+                        if (e is UnauthorizedException || e is GoneException)
                         {
                             End(e);
                             throw;
                         }
+                        error = e;
                         dialer.Tell(TunnelEvent.Failed, e);
-                    }
-                    at = (at + 1) % dialer.Gateways.Count;
-                    if (++failed % dialer.Gateways.Count == 0)
-                    {
-                        await Task.Delay(pause + dice.Next(pause)).ConfigureAwait(false);
-                        pause = Math.Min(2 * pause, 1000);
                     }
                 }
             }
             finally
             {
-                flushing.Release();
+                if (ours) lock (state) attempting = false;
                 recovering.Release();
             }
+        }
+
+        /// <summary>Waits where the last attempt has brought nothing, and chooses the gateway; false: it was
+        /// tried for long enough. A gateway that answers 200 and ends the connection again and again brings
+        /// nothing.</summary>
+        async Task<bool> PrepareAsync()
+        {
+            Task wait = null;
+            lock (state)
+            {
+                long now = clock.ElapsedMilliseconds;
+                if (tries == 0 || session.Progress != before || back >= 0 && now - back >= 2 * Longest)
+                {
+                    tries = 0;
+                    pause = Pause;
+                    since = now;
+                }
+                else if (now - since >= dialer.Hold.TotalMilliseconds) return false;
+                else at = (at + 1) % dialer.Gateways.Count;
+                if (tries > 0 && tries % dialer.Gateways.Count == 0 && !ended)
+                {
+                    hurry = new TaskCompletionSource<bool>(TaskCreationOptions.RunContinuationsAsynchronously);
+                    wait = Task.WhenAny(hurry.Task, Task.Delay(pause + dice.Next(pause)));
+                    pause = Math.Min(2 * pause, Longest);
+                }
+                tries++;
+                back = -1;
+                before = session.Progress;
+            }
+            if (wait != null) await wait.ConfigureAwait(false);
+            lock (state) hurry = null;
+            return true;
         }
     }
 }

@@ -66,13 +66,15 @@ func _begin(at, stream, session):
 	return Tunnel.new(self, at, stream, session)
 
 # Sends a request to a gateway, and returns the stream behind its 200, or null.
-func ask(at, request):
-	var deadline = Platform.now() + timeout
-	var stream = Streams.connect_to(gateways[at], timeout, certificate, certificate_name)
+func ask(at, request, within = -1):
+	within = timeout if within < 0 else within
+	var deadline = Platform.now() + within
+	var stream = Streams.connect_to(gateways[at], within, certificate, certificate_name)
 	if stream is String:
 		error = GatewayError.new(0, "%s: %s: connect again" % [gateways[at], stream])
 		return null
 	var status = Platform.no_bytes()
+	stream.stall = within
 	var ok = stream.write(request)
 	while ok and status.size() < 3: # a fourth byte would be the game server's
 		var data = stream.read(3 - status.size(), max(0, deadline - Platform.now()))

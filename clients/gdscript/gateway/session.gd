@@ -109,7 +109,12 @@ func take(n, now):
 			ack_now = true
 	return data
 
-# Returns the bytes that are to be written to the connection. now is in milliseconds.
+# Grows with each byte that is acknowledged or received.
+func progress():
+	return acked + received
+
+# Returns what is to be written next to the connection: at most one frame of data. now is in
+# milliseconds.
 func output(now):
 	var b = Platform.no_bytes()
 	var unreported = passed - reported
@@ -123,7 +128,7 @@ func output(now):
 	pong = false
 	ack_now = false
 	ping = false
-	while next < stop:
+	if next < stop:
 		var part = Platform.slice(out, next - base, next - base + 16384)
 		b.append_array(Platform.bytes_of([part.size() >> 8, part.size() & 255]))
 		b.append_array(part)
@@ -137,6 +142,8 @@ func output(now):
 
 func _drop():
 	var kept = min(acked, min(next, stop))
+	if kept == base:
+		return
 	out = Platform.slice(out, kept - base, out.size())
 	base = kept
 

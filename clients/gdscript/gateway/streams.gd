@@ -1,15 +1,17 @@
 # What tunnels go by: TCP, TLS and WebSocket of Godot 3. Each has read(n, wait), which returns
 # at most n bytes, or none: then "ended" and "why" say whether there will be more; write(data),
-# which returns whether it could; close_write() and close(). Times are milliseconds.
+# which returns whether it could: not where the connection takes nothing for "stall"; close_write()
+# and close(), which does not wait. Times are milliseconds.
 
 const Platform = preload("platform.gd")
 const STEP = 2 # ms between looks at a socket: Godot's cannot be waited for
-const SLOW = 30000 # for which a gateway may take nothing of what is written
 
 class TCP:
 	var peer
 	var ended = false
 	var why = ""
+	var stall = 30000
+	var stalled = false
 
 	func _init(connected):
 		peer = connected
@@ -36,15 +38,18 @@ class TCP:
 			Platform.sleep(STEP)
 
 	func write(data):
-		var deadline = Platform.now() + SLOW
+		var deadline = Platform.now() + stall
 		while data.size() > 0:
 			var result = peer.put_partial_data(data) if _open() else [FAILED, 0]
-			if result[0] != OK or Platform.now() > deadline:
-				why = "the connection broke"
+			stalled = result[0] == OK and result[1] == 0 and Platform.now() > deadline
+			if result[0] != OK or stalled:
+				why = "the gateway takes nothing" if stalled else "the connection broke"
 				return false
 			data = Platform.slice(data, result[1], data.size())
 			if result[1] == 0:
 				Platform.sleep(STEP)
+			else:
+				deadline = Platform.now() + stall
 		return true
 
 	# Godot's sockets cannot finish writing; frames of a resumable tunnel can.
@@ -73,6 +78,8 @@ class WS:
 	var client
 	var ended = false
 	var why = ""
+	var stall = 30000
+	var stalled = false
 	var rest = Platform.no_bytes()
 	var first = true # the request is text
 
@@ -104,10 +111,17 @@ class WS:
 
 	func write(data):
 		var peer = client.get_peer(1)
-		peer.set_write_mode(WebSocketPeer.WRITE_MODE_TEXT if first else WebSocketPeer.WRITE_MODE_BINARY)
-		if first and data[data.size() - 1] == 10:
-			data = Platform.slice(data, 0, data.size() - 1)
-		first = false
+		if first: # up to its newline, which has its place in the border of messages
+			first = false
+			var line = 0
+			while data[line] != 10:
+				line += 1
+			peer.set_write_mode(WebSocketPeer.WRITE_MODE_TEXT)
+			if peer.put_packet(Platform.slice(data, 0, line)) != OK:
+				why = "the connection broke"
+				return false
+			data = Platform.slice(data, line + 1, data.size())
+		peer.set_write_mode(WebSocketPeer.WRITE_MODE_BINARY)
 		for at in range(0, data.size(), 16384): # its buffer has 64 KiB
 			client.poll()
 			if client.get_connection_status() != NetworkedMultiplayerPeer.CONNECTION_CONNECTED \

@@ -48,33 +48,74 @@ func (c *Conn) tell(e Event) {
 	}
 }
 
+// The pauses between attempts to resume that bring nothing: at first, and at most, before
+// what is added by chance.
+const (
+	firstPause   = 50 * time.Millisecond
+	longestPause = time.Second
+)
+
+// attempts are those to resume since bytes got through: how many, and since when. A
+// gateway that answers 200 and ends the connection again and again brings nothing.
+type attempts struct {
+	n      int
+	since  time.Time
+	before uint64 // Progress
+	pause  time.Duration
+	back   time.Time // when the last one succeeded
+}
+
+// next counts one more, and returns the pause before it, and whether the gateway is to be
+// another one; ok is false if it was tried for long enough.
+func (a *attempts) next(progress uint64, gateways int, hold time.Duration) (pause time.Duration, other, ok bool) {
+	now := time.Now()
+	switch {
+	case a.n == 0, progress != a.before, !a.back.IsZero() && now.Sub(a.back) >= 2*longestPause:
+		*a = attempts{since: now, pause: firstPause}
+	case now.Sub(a.since) >= hold:
+		return 0, false, false
+	default:
+		other = true
+	}
+	if a.n > 0 && a.n%gateways == 0 {
+		pause = a.pause + rand.N(a.pause)
+		a.pause = min(2*a.pause, longestPause)
+	}
+	a.n++
+	a.before, a.back = progress, time.Time{}
+	return pause, other, true
+}
+
 // resume looks for a connection that carries the tunnel on.
 func (c *Conn) resume(why error) {
 	c.tell(Event{Kind: Reconnecting, Err: why})
 	d := c.dialer
-	pause := 50 * time.Millisecond
-	for failed := 0; ; {
+	for err := why; ; {
 		hurry := c.arm()
-		err := c.attempt(hurry)
-		if err == nil || c.stream.Err() != nil {
-			return
+		progress := c.stream.Progress()
+		c.mu.Lock()
+		pause, other, ok := c.attempts.next(progress, len(d.Gateways), d.hold())
+		if other {
+			c.at = (c.at + 1) % len(d.Gateways)
 		}
-		switch {
-		case errors.Is(err, ErrUnauthorized), errors.Is(err, ErrGone):
-			c.stream.End(err)
-			return
-		case time.Since(c.lostAt) >= d.hold():
+		c.mu.Unlock()
+		if !ok {
 			c.stream.End(fmt.Errorf("%w: %w", ErrLost, err))
 			return
 		}
-		c.tell(Event{Kind: Failed, Err: err, After: time.Since(c.lostAt), Gateway: d.Gateways[c.at]})
-		c.mu.Lock()
-		c.at = (c.at + 1) % len(d.Gateways)
-		c.mu.Unlock()
-		if failed++; failed%len(d.Gateways) == 0 {
-			c.wait(hurry, pause+rand.N(pause))
-			pause = min(2*pause, time.Second)
+		if pause > 0 {
+			c.wait(hurry, pause)
+			hurry = c.arm() // which has ended the pause, and not the attempt
 		}
+		err = c.attempt(hurry)
+		if err == nil || c.stream.Err() != nil {
+			return
+		}
+		if errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrGone) {
+			c.stream.End(err)
+			return
+		}
+		c.tell(Event{Kind: Failed, Err: err, After: time.Since(c.lostAt), Gateway: d.Gateways[c.at]})
 	}
 }
 
@@ -154,6 +195,7 @@ func (c *Conn) back() {
 	c.mu.Lock()
 	c.running, c.hurry = false, nil
 	c.resumes++
+	c.attempts.back = time.Now()
 	e := Event{Kind: Back, After: time.Since(c.lostAt), Gateway: c.dialer.Gateways[c.at]}
 	c.mu.Unlock()
 	c.tell(e)

@@ -291,6 +291,7 @@ type Conn struct {
 	hurry    chan struct{} // closed by Reconnect, while the tunnel is being resumed
 	resumes  int
 	watching *time.Timer
+	attempts attempts
 }
 
 // Resumable tells whether the tunnel outlives its connection: not if the gateway does
@@ -329,6 +330,9 @@ func (c *Conn) Reconnect() {
 	}
 	c.mu.Lock()
 	resuming := c.running
+	if !resuming { // this is no failure to be spared
+		c.attempts = attempts{}
+	}
 	c.mu.Unlock()
 	c.stream.Cut(errReconnect)
 	if !resuming {

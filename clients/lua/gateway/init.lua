@@ -5,6 +5,10 @@ local Session = require "gateway.session"
 local M = {}
 local min, max = math.min, math.max
 
+-- Seconds that close gives a connection which takes nothing, and between attempts to resume that
+-- bring nothing: at first, and at most.
+local STUCK, PAUSE, LONGEST = 0.5, 0.05, 1
+
 -- Errors are tables: status, what the gateway answered, 0 for no answer; name; advice, what
 -- the player can do: "reconnect"; "new line", from the login server; "new line or later";
 -- "start anew", at the login; and message, which tostring gives.
@@ -102,16 +106,18 @@ function Dialer:tunnel(at, stream, session)
   return setmetatable({
     dialer = self, at = at, stream = stream, session = session, resumes = 0,
     resumable = session ~= nil, heard = self.net.now(),
+    tries = 0, -- of attempts to resume since bytes got through
   }, Tunnel)
 end
 
 -- Sends a request to a gateway and returns the stream behind its 200.
-function Dialer:ask(at, request)
-  local deadline = self.net.now() + self.timeout
-  local stream, err = self.net.connect(self.gateways[at], self.timeout)
+function Dialer:ask(at, request, timeout)
+  timeout = timeout or self.timeout
+  local deadline = self.net.now() + timeout
+  local stream, err = self.net.connect(self.gateways[at], timeout)
   if not stream then return nil, failure(0, ("%s: %s: connect again"):format(self.gateways[at], err)) end
   local status = ""
-  local ok, why = stream:write(request)
+  local ok, why = stream:write(request, timeout)
   while ok and #status < 3 do -- a fourth byte would be the game server's
     local data
     data, why = stream:read(3 - #status, max(0, deadline - self.net.now()))
@@ -136,6 +142,7 @@ end
 -- wait seconds, which may be 0; nil and an error.
 function Tunnel:read(n, wait)
   if not self.session then
+    if not self.stream then return nil, failure(0, "the tunnel is closed") end
     local data, why = self.stream:read(n or 65536, wait)
     if data or why == "timeout" then return data, why end
     return nil, failure(0, why)
@@ -159,12 +166,13 @@ end
 -- an error.
 function Tunnel:write(data)
   if not self.session then
+    if not self.stream then return nil, failure(0, "the tunnel is closed") end
     local ok, why = self.stream:write(data)
     if ok then return true end
     return nil, failure(0, why)
   end
   while true do
-    if not self.stream then return nil, self.why or failure(0, "the tunnel is closed") end
+    if not self.stream then return self:closed() end
     local part = data:sub(1, self.session:room())
     self.session:send(part)
     data = data:sub(#part + 1)
@@ -188,29 +196,34 @@ function Tunnel:close_write()
   return self:flush()
 end
 
--- Ends the tunnel. What was written still arrives, for which it waits a little: wait, or 2.
+-- Ends the tunnel. What was written still arrives, for which it waits a little: wait, or 2; half
+-- a second where the connection takes nothing.
 function Tunnel:close(wait)
-  if self.session and self.stream and self:close_write() then
+  if self.session and self.stream and not self.recovering then
     local now = self.dialer.net.now
-    local deadline = now() + (wait or 2)
-    while self.stream and not self.session:over() and now() < deadline do
+    self.closing = now() + (wait or 2)
+    local ok = self:close_write()
+    while ok and self.stream and not self.session:over() and now() < self.closing do
       self.session:take(65536, now())
-      if not self:flush() or self.session:over() or not self:pump(deadline) then break end
+      ok = self:flush() and (self.session:over() or self:pump(self.closing))
     end
   end
   self:finish(nil)
 end
 
--- Ends the tunnel at once: the game server sees a reset.
+-- Ends the tunnel at once: the game server of a resumable one sees a reset.
 function Tunnel:abort()
-  if self.session and self.stream then self.stream:write("\0\0\3\0") end
+  if self.session and self.stream and not self.recovering then self.stream:write("\0\0\3\0", STUCK / 2) end
   self:finish(nil)
 end
 
 -- Goes on by another connection: for when the system tells of a change of networks.
 function Tunnel:reconnect()
   if not self.session or not self.stream or self.recovering then return true end
-  return self:recover(failure(0, "reconnect was called"))
+  self.tries = 0
+  local ok, err = self:recover(failure(0, "reconnect was called"))
+  if not ok then return nil, err end
+  return self:flush()
 end
 
 function Tunnel:finish(err)
@@ -221,20 +234,31 @@ function Tunnel:finish(err)
   return nil, err
 end
 
+function Tunnel:closed() return nil, self.why or failure(0, "the tunnel is closed") end
+
 function Tunnel:flush()
-  if not self.stream then return nil, self.why or failure(0, "the tunnel is closed") end
-  local data = self.session:output(self.dialer.net.now())
-  if data == "" then return true end
-  local ok, why = self.stream:write(data)
-  if ok or self.session:over() then return true end
-  return self:recover(failure(0, why))
+  local d = self.dialer
+  while self.stream do
+    local data = self.session:output(d.net.now())
+    if data == "" then return true end
+    -- A gateway takes something in the time that it has to answer.
+    local ok, why = self.stream:write(data, self.closing and STUCK or d.silence + d.patience)
+    if not ok then
+      if self.session:over() then return true end
+      if self.closing and why == "timeout" then return nil, failure(0, "the gateway takes nothing") end
+      local err
+      ok, err = self:recover(failure(0, why == "timeout" and "the gateway takes nothing" or why))
+      if not ok then return nil, err end
+    end
+  end
+  return self:closed()
 end
 
 -- Reads once, at the latest until deadline; finds out a silent gateway.
 function Tunnel:pump(deadline)
   local d, s = self.dialer, self.session
   local now = d.net.now
-  if not self.stream then return nil, self.why or failure(0, "the tunnel is closed") end
+  if not self.stream then return self:closed() end
   if s.closed then return self:finish(failure(410, "the game server or the gateway has ended the tunnel")) end
   local wait = min(1, d.silence, d.patience, deadline and max(0, deadline - now()) or 1)
   local data, why = self.stream:read(65536, wait)
@@ -266,26 +290,45 @@ function Tunnel:recover(err)
   local d, s = self.dialer, self.session
   self.recovering = true -- until on_event is told "back"
   d.on_event("reconnecting", err)
-  self.stream:close()
-  local since, pause, failed = d.net.now(), 0.05, 0
+  if self.stream then self.stream:close() end
   while true do
+    if not self.stream then return self:closed() end -- by on_event
+    if not self:prepare() then return self:finish(err) end
     local stream
-    stream, err = d:ask(self.at, s:reattach() .. s:output(d.net.now()))
+    local left = self.closing and max(0.001, self.closing - d.net.now()) or d.timeout
+    stream, err = d:ask(self.at, s:reattach() .. s:output(d.net.now()), min(d.timeout, left))
     if stream then
       self.stream, self.resumes = stream, self.resumes + 1
       self.heard, self.asked, self.recovering = d.net.now(), nil, false
+      self.back = self.heard
       d.on_event("back")
       return true
     end
-    if err.status == 401 or err.status == 410 or d.net.now() - since >= d.hold then return self:finish(err) end
+    if err.status == 401 or err.status == 410 then return self:finish(err) end
     d.on_event("failed", err)
-    self.at = self.at % #d.gateways + 1
-    failed = failed + 1
-    if failed % #d.gateways == 0 then
-      d.net.sleep(pause * (1 + math.random()))
-      pause = min(2 * pause, 1)
-    end
   end
+end
+
+-- Waits where the last attempt has brought nothing, and chooses the gateway; false: it was tried
+-- for long enough. A gateway that answers 200 and ends the connection again and again brings
+-- nothing.
+function Tunnel:prepare()
+  local d = self.dialer
+  local now, progress = d.net.now(), self.session:progress()
+  if self.tries == 0 or progress ~= self.before or (self.back and now - self.back >= 2 * LONGEST) then
+    self.tries, self.pause, self.since = 0, PAUSE, now
+  elseif now - self.since >= d.hold or (self.closing and now >= self.closing) then
+    return false
+  else
+    self.at = self.at % #d.gateways + 1
+  end
+  if self.tries > 0 and self.tries % #d.gateways == 0 then
+    local wait = self.pause * (1 + math.random())
+    d.net.sleep(self.closing and max(0, min(wait, self.closing - now)) or wait)
+    self.pause = min(2 * self.pause, LONGEST)
+  end
+  self.tries, self.back, self.before = self.tries + 1, nil, progress
+  return true
 end
 
 return M

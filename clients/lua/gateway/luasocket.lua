@@ -1,6 +1,7 @@
 -- Streams by LuaSocket. Others have the same four functions: read(n, wait) returns data, ""
--- at the end, or nil and "timeout" or a reason; write(data) returns true, or nil and a
--- reason; close_write(); close(). Times are seconds.
+-- at the end, or nil and "timeout" or a reason; write(data, wait) returns true, or nil and
+-- "timeout", where the connection takes nothing for so long, or a reason; close_write();
+-- close(), which does not wait. Times are seconds.
 
 local socket = require "socket"
 
@@ -20,8 +21,8 @@ function Stream:read(n, wait)
   return nil, err or "timeout"
 end
 
-function Stream:write(data)
-  self.socket:settimeout(30)
+function Stream:write(data, wait)
+  self.socket:settimeout(wait or 30)
   local sent, err = self.socket:send(data)
   if not sent then return nil, err end
   return true

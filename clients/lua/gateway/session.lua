@@ -81,7 +81,11 @@ function Session:take(n, now)
   return data
 end
 
--- Returns the bytes that are to be written to the connection. now is in seconds.
+-- Grows with each byte that is acknowledged or received.
+function Session:progress() return self.acked + self.received end
+
+-- Returns what is to be written next to the connection: at most one frame of data. now is in
+-- seconds.
 function Session:output(now)
   local b, unreported = {}, self.passed - self.reported
   if self.pong then b[#b + 1] = char(0, 0, PONG) end
@@ -92,7 +96,7 @@ function Session:output(now)
   end
   if self.ping then b[#b + 1] = char(0, 0, PING) end
   self.pong, self.ack_now, self.ping = false, false, false
-  while self.next < self.stop do
+  if self.next < self.stop then
     local at = self.next - self.base
     local part = self.out:sub(at + 1, at + 16384)
     b[#b + 1] = char(floor(#part / 256), #part % 256) .. part
@@ -109,6 +113,7 @@ end
 
 function Session:drop()
   local kept = min(self.acked, self.next, self.stop)
+  if kept == self.base then return end
   self.out = self.out:sub(kept - self.base + 1)
   self.base = kept
 end

@@ -101,8 +101,12 @@ class Session:
             self.ack_now = self.ack_now or self.at_end()
         return data
 
+    def progress(self):
+        """Grows with each byte that is acknowledged or received."""
+        return self.acked + self.received
+
     def output(self, now):
-        """Returns the bytes that are to be written to the connection."""
+        """Returns what is to be written next to the connection: at most one frame of data."""
         b = bytearray()
         unreported = self.passed - self.reported
         if self.pong:
@@ -114,7 +118,7 @@ class Session:
         if self.ping:
             b += bytes((0, 0, PING))
         self.pong = self.ack_now = self.ping = False
-        while self.next < self.end:
+        if self.next < self.end:
             at = self.next - self.base
             part = self.out[at:at + MAX_DATA]
             b += struct.pack(">H", len(part)) + part

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import struct
+import threading
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -11,7 +12,7 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 class WebSocket:
     def __init__(self, s, host):
         self._socket, self._raw, self._data, self._masked = s, bytearray(), bytearray(), False
-        self._ended = False
+        self._ended, self._sending = False, threading.Lock()
         key = base64.b64encode(os.urandom(16))
         s.sendall(b"GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                   b"Sec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n\r\n" % (host.encode(), key))
@@ -27,6 +28,10 @@ class WebSocket:
         self._raw = bytearray(rest)
 
     def sendall(self, data, opcode=2):
+        with self._sending:  # who reads answers pings
+            self._send(data, opcode)
+
+    def _send(self, data, opcode):
         data, mask, n = bytes(data), os.urandom(4), len(data)
         size = bytes((128 | n,)) if n < 126 else struct.pack(">BH", 254, n) if n < 65536 else struct.pack(">BQ", 255, n)
         pad = (mask * (n // 4 + 1))[:n]
@@ -82,9 +87,16 @@ class WebSocket:
     def fileno(self):
         return self._socket.fileno()
 
+    def below(self):
+        return self._socket
+
     def close(self):
-        try:
-            self.sendall(struct.pack(">H", 1000), 8)
-        except OSError:
-            pass
+        """Says so, unless somebody is in the middle of a message."""
+        if self._sending.acquire(blocking=False):
+            try:
+                self._send(struct.pack(">H", 1000), 8)
+            except OSError:
+                pass
+            finally:
+                self._sending.release()
         self._socket.close()

@@ -1,5 +1,6 @@
 // Driver MODE GATEWAYS LINES MILLISECONDS TEXT; see ../suite_test.go.
 using System;
+using System.Diagnostics;
 using System.IO;
 using System.Linq;
 using System.Net.Security;
@@ -74,13 +75,17 @@ static class Driver
         };
         Tunnel t = null;
         int backs = 0;
-        bool again = args[0] == "again", bulk = again || args[0] == "bulk";
+        bool again = args[0] == "again", stuck = new[] { "told", "silent", "leave" }.Contains(args[0]);
+        bool bulk = again || stuck || args[0] == "bulk";
+        if (stuck) dialer.Silence = dialer.Patience = TimeSpan.FromMilliseconds(args[0] == "silent" ? 500 : 60000);
         dialer.OnEvent = (e, why) =>
         {
             if (e == TunnelEvent.Back) Interlocked.Increment(ref backs);
             if (again && e != TunnelEvent.Ended && backs <= 20) Ignore(t.ReconnectAsync());
         };
+        if (stuck) dialer.Timeout = TimeSpan.FromSeconds(60); // dialling is not what is tested
         t = await dialer.DialAsync(lines[0]);
+        dialer.Timeout = TimeSpan.FromMilliseconds(int.Parse(args[3]));
         if (again)
         {
             await t.ReconnectAsync();
@@ -96,16 +101,40 @@ static class Driver
         var want = bulk ? Enumerable.Range(0, int.Parse(args[4])).Select(i => (byte)(i * 7 + i / 251)).ToArray() : Encoding.UTF8.GetBytes(args[4]);
         var got = new MemoryStream();
         var buffer = new byte[4096];
+        int written = 0;
         var writing = Task.Run(async () =>
         {
             for (int i = 0; i < want.Length; i += 4096)
             {
                 await t.WriteAsync(want, i, Math.Min(4096, want.Length - i));
-                while (bulk && got.Length < i) await Task.Delay(1);
+                Volatile.Write(ref written, i);
+                while (bulk && !stuck && got.Length < i) await Task.Delay(1);
             }
             await t.CloseWriteAsync();
         });
-        for (int n; (n = await t.ReadAsync(buffer, 0, buffer.Length)) > 0;) got.Write(buffer, 0, n);
+        Ignore(writing);
+        var reading = Task.Run(async () =>
+        {
+            for (int n; (n = await t.ReadAsync(buffer, 0, buffer.Length)) > 0;) got.Write(buffer, 0, n);
+        });
+        Ignore(reading);
+        if (stuck && args[0] != "silent")
+        {
+            for (int last = -1, rests = 0; rests < 30; last = Volatile.Read(ref written))
+            {
+                rests = Volatile.Read(ref written) == last ? rests + 1 : 0;
+                await Task.Delay(10);
+            }
+            if (writing.IsCompleted) return "not stuck";
+        }
+        if (args[0] == "told") await t.ReconnectAsync();
+        if (args[0] == "leave")
+        {
+            var took = Stopwatch.StartNew();
+            await t.CloseAsync();
+            return took.ElapsedMilliseconds < 1000 ? "closed in time" : $"closed after {took.ElapsedMilliseconds} ms";
+        }
+        await reading;
         await writing;
         await t.CloseAsync();
         if (!bulk) return "ok " + (t.Resumable ? "resumable " : "plain ") + Encoding.UTF8.GetString(got.ToArray());

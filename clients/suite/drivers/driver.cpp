@@ -92,25 +92,42 @@ int main(int argc, char** argv) {
   const bool again = mode == "again";
   int backs = 0;
   std::unique_ptr<Tunnel> t;
+  const bool leave = mode == "leave", stuck = leave || mode == "told" || mode == "silent";
+  if (stuck) {
+    d.silence = d.patience = Milliseconds(500);
+    d.timeout = Milliseconds(60000);  // dialling is not what is tested
+  }
+  long took = -1;  // closing
   d.onEvent = [&](Event e, const std::string&) {
     backs += e == Event::Back;
     if (again && e != Event::Ended && backs <= 20) t->reconnect();
+    if (leave && e == Event::Reconnecting) {
+      const auto began = std::chrono::steady_clock::now();
+      t->close();
+      took = long(std::chrono::duration_cast<Milliseconds>(std::chrono::steady_clock::now() - began).count());
+    }
   };
   try {
     t = d.dial(lines[0]);
+    if (stuck) d.timeout = Milliseconds(std::atoi(argv[4]));
     if (again) t->reconnect();
     Bytes got;
     char buffer[4096];
-    if (again || mode == "bulk") {
+    if (again || stuck || mode == "bulk") {
       Bytes want;
       for (int i = 0; i < std::stoi(text); i++) want += char(i * 7 + i / 251);
       for (std::size_t at = 0; at < want.size(); at += 4096) {
         t->write(want.substr(at, 4096));
-        while (got.size() < std::min(want.size(), at + 4096)) {
+        while (!stuck && got.size() < std::min(want.size(), at + 4096)) {
           const long n = t->read(buffer, sizeof buffer);
           if (n <= 0) return 3;
           got.append(buffer, std::size_t(n));
         }
+      }
+      while (got.size() < want.size()) {
+        const long n = t->read(buffer, sizeof buffer);
+        if (n <= 0) return 3;
+        got.append(buffer, std::size_t(n));
       }
       t->close();
       std::cout << (got == want ? "ok " + std::to_string(got.size()) + (t->resumes ? " resumed" : " not resumed") : "other bytes") << std::endl;
@@ -131,6 +148,10 @@ int main(int argc, char** argv) {
     t->close();
     std::cout << "ok " << (t->resumable() ? "resumable " : "plain ") << got << std::endl;
   } catch (const GatewayError& e) {
+    if (took >= 0) {
+      std::cout << (took < 1000 ? "closed in time" : "closed after " + std::to_string(took) + " ms") << std::endl;
+      return 0;
+    }
     std::cout << "error " << e.status << " " << gateway::text(e.advice) << std::endl;
   }
 }

@@ -9,6 +9,8 @@ const Crypto25519 = preload("res://gateway/crypto.gd")
 var _lines
 var _again # the tunnel, in the mode of that name
 var _backs = 0
+var _leaves # the tunnel, in the mode leave
+var _took = -1 # closing
 
 func _init():
 	var args = OS.get_cmdline_args()
@@ -70,6 +72,10 @@ func more(_error):
 
 func _event(event, _why):
 	_backs += int(event == "back")
+	if _leaves and event == "reconnecting":
+		var began = OS.get_ticks_msec()
+		_leaves.close()
+		_took = OS.get_ticks_msec() - began
 	if _again and event != "ended" and _backs <= 20:
 		_again.reconnect()
 
@@ -82,6 +88,11 @@ func _run(mode, gateways, lines, milliseconds, text):
 	dialer.plain = mode == "talk"
 	dialer.timeout = milliseconds
 	dialer.hold = 10000
+	var stuck = mode in ["told", "silent", "leave"]
+	if stuck:
+		dialer.silence = 500
+		dialer.patience = 500
+		dialer.timeout = 60000 # dialling is not what is tested
 	dialer.new_line = funcref(self, "more")
 	if OS.get_environment("CA") != "":
 		dialer.certificate = X509Certificate.new()
@@ -94,8 +105,11 @@ func _run(mode, gateways, lines, milliseconds, text):
 	if mode == "again":
 		_again = tunnel
 		tunnel.reconnect()
-	if mode == "bulk" or mode == "again":
-		return _bulk(tunnel, int(text))
+	dialer.timeout = milliseconds
+	if mode == "leave":
+		_leaves = tunnel
+	if mode == "bulk" or mode == "again" or stuck:
+		return _bulk(tunnel, int(text), stuck)
 	tunnel.write(text)
 	var finishes = tunnel.close_write()
 	var got = PoolByteArray()
@@ -109,13 +123,17 @@ func _run(mode, gateways, lines, milliseconds, text):
 	tunnel.close()
 	return "ok %s %s" % ["resumable" if tunnel.resumable() else "plain", got.get_string_from_utf8()]
 
-func _bulk(tunnel, n):
+func _bulk(tunnel, n, stuck):
 	var want = PoolByteArray()
 	for i in range(n):
 		want.append((i * 7 + i / 251) & 255)
 	var got = PoolByteArray()
 	for at in range(0, n, 4096):
 		tunnel.write(want.subarray(at, min(n, at + 4096) - 1))
+		if _took >= 0:
+			return "closed in time" if _took < 1000 else "closed after %d ms" % _took
+		if stuck and at + 4096 < n:
+			continue
 		while got.size() < min(n, at + 4096) and not tunnel.error and not tunnel.ended:
 			got.append_array(tunnel.read(4096, 1000))
 		if tunnel.error:

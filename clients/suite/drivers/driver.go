@@ -138,7 +138,12 @@ func talk(mode, text string, d *tunnel.Dialer, line string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer c.Close()
+	defer func() {
+		c.Close()
+		if c.Resumable() {
+			<-c.Done() // else the end does not arrive
+		}
+	}()
 	if mode == "again" {
 		again.Store(c)
 		c.Reconnect()
@@ -148,6 +153,11 @@ func talk(mode, text string, d *tunnel.Dialer, line string) (string, error) {
 				time.Sleep(time.Millisecond)
 			}
 		}()
+	}
+	switch mode {
+	case "told", "silent", "leave":
+		d.Timeout = resumeTimeout
+		return stick(mode, text, c)
 	}
 	if mode != "bulk" && mode != "again" {
 		if _, err := io.WriteString(c, text); err != nil {
@@ -187,6 +197,67 @@ func talk(mode, text string, d *tunnel.Dialer, line string) (string, error) {
 	return fmt.Sprintf("ok %d %s", n, how), nil
 }
 
+var resumeTimeout time.Duration
+
+// stick writes all at once, while it reads, into a connection that takes nothing more.
+func stick(mode, text string, c *tunnel.Conn) (string, error) {
+	n, _ := strconv.Atoi(text)
+	want, got := make([]byte, n), make([]byte, n)
+	for i := range want {
+		want[i] = byte(i*7 + i/251)
+	}
+	var read atomic.Int64
+	done := make(chan error, 2)
+	go func() {
+		_, err := c.Write(want)
+		done <- err
+	}()
+	go func() {
+		for at := 0; at < n; {
+			m, err := c.Read(got[at:])
+			if err != nil {
+				done <- err
+				return
+			}
+			at += m
+			read.Store(int64(at))
+		}
+		done <- nil
+	}()
+	if mode != "silent" {
+		for last, rests := int64(-1), 0; rests < 30; {
+			if rests++; read.Load() != last {
+				rests = 0
+			}
+			last = read.Load()
+			time.Sleep(10 * time.Millisecond)
+		}
+		if int(read.Load()) == n {
+			return "not stuck", nil
+		}
+	}
+	switch mode {
+	case "told":
+		c.Reconnect()
+	case "leave":
+		began := time.Now()
+		c.Close()
+		if took := time.Since(began); took > time.Second {
+			return fmt.Sprintf("closed after %v", took), nil
+		}
+		return "closed in time", nil
+	}
+	for range 2 {
+		if err := <-done; err != nil {
+			return "", err
+		}
+	}
+	if !bytes.Equal(got, want) || c.Resumes() == 0 {
+		return fmt.Sprintf("other bytes, or %d resumes", c.Resumes()), nil
+	}
+	return fmt.Sprintf("ok %d resumed", n), nil
+}
+
 func main() {
 	if os.Args[1] == "vectors" {
 		vectors()
@@ -204,6 +275,17 @@ func main() {
 		NewLine: func(context.Context, error) (string, error) {
 			return strings.Join(lines[1:], ""), nil
 		},
+	}
+	switch os.Args[1] {
+	case "told", "silent", "leave":
+		d.Timeout = 60 * time.Second // dialling is not what is tested
+		resumeTimeout = time.Duration(timeout) * time.Millisecond
+	}
+	switch os.Args[1] {
+	case "told", "leave":
+		d.Silence, d.Patience = time.Minute, time.Minute
+	case "silent":
+		d.Silence, d.Patience = 500*time.Millisecond, 500*time.Millisecond
 	}
 	said, err := talk(os.Args[1], os.Args[5], d, lines[0])
 	if err != nil {

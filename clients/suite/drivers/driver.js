@@ -128,10 +128,13 @@ async function run() {
   const messages = gateways.includes("://") && !gateways.startsWith("tls");
   const ca = process.env.CA && require("fs").readFileSync(process.env.CA);
   const connect = !messages ? byNode(require("net"), require("tls"), ca ? { ca } : {}) : gateways.startsWith("wx") ? byMiniGame(wx) : byWebSocket(WebSocket);
-  const bulk = mode === "bulk" || mode === "again";
+  const stuck = ["told", "silent", "leave"].includes(mode);
+  const bulk = mode === "bulk" || mode === "again" || stuck;
+  const patience = !stuck ? undefined : mode === "silent" ? 500 : 60000;
   let backs = 0, tunnel = null;
   const dialer = new Dialer({
-    gateways: gateways.replace("wx:", "ws:").split(","), connect, plain: mode === "talk", timeout: Number(milliseconds), hold: 10000,
+    gateways: gateways.replace("wx:", "ws:").split(","), connect, plain: mode === "talk", timeout: stuck ? 60000 : Number(milliseconds), hold: 10000,
+    silence: patience, patience,
     newLine: () => lines[1],
     onEvent: (event) => {
       if (event === "back") backs++;
@@ -149,6 +152,10 @@ async function run() {
   }
   const want = bulk ? Buffer.from(Array.from({ length: Number(text) }, (_, i) => (i * 7 + Math.floor(i / 251)) & 255)) : Buffer.from(text);
   let got = Buffer.alloc(0);
+  if (stuck) {
+    dialer.options.timeout = Number(milliseconds); // dialling is not what is tested
+    return stick(tunnel, want);
+  }
   const error = await new Promise((resolve) => {
     let sent = 0;
     const more = () => {
@@ -166,6 +173,38 @@ async function run() {
   });
   if (error) throw error;
   if (!bulk) return `ok ${tunnel.resumable ? "resumable" : "plain"} ${got}`;
+  return got.equals(want) ? `ok ${got.length} ${tunnel.resumes ? "resumed" : "not resumed"}` : "other bytes";
+}
+
+// Sends all at once, into a connection that takes nothing more.
+async function stick(tunnel, want) {
+  const parts = [];
+  const all = new Promise((resolve, reject) => {
+    tunnel.onmessage = (data) => {
+      parts.push(data);
+      if (parts.reduce((n, part) => n + part.length, 0) >= want.length) resolve();
+    };
+    tunnel.onclose = reject;
+  });
+  all.catch(() => {});
+  for (let at = 0; at < want.length; at += 4096) tunnel.send(want.subarray(at, at + 4096));
+  if (mode !== "silent") {
+    for (let last = -1, rests = 0; rests < 30; last = tunnel.bufferedAmount) {
+      rests = tunnel.bufferedAmount === last ? rests + 1 : 0;
+      await new Promise((resolve) => { setTimeout(resolve, 10); });
+    }
+    if (tunnel.bufferedAmount === 0) return "not stuck";
+  }
+  if (mode === "told") tunnel.reconnect();
+  if (mode === "leave") {
+    const began = Date.now();
+    tunnel.close();
+    const took = Date.now() - began;
+    return took < 1000 ? "closed in time" : `closed after ${took} ms`;
+  }
+  await all;
+  tunnel.close();
+  const got = Buffer.concat(parts);
   return got.equals(want) ? `ok ${got.length} ${tunnel.resumes ? "resumed" : "not resumed"}` : "other bytes";
 }
 

@@ -73,35 +73,49 @@ end
 local lines = split(given, ",")
 local tunnel, err
 local backs = 0
+local stuck = mode == "told" or mode == "silent" or mode == "leave"
+local now = require("socket").gettime
 local function on_event(event)
+  if mode == "leave" and event == "reconnecting" then
+    local began = now()
+    tunnel:close()
+    local took = now() - began
+    print(took < 1 and "closed in time" or ("closed after %g s"):format(took))
+  end
   if event == "back" then backs = backs + 1 end
   if mode == "again" and event ~= "ended" and backs <= 20 then tunnel:reconnect() end
 end
-tunnel, err = gateway.dialer {
-  gateways = split(gateways, ","), plain = mode == "talk", timeout = tonumber(milliseconds) / 1000, hold = 10,
+local dialer = gateway.dialer {
+  gateways = split(gateways, ","), plain = mode == "talk", hold = 10,
+  timeout = stuck and 60 or tonumber(milliseconds) / 1000, -- dialling is not what is stuck
+  silence = stuck and 0.5 or nil, patience = stuck and 0.5 or nil,
   new_line = function() return lines[2] end, on_event = on_event,
-}:dial(lines[1])
+}
+tunnel, err = dialer:dial(lines[1])
+dialer.timeout = tonumber(milliseconds) / 1000
 if not tunnel then fail(err) end
 
 local function must(...)
   local ok, wrong = ...
+  if ok == nil and mode == "leave" then os.exit(0) end
   if ok == nil then fail(wrong) end
   return ok
 end
 
 if mode == "again" then must(tunnel:reconnect()) end
-if mode == "bulk" or mode == "again" then
+if mode == "bulk" or mode == "again" or stuck then
   local want, got = {}, ""
   for i = 0, tonumber(text) - 1 do want[i + 1] = string.char((i * 7 + math.floor(i / 251)) % 256) end
   want = table.concat(want)
   for at = 1, #want, 4096 do
     must(tunnel:write(want:sub(at, at + 4095)))
-    while #got < math.min(#want, at + 4095) do
+    while not stuck and #got < math.min(#want, at + 4095) do
       local data = must(tunnel:read())
       if data == "" then error("the end came early") end
       got = got .. data
     end
   end
+  while #got < #want do got = got .. must(tunnel:read()) end
   tunnel:close()
   print(got == want and ("ok %d %s"):format(#got, tunnel.resumes > 0 and "resumed" or "not resumed") or "other bytes")
 else

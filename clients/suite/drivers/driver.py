@@ -91,13 +91,106 @@ def options(lines, milliseconds):
                 on_event=on_event)
 
 
+STUCK = ("told", "silent", "leave")
+
+
+def patient(mode):
+    """How long a gateway may be silent, where that is tested."""
+    return dict(zip(("silence", "patience"), (0.5, 0.5) if mode == "silent" else (60.0, 60.0))) if mode in STUCK else {}
+
+
+def stick(t, mode, n):
+    """Writes all at once, while it reads, into a connection that takes nothing more."""
+    want, got, written = pattern(n), bytearray(), 0
+
+    def write():
+        nonlocal written
+        for at in range(0, n, 4096):
+            t.write(want[at:at + 4096])
+            written = at
+
+    def read():
+        while len(got) < n:
+            got.extend(t.read())
+
+    def ignore(f):
+        try:
+            f()
+        except (OSError, ValueError):
+            assert mode == "leave"
+
+    threads = [threading.Thread(target=ignore, args=(f,), daemon=True) for f in (write, read)]
+    for thread in threads:
+        thread.start()
+    if mode != "silent":
+        last, rests = -1, 0
+        while rests < 30:
+            rests = rests + 1 if written == last else 0
+            last = written
+            time.sleep(0.01)
+        if not threads[0].is_alive():
+            return "not stuck"
+    if mode == "told":
+        t.reconnect()
+    if mode == "leave":
+        began = time.monotonic()
+        t.close()
+        took = time.monotonic() - began
+        return "closed in time" if took < 1 else f"closed after {took} s"
+    for thread in threads:
+        thread.join()
+    t.close()
+    return f"ok {len(got)} {'resumed' if t.resumes else 'not resumed'}" if got == want else "other bytes"
+
+
+async def stick_async(t, mode, n):
+    """The same by tasks."""
+    want, got, written = pattern(n), bytearray(), 0
+
+    async def write():
+        nonlocal written
+        for at in range(0, n, 4096):
+            await t.write(want[at:at + 4096])
+            written = at
+
+    async def read():
+        while len(got) < n:
+            got.extend(await t.read())
+
+    tasks = [asyncio.create_task(write()), asyncio.create_task(read())]
+    if mode != "silent":
+        last, rests = -1, 0
+        while rests < 30:
+            rests = rests + 1 if written == last else 0
+            last = written
+            await asyncio.sleep(0.01)
+        if tasks[0].done():
+            return "not stuck"
+    if mode == "told":
+        await t.reconnect()
+    if mode == "leave":
+        began = time.monotonic()
+        await t.close()
+        took = time.monotonic() - began
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return "closed in time" if took < 1 else f"closed after {took} s"
+    await asyncio.gather(*tasks)
+    await t.close()
+    return f"ok {len(got)} {'resumed' if t.resumes else 'not resumed'}" if got == want else "other bytes"
+
+
 def pattern(n):
     return bytes((i * 7 + i // 251) & 255 for i in range(n))
 
 
 def run(mode, gateways, lines, milliseconds, text):
     lines = lines.split(",")
-    t = Dialer(gateways.split(","), plain=mode == "talk", **options(lines, milliseconds)).dial(lines[0])
+    dialer = Dialer(gateways.split(","), plain=mode == "talk", **options(lines, "60000" if mode in STUCK else milliseconds),
+                    **patient(mode))
+    t = dialer.dial(lines[0])
+    if mode in STUCK:
+        dialer.timeout = int(milliseconds) / 1000  # dialling is not what is tested
+        return stick(t, mode, int(text))
     if mode == "again":
         again(t)
     if mode in ("bulk", "again"):
@@ -127,7 +220,11 @@ def run(mode, gateways, lines, milliseconds, text):
 
 async def run_async(mode, gateways, lines, milliseconds, text):
     lines = lines.split(",")
-    t = await aio.dial(lines[0], gateways.split(","), plain=mode == "talk", **options(lines, milliseconds))
+    t = await aio.dial(lines[0], gateways.split(","), plain=mode == "talk",
+                       **options(lines, "60000" if mode in STUCK else milliseconds), **patient(mode))
+    if mode in STUCK:
+        t.tunnel._dialer.timeout = int(milliseconds) / 1000  # dialling is not what is tested
+        return await stick_async(t, mode, int(text))
     async with t:
         want, got = text.encode(), b""
         if mode == "again":

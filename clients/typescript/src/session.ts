@@ -142,6 +142,11 @@ export class Session {
   }
 
   /** Bytes that the gateway has not acknowledged. */
+  /** Grows with each byte that is acknowledged or received. */
+  progress(): number {
+    return this.acked + this.received;
+  }
+
   unacked(): number {
     return this.end - this.acked;
   }

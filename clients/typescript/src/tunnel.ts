@@ -161,6 +161,9 @@ function ask(o: Options, at: number, request: string, then: Uint8Array | null, h
   });
 }
 
+/** Milliseconds between attempts to resume that bring nothing: at first, and at most. */
+const pause = 50, longest = 1000;
+
 /** A connection with a game server, which Dialer opens. */
 export class Tunnel {
   /** How often it has been resumed. */
@@ -172,7 +175,13 @@ export class Tunnel {
   private ended = false;
   private end: { error: Error | null } | null = null; // of which nobody has been told yet
   private recovering = false;
-  private hurry: (() => void) | null = null;
+  private hurry: (() => void) | null = null; // ends the pause between two attempts
+  // Of attempts to resume since bytes got through: how many, since when, what there was then.
+  private tries = 0;
+  private pause = pause;
+  private since = 0;
+  private before = 0;
+  private back = 0;
   private timer: ReturnType<typeof setInterval> | null = null;
   private heard = Date.now();
   private asked = 0;
@@ -238,7 +247,7 @@ export class Tunnel {
     this.pump();
   }
 
-  /** Ends the tunnel at once: the game server sees a reset. */
+  /** Ends the tunnel at once: the game server of a resumable one sees a reset. */
   abort(): void {
     if (!this.ended && this.session && !this.recovering) this.line.socket.send(Uint8Array.of(0, 0, 3, 0));
     this.finish(null);
@@ -246,8 +255,10 @@ export class Tunnel {
 
   /** Goes on by another connection: for when the system tells of a change of networks. */
   reconnect(): void {
-    if (this.hurry) this.hurry();
-    else if (this.session) this.lost(new NoAnswer("reconnect was called"));
+    if (this.hurry) return this.hurry();
+    if (!this.session || this.recovering) return;
+    this.tries = 0;
+    void this.lost(new NoAnswer("reconnect was called"));
   }
 
   private attach(line: Line): void {
@@ -321,18 +332,20 @@ export class Tunnel {
   /** Looks for a connection that carries the tunnel on. */
   private async lost(error: Error): Promise<void> {
     if (this.recovering || this.ended) return;
-    const o = this.options, s = this.session as Session, since = Date.now();
+    const o = this.options, s = this.session as Session;
     this.recovering = true;
     this.line.socket.close();
     o.onEvent("reconnecting", error);
-    for (let failed = 0, pause = 50; !this.ended; ) {
+    while (!this.ended) {
+      if (!await this.prepare()) return this.finish(error);
+      if (this.ended) return;
       try {
         const request = s.reattach();
         const line = await ask(o, this.at, request, s.output(Date.now()), null);
         if (this.ended) return line.socket.close();
         this.recovering = false;
         this.attach(line);
-        this.heard = Date.now();
+        this.heard = this.back = Date.now();
         this.asked = 0;
         this.resumes++;
         o.onEvent("back");
@@ -340,20 +353,36 @@ export class Tunnel {
       } catch (e) {
         error = e as Error;
       }
-      if (error instanceof Unauthorized || error instanceof Gone || Date.now() - since >= o.hold) {
-        return this.finish(error);
-      }
+      if (error instanceof Unauthorized || error instanceof Gone) return this.finish(error);
       o.onEvent("failed", error);
-      this.at = (this.at + 1) % o.gateways.length;
-      if (++failed % o.gateways.length === 0) {
-        await new Promise<void>((resolve) => {
-          this.hurry = resolve;
-          setTimeout(resolve, pause * (1 + Math.random()));
-        });
-        this.hurry = null;
-        pause = Math.min(2 * pause, 1000);
-      }
     }
+  }
+
+  /** Waits where the last attempt has brought nothing, and chooses the gateway; false: it was
+   * tried for long enough. A gateway that answers 200 and ends the connection again and again
+   * brings nothing. */
+  private async prepare(): Promise<boolean> {
+    const o = this.options, now = Date.now(), progress = (this.session as Session).progress();
+    if (this.tries === 0 || progress !== this.before || this.back > 0 && now - this.back >= 2 * longest) {
+      this.tries = 0;
+      this.pause = pause;
+      this.since = now;
+    } else if (now - this.since >= o.hold) {
+      return false;
+    } else {
+      this.at = (this.at + 1) % o.gateways.length;
+    }
+    this.back = 0;
+    this.before = progress;
+    if (this.tries++ > 0 && (this.tries - 1) % o.gateways.length === 0) {
+      await new Promise<void>((resolve) => {
+        this.hurry = resolve;
+        setTimeout(resolve, this.pause * (1 + Math.random()));
+      });
+      this.hurry = null;
+      this.pause = Math.min(2 * this.pause, longest);
+    }
+    return true;
   }
 
   private finish(error: Error | null): void {

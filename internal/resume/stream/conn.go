@@ -179,6 +179,13 @@ func (c *Conn) Err() error {
 	return c.err
 }
 
+// Progress grows with each byte that is acknowledged or received.
+func (c *Conn) Progress() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session.Progress()
+}
+
 // Unacked returns how many bytes the peer has not acknowledged, its own end included.
 func (c *Conn) Unacked() int {
 	c.mu.Lock()

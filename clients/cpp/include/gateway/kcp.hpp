@@ -51,15 +51,20 @@ class KCPStream : public Stream {
   }
 
   void write(const char* data, std::size_t n) override {
-    const std::int64_t deadline = now() + 30000;
     while (n > 0) {
       // More than 127 packets at a time are none of KCP's messages.
       const std::size_t part = std::min<std::size_t>(n, 64 * (mtu - 24));
       if (ikcp_send(kcp_.get(), data, int(part)) < 0) throw StreamError("KCP takes nothing");
       data += part;
       n -= part;
+      int least = ikcp_waitsnd(kcp_.get());
+      std::int64_t moved = now();
       for (pump(0); ikcp_waitsnd(kcp_.get()) > 2 * window; pump(100)) {
-        if (now() >= deadline) throw StreamError("the gateway takes nothing");
+        if (ikcp_waitsnd(kcp_.get()) < least) {
+          least = ikcp_waitsnd(kcp_.get());
+          moved = now();
+        }
+        if (now() - moved >= stall.count()) throw Stalled();
       }
     }
     ikcp_flush(kcp_.get());

@@ -76,7 +76,10 @@ class Session {
     return n;
   }
 
-  // Returns the bytes that are to be written to the connection.
+  // Grows with each byte that is acknowledged or received.
+  std::uint64_t progress() const { return acked_ + received_; }
+
+  // Returns what is to be written next to the connection: at most one frame of data.
   Bytes output(std::int64_t now) {
     Bytes b;
     const std::uint64_t unreported = passed_ - reported_;
@@ -89,7 +92,7 @@ class Session {
     }
     if (ping) b.append("\0\0\4", 3);
     pong_ = ackNow_ = ping = false;
-    while (next_ < end_) {
+    if (next_ < end_) {
       const std::size_t n = std::size_t(std::min<std::uint64_t>(end_ - next_, 16384));
       b += char(n >> 8);
       b += char(n & 255);

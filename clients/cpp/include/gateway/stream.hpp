@@ -28,10 +28,17 @@ struct StreamError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A connection of bytes. Its destructor closes it.
+// A connection takes nothing of what is written.
+struct Stalled : StreamError {
+  Stalled() : StreamError("the gateway takes nothing") {}
+};
+
+// A connection of bytes. Its destructor closes it, and does not wait.
 class Stream {
  public:
   static constexpr long Nothing = -1;
+  // For which the connection may take nothing of what is written, before write throws Stalled.
+  std::chrono::milliseconds stall{30000};
   virtual ~Stream() = default;
   // Reads at most n bytes; 0 at the end, Nothing if none come in time. Throws StreamError.
   virtual long read(char* data, std::size_t n, std::chrono::milliseconds wait) = 0;
@@ -93,7 +100,7 @@ class TCPStream : public Stream {
     while (n > 0) {
       const auto sent = send(socket_, data, int(n), sendFlags);
       if (sent < 0 && !again(failure())) throw StreamError("the connection broke: " + describe(failure()));
-      if (sent < 0 && !ready(POLLOUT, std::chrono::seconds(30))) throw StreamError("the gateway takes nothing");
+      if (sent < 0 && !ready(POLLOUT, stall)) throw Stalled();
       if (sent > 0) {
         data += sent;
         n -= std::size_t(sent);

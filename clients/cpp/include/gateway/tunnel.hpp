@@ -76,10 +76,12 @@ struct Dialer {
   std::unique_ptr<Tunnel> dial(std::string line) const;
 
   // Sends a request, and what follows it, to a gateway: returns the stream behind 200.
-  std::unique_ptr<Stream> ask(std::size_t at, const Bytes& request) const {
-    const auto deadline = std::chrono::steady_clock::now() + timeout;
+  std::unique_ptr<Stream> ask(std::size_t at, const Bytes& request) const { return ask(at, request, timeout); }
+  std::unique_ptr<Stream> ask(std::size_t at, const Bytes& request, Milliseconds within) const {
+    const auto deadline = std::chrono::steady_clock::now() + within;
     try {
-      std::unique_ptr<Stream> s = connect ? connect(gateways[at], timeout) : connectTCP(gateways[at], timeout);
+      std::unique_ptr<Stream> s = connect ? connect(gateways[at], within) : connectTCP(gateways[at], within);
+      s->stall = within;
       s->write(request.data(), request.size());
       char status[3];
       for (std::size_t n = 0; n < 3;) {
@@ -114,7 +116,9 @@ class Tunnel {
   int resumes = 0;
 
   Tunnel(const Dialer& d, std::size_t at, std::unique_ptr<Stream> s, std::unique_ptr<Session> session)
-      : dialer_(d), at_(at), stream_(std::move(s)), session_(std::move(session)), heard_(now()) {}
+      : dialer_(d), at_(at), stream_(std::move(s)), session_(std::move(session)), heard_(now()) {
+    if (session_) stream_->stall = stall();
+  }
   Tunnel(const Tunnel&) = delete;
   Tunnel& operator=(const Tunnel&) = delete;
 
@@ -124,6 +128,7 @@ class Tunnel {
   // which may be 0; or throws.
   long read(char* data, std::size_t n, Milliseconds wait = Milliseconds(1 << 30)) {
     if (!session_) {
+      check();
       try {
         return stream_->read(data, n, wait);
       } catch (const StreamError& e) {
@@ -134,7 +139,10 @@ class Tunnel {
       const std::size_t got = session_->take(data, n, now());
       const bool end = session_->atEnd();
       if (got > 0 || end) {
-        flush();
+        try {
+          flush();
+        } catch (const GatewayError&) {  // what is read next tells
+        }
         return long(got);
       }
       if (!pump(deadline) && now() >= deadline) return Nothing;
@@ -143,6 +151,7 @@ class Tunnel {
 
   // Sends all of data, and waits where the game server does not read.
   void write(const char* data, std::size_t n) {
+    check();
     if (!session_) {
       try {
         return stream_->write(data, n);
@@ -151,12 +160,12 @@ class Tunnel {
       }
     }
     for (;;) {
-      check();
       const std::size_t part = std::min(n, session_->room());
       session_->send(data, part);
       data += part;
       n -= part;
       flush();
+      check();
       if (n == 0) return;
       if (part == 0) pump(now() + 1000);
     }
@@ -165,34 +174,40 @@ class Tunnel {
 
   // Finishes writing; reading goes on. Not by plain KCP.
   void closeWrite() {
+    check();
     if (!session_) return stream_->closeWrite();
     session_->finish();
     flush();
   }
 
-  // Ends the tunnel. What was written still arrives, for which it waits a little.
+  // Ends the tunnel. What was written still arrives, for which it waits a little: half a
+  // second where the connection takes nothing.
   void close(Milliseconds wait = Milliseconds(2000)) {
-    const std::int64_t deadline = now() + wait.count();
-    try {
-      if (session_ && stream_) {
-        closeWrite();
-        char buffer[4096];
-        while (!session_->over() && now() < deadline) {
-          session_->take(buffer, sizeof buffer, now());
-          flush();
-          if (session_->buffered() == 0 && !session_->over()) pump(deadline);
+    if (!ended_ && !recovering_) {
+      closing_ = now() + wait.count();
+      stream_->stall = Milliseconds(500);
+      try {
+        if (session_) {
+          closeWrite();
+          char buffer[4096];
+          while (!ended_ && !session_->over() && now() < closing_) {
+            session_->take(buffer, sizeof buffer, now());
+            flush();
+            if (session_->buffered() == 0 && !session_->over()) pump(closing_);
+          }
         }
+        if (!ended_) stream_->drain(Milliseconds(std::max<std::int64_t>(0, closing_ - now())));
+      } catch (const std::exception&) {
       }
-      if (stream_) stream_->drain(Milliseconds(std::max<std::int64_t>(0, deadline - now())));
-    } catch (const std::exception&) {
     }
     end("");
   }
 
-  // Ends the tunnel at once: the game server sees a reset.
+  // Ends the tunnel at once: the game server of a resumable one sees a reset.
   void abort() {
-    if (session_ && stream_) {
+    if (session_ && !ended_ && !recovering_) {
       try {
+        stream_->stall = Milliseconds(250);
         stream_->write("\0\0\3\0", 4);
       } catch (const StreamError&) {
       }
@@ -202,32 +217,45 @@ class Tunnel {
 
   // Goes on by another connection: for when the system tells of a change of networks.
   void reconnect() {
-    if (session_ && stream_ && !recovering_) recover("reconnect was called");
+    if (!session_ || ended_ || recovering_) return;
+    tries_ = 0;
+    recover("reconnect was called");
+    flush();
   }
 
  private:
+  // Milliseconds between attempts to resume that bring nothing: at first, and at most.
+  static constexpr std::int64_t Pause = 50, Longest = 1000;
+
   static std::int64_t now() {
     return std::chrono::duration_cast<Milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
+  // A gateway takes something in the time that it has to answer.
+  Milliseconds stall() const { return closing_ != 0 ? Milliseconds(500) : dialer_.silence + dialer_.patience; }
   void tell(Event e, const std::string& why = "") const {
     if (dialer_.onEvent) dialer_.onEvent(e, why);
   }
   void check() const {
-    if (!stream_) throw NoAnswer("the tunnel is closed");
+    if (ended_) throw NoAnswer("the tunnel is closed");
   }
   void end(const std::string& why) {
-    if (!stream_) return;
+    if (ended_) return;
+    ended_ = true;
     stream_.reset();
     tell(Event::Ended, why);
   }
 
   void flush() {
-    if (!stream_) return;
-    const Bytes b = session_->output(now());
-    try {
-      if (!b.empty()) stream_->write(b.data(), b.size());
-    } catch (const StreamError& e) {
-      if (!session_->over()) recover(e.what());
+    while (!ended_) {
+      const Bytes b = session_->output(now());
+      if (b.empty()) return;
+      try {
+        stream_->write(b.data(), b.size());
+      } catch (const StreamError& e) {
+        if (session_->over()) return;
+        if (closing_ != 0 && dynamic_cast<const Stalled*>(&e)) throw;
+        recover(e.what());
+      }
     }
   }
 
@@ -272,33 +300,63 @@ class Tunnel {
   // Looks for a connection that carries the tunnel on.
   void recover(std::string why) {
     recovering_ = true;
+    struct Recovers {
+      bool& it;
+      ~Recovers() { it = false; }
+    } until{recovering_};
     tell(Event::Reconnecting, why);
-    const std::int64_t since = now();
-    std::int64_t pause = 50;
-    std::minstd_rand dice{std::uint32_t(since) | 1};
-    for (std::size_t failed = 0;;) {
+    for (;;) {
+      check();  // the event may end the tunnel
+      if (!prepare()) {
+        end(why);
+        throw NoAnswer(why);
+      }
       Bytes request = session_->reattach();
       request += session_->output(now());
+      const std::int64_t left = closing_ != 0 ? std::max<std::int64_t>(1, closing_ - now()) : dialer_.timeout.count();
       try {
-        stream_ = dialer_.ask(at_, request);
-        heard_ = now();
-        asked_ = 0;
-        resumes++;
-        recovering_ = false;
-        return tell(Event::Back);
+        stream_ = dialer_.ask(at_, request, std::min(dialer_.timeout, Milliseconds(left)));
       } catch (const GatewayError& e) {
-        if (e.status == 401 || e.status == 410 || now() - since >= dialer_.hold.count()) {
+        if (e.status == 401 || e.status == 410) {
           end(e.what());
           throw;
         }
-        tell(Event::Failed, e.what());
+        why = e.what();
+        tell(Event::Failed, why);
+        continue;
       }
-      at_ = (at_ + 1) % dialer_.gateways.size();
-      if (++failed % dialer_.gateways.size() == 0) {
-        std::this_thread::sleep_for(Milliseconds(pause + std::int64_t(dice() % std::uint32_t(pause))));
-        pause = std::min<std::int64_t>(2 * pause, 1000);
-      }
+      stream_->stall = stall();
+      heard_ = back_ = now();
+      asked_ = 0;
+      resumes++;
+      recovering_ = false;
+      return tell(Event::Back);
     }
+  }
+
+  // Waits where the last attempt has brought nothing, and chooses the gateway; false: it was
+  // tried for long enough. A gateway that answers 200 and ends the connection again and again
+  // brings nothing.
+  bool prepare() {
+    if (tries_ == 0 || session_->progress() != before_ || (back_ != 0 && now() - back_ >= 2 * Longest)) {
+      tries_ = 0;
+      pause_ = Pause;
+      since_ = now();
+    } else if (now() - since_ >= dialer_.hold.count() || (closing_ != 0 && now() >= closing_)) {
+      return false;
+    } else {
+      at_ = (at_ + 1) % dialer_.gateways.size();
+    }
+    if (tries_ > 0 && tries_ % dialer_.gateways.size() == 0) {
+      std::int64_t wait = pause_ + std::int64_t(dice_() % std::uint32_t(pause_));
+      if (closing_ != 0) wait = std::min(wait, std::max<std::int64_t>(0, closing_ - now()));
+      std::this_thread::sleep_for(Milliseconds(wait));
+      pause_ = std::min(2 * pause_, Longest);
+    }
+    tries_++;
+    back_ = 0;
+    before_ = session_->progress();
+    return true;
   }
 
   const Dialer& dialer_;
@@ -307,6 +365,13 @@ class Tunnel {
   std::unique_ptr<Session> session_;
   std::int64_t heard_, asked_ = 0;
   bool recovering_ = false;  // until onEvent is told Back
+  bool ended_ = false;
+  std::int64_t closing_ = 0;  // when close has waited for long enough; 0: it was not called
+  // Of attempts to resume since bytes got through: how many, since when, and what there was then.
+  std::size_t tries_ = 0;
+  std::int64_t pause_ = Pause, since_ = 0, back_ = 0;
+  std::uint64_t before_ = 0;
+  std::minstd_rand dice_{std::uint32_t(now()) | 1};
 };
 
 inline std::unique_ptr<Tunnel> Dialer::open(std::size_t at, const std::string& line) const {

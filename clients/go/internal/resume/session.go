@@ -368,6 +368,9 @@ func (s *Session) Closing() bool { return s.closing }
 // Received returns how many bytes the peer has sent, its FIN included.
 func (s *Session) Received() uint64 { return s.received }
 
+// Progress grows with each byte that is acknowledged or received.
+func (s *Session) Progress() uint64 { return s.acked + s.received }
+
 // Unacked returns how many bytes the peer has not acknowledged.
 func (s *Session) Unacked() int { return int(s.lastSent() - s.acked) }
 

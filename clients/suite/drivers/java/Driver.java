@@ -82,10 +82,12 @@ final class Driver {
         d.hold = 10000;
         d.newLine = e -> lines.length > 1 ? lines[1] : null;
         if (System.getenv("CA") != null) d.tls = trusting(System.getenv("CA"));
-        boolean again = args[0].equals("again"), bulk = again || args[0].equals("bulk");
+        boolean again = args[0].equals("again"), stuck = Arrays.asList("told", "silent", "leave").contains(args[0]);
+        boolean bulk = again || stuck || args[0].equals("bulk");
+        if (stuck) d.silence = d.patience = args[0].equals("silent") ? 500 : 60000;
         Tunnel[] opened = new Tunnel[1];
         AtomicInteger backs = new AtomicInteger();
-        d.listener = (event, why) -> {
+        d.onEvent = (event, why) -> {
             if (event == Dialer.Event.BACK) backs.incrementAndGet();
             if (!again || event == Dialer.Event.ENDED || backs.get() > 20) return;
             try {
@@ -94,7 +96,9 @@ final class Driver {
                 // It is over.
             }
         };
+        if (stuck) d.timeout = 60000; // dialling is not what is tested
         Tunnel t = opened[0] = d.dial(lines[0]);
+        d.timeout = Integer.parseInt(args[3]);
         if (again) {
             t.reconnect();
             Thread often = new Thread(() -> {
@@ -116,12 +120,14 @@ final class Driver {
             for (int i = 0; i < want.length; i++) want[i] = (byte) (i * 7 + i / 251);
         }
         byte[] all = want;
+        AtomicInteger written = new AtomicInteger();
         ByteArrayOutputStream got = new ByteArrayOutputStream();
         Thread writing = new Thread(() -> {
             try {
                 for (int i = 0; i < all.length; i += 4096) {
                     t.write(all, i, Math.min(4096, all.length - i));
-                    while (bulk && got.size() < i) Thread.sleep(1);
+                    written.addAndGet(Math.min(4096, all.length - i));
+                    while (bulk && !stuck && got.size() < i) Thread.sleep(1);
                 }
                 t.closeWrite();
             } catch (Exception e) {
@@ -130,6 +136,20 @@ final class Driver {
         });
         writing.setDaemon(true);
         writing.start();
+        if (stuck && !args[0].equals("silent")) {
+            for (int last = -1, rests = 0; rests < 30; last = written.get()) {
+                rests = written.get() == last ? rests + 1 : 0;
+                Thread.sleep(10);
+            }
+            if (written.get() == all.length) return "not stuck";
+        }
+        if (args[0].equals("told")) t.reconnect();
+        if (args[0].equals("leave")) {
+            long began = System.nanoTime();
+            t.close();
+            long took = (System.nanoTime() - began) / 1000000;
+            return took < 1000 ? "closed in time" : "closed after " + took + " ms";
+        }
         byte[] buffer = new byte[4096];
         for (int n; (n = t.read(buffer)) > 0; ) got.write(buffer, 0, n);
         writing.join();

@@ -37,7 +37,9 @@ public final class Dialer {
     public int hold = 30000;
     /** Milliseconds after which a silent gateway is asked whether it is there, and has to answer. */
     public int silence = 5000, patience = 3000;
-    public Listener listener;
+    public Listener onEvent;
+    /** What onEvent was called at first. */
+    @Deprecated public Listener listener;
     public Connect connect = this::connectTcp;
     /** Makes the sockets of tls://; the system's unless given: for an authority of your own. */
     public SSLSocketFactory tls;
@@ -82,11 +84,24 @@ public final class Dialer {
 
     /** Sends a request and waits for 200; with a session that begins, for its HELLO too. */
     Socket ask(int at, byte[] request, Session hello) throws GatewayException {
+        return ask(at, request, hello, timeout, s -> { });
+    }
+
+    /** What becomes of a connection that is asked; Android has no Consumer before version 24. */
+    interface Connected {
+        void with(Socket s);
+    }
+
+    Socket ask(int at, byte[] request, Session hello, int timeout, Connected known) throws GatewayException {
         long deadline = System.nanoTime() + timeout * 1000000L;
         Socket s = null;
+        Watch late = null;
         boolean done = false;
         try {
-            s = connect.connect(gateways[at], timeout);
+            Socket connected = s = connect.connect(gateways[at], timeout);
+            // Reading has a time-out of its own, writing has none.
+            known.with(s);
+            late = Watch.after((deadline - System.nanoTime()) / 1000000, () -> cut(connected));
             s.getOutputStream().write(request);
             byte[] buffer = new byte[4096];
             for (int n = 0; n < 3; ) { // a fourth byte would be the game server's
@@ -98,7 +113,8 @@ public final class Dialer {
                 hello.input(buffer, 0, read(s, buffer, 0, buffer.length, deadline));
             }
             s.setSoTimeout(0);
-            done = true;
+            done = late.cancel(); // else it is being cut
+            if (!done) throw new java.net.SocketTimeoutException();
             return s;
         } catch (GatewayException e) {
             throw e;
@@ -107,7 +123,8 @@ public final class Dialer {
         } catch (IOException | Session.Violation e) {
             throw new GatewayException.NoAnswer(gateways[at] + ": " + e.getMessage() + ": connect again");
         } finally {
-            if (!done && s != null) close(s);
+            if (late != null) late.cancel();
+            if (!done && s != null) cut(s);
         }
     }
 
@@ -126,6 +143,37 @@ public final class Dialer {
         }
     }
 
+    /** Closes a connection whose last bytes still arrive. It does not wait either. */
+    static void leave(Socket s) {
+        if (!(s instanceof SSLSocket)) {
+            close(s);
+            return;
+        }
+        Thread closing = new Thread(() -> close(s), "gateway-leave");
+        closing.setDaemon(true);
+        closing.start();
+        Watch.after(1000, () -> cut(s));
+    }
+
+    /** Closes a connection that is given up. It does not wait, and who writes or reads does no longer. */
+    static void cut(Socket s) {
+        if (!(s instanceof SSLSocket)) {
+            close(s);
+            return;
+        }
+        // TLS has last words, for which it waits for who writes; without a time to linger.
+        Thread closing = new Thread(() -> {
+            try {
+                s.setSoLinger(true, 0);
+            } catch (IOException e) {
+                // It is closed.
+            }
+            close(s);
+        }, "gateway-cut");
+        closing.setDaemon(true);
+        closing.start();
+    }
+
     private Socket connectTcp(String gateway, int timeout) throws IOException {
         boolean secured = gateway.startsWith("tls://");
         String address = secured ? gateway.substring(6) : gateway;
@@ -134,11 +182,13 @@ public final class Dialer {
         String host = address.substring(0, colon).replace("[", "").replace("]", "");
         int port = Integer.parseInt(address.substring(colon + 1));
         Socket s = new Socket();
+        Watch late = null;
         try {
             s.connect(new InetSocketAddress(host, port), timeout);
             s.setTcpNoDelay(true);
             if (!secured) return s;
             s.setSoTimeout(timeout);
+            late = Watch.after(timeout, () -> close(s));
             SSLSocket secure = (SSLSocket) (tls != null ? tls : (SSLSocketFactory) SSLSocketFactory.getDefault()).createSocket(s, host, port, true);
             SSLParameters parameters = secure.getSSLParameters();
             parameters.setEndpointIdentificationAlgorithm("HTTPS"); // else the name is not checked
@@ -148,10 +198,13 @@ public final class Dialer {
         } catch (IOException | RuntimeException e) {
             close(s);
             throw e;
+        } finally {
+            if (late != null) late.cancel();
         }
     }
 
     void tell(Event event, Exception why) {
-        if (listener != null) listener.onEvent(event, why);
+        Listener told = onEvent != null ? onEvent : listener;
+        if (told != null) told.onEvent(event, why);
     }
 }

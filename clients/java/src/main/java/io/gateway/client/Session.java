@@ -124,7 +124,10 @@ final class Session {
         return count;
     }
 
-    /** Returns the bytes that are to be written to the connection. */
+    /** Grows with each byte that is acknowledged or received. */
+    long progress() { return acked + received; }
+
+    /** Returns what is to be written next to the connection: at most one frame of data. */
     byte[] output(long now) {
         ByteArrayOutputStream b = new ByteArrayOutputStream();
         long unreported = passed - reported;
@@ -135,7 +138,7 @@ final class Session {
         }
         if (ping) b.write(new byte[] {0, 0, PING}, 0, 3);
         pong = ackNow = ping = false;
-        while (next < end) {
+        if (next < end) {
             int n = (int) Math.min(end - next, 16384);
             byte[] part = new byte[2 + n];
             part[0] = (byte) (n >> 8);
