@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"io"
+	"log/slog"
 	"net"
 	"runtime"
 	"runtime/metrics"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +20,9 @@ import (
 	"gateway/internal/balance"
 	"gateway/internal/descriptors"
 	"gateway/internal/harness"
+	"gateway/internal/layer"
 	"gateway/internal/relay"
+	"gateway/internal/websocket"
 )
 
 // splice(2) stops at urgent data for good: what stood behind it was once left
@@ -111,6 +115,37 @@ func TestBulkThatIsCopiedWaitsForMessagesAndGoesOnInPortions(t *testing.T) {
 		for _, c := range clients {
 			c.Close()
 		}
+	}
+}
+
+// slowLayer is a layer that takes its time for what a client sends without end.
+type slowLayer struct {
+	layer.Transform
+	client, count int
+}
+
+func (l *slowLayer) In(b []byte) ([]byte, layer.State) {
+	l.count++
+	unix.Write(l.client, make([]byte, 4<<10))
+	time.Sleep(2 * time.Millisecond)
+	return nil, layer.Open
+}
+
+// What a turn has of bulk is bounded by time where that is much for so few bytes.
+func TestOthersDoNotWaitForALayerThatTakesItsTime(t *testing.T) {
+	d := drive(t, false, slog.DiscardHandler)
+	d.bufferSize = 512
+	slow := &slowLayer{Transform: websocket.New(1 << 20)}
+	slow.client, _ = d.layeredTunnelOf(t, slow)
+	unix.Write(slow.client, make([]byte, 4<<10))
+	eventually(t, "it is bulk", func() bool { d.poll(); d.deal(); return slow.count > 1 })
+	before := slow.count
+	for range 3 {
+		d.poll()
+		d.deal()
+	}
+	if n := slow.count - before; n == 0 || n > 2*3 {
+		t.Errorf("it had its turn %d times in three turns", n)
 	}
 }
 

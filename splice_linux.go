@@ -146,6 +146,7 @@ type flow struct {
 	inPipe int32      // how many
 	bulk   bool       // the last piece was large: splice the next, if possible
 	large  bool       // the last message was too large for a batch
+	dear   bool       // bulk takes a layer long
 	ended  bool       // the source has finished; FIN goes out behind what is held
 	done   bool       // FIN is out, or the receiver is gone
 }

@@ -8,7 +8,9 @@ package tlslayer
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,7 +23,7 @@ type Conn struct {
 	*tls.Conn
 	below net.Conn
 	layer *Layer
-	state atomic.Int32 // lifted, closed
+	state atomic.Int32 // lifted, closed, shaken
 }
 
 // Server returns the server's side of a connection over c, as tls.Server does.
@@ -36,6 +38,7 @@ func Server(c net.Conn, config *tls.Config) *Conn {
 const (
 	lifted = 1 << iota // it is a Transform
 	closed             // it was closed
+	shaken             // the handshake is done
 )
 
 // Lift ends the use of the socket: from here on the Transform is the connection, which
@@ -46,7 +49,7 @@ const (
 // what is done to it then is not done to the client. It returns nil after Close, and
 // where crypto/tls has other fields than it is known to have.
 func (c *Conn) Lift(held []byte, upper layer.Transform) layer.Transform {
-	if !known || !c.state.CompareAndSwap(0, lifted) {
+	if !known || !c.state.CompareAndSwap(shaken, shaken|lifted) {
 		return nil
 	}
 	c.layer.held = held
@@ -75,12 +78,33 @@ func (c *Conn) NetConn() net.Conn { return c.below }
 func (c *Conn) LocalAddr() net.Addr  { return c.below.LocalAddr() }
 func (c *Conn) RemoteAddr() net.Addr { return c.below.RemoteAddr() }
 
-// Read is for net.Conn.
+// Handshake is that of *tls.Conn. It comes before everything else.
+func (c *Conn) Handshake() error {
+	err := c.Conn.Handshake()
+	if err == nil {
+		c.state.Or(shaken)
+	}
+	return err
+}
+
+// Read is for net.Conn. It waits for what the client sends, as long as its deadline lets
+// it, and never for the client to read: what crypto/tls answers meanwhile by itself goes
+// out before the next Write.
 func (c *Conn) Read(b []byte) (int, error) {
 	if c.isLifted() {
 		return 0, net.ErrClosed
 	}
-	return c.Conn.Read(b)
+	w := &c.layer.wire
+	if w.waiting.Load() > waitingMax {
+		return 0, errDeaf
+	}
+	w.reading.Store(c.state.Load()&shaken != 0)
+	n, err := c.Conn.Read(b)
+	w.reading.Store(false)
+	if err != nil && err != io.EOF && !layer.IsTimeout(err) {
+		w.lastWords()
+	}
+	return n, err
 }
 
 // Write is for net.Conn.
@@ -88,6 +112,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	if c.isLifted() {
 		return 0, net.ErrClosed
 	}
+	defer c.layer.wire.write().done()
 	return c.Conn.Write(b)
 }
 
@@ -96,6 +121,7 @@ func (c *Conn) Close() error {
 	if c.state.Or(closed)&lifted != 0 {
 		return nil
 	}
+	defer c.layer.wire.write().done()
 	return c.Conn.Close()
 }
 
@@ -104,6 +130,7 @@ func (c *Conn) CloseWrite() error {
 	if c.isLifted() {
 		return net.ErrClosed
 	}
+	defer c.layer.wire.write().done()
 	return c.Conn.CloseWrite()
 }
 
@@ -125,11 +152,31 @@ type empty struct{ error }
 func (empty) Timeout() bool   { return false }
 func (empty) Temporary() bool { return true }
 
+// errDeaf is what comes of a client that asks for new keys time and again, while there is
+// nothing to be written.
+var errDeaf = errors.New("the client asks for too many keys")
+
+// waitingMax bounds the answers to that, in bytes: more than a hundred.
+const waitingMax = 4 << 10
+
+// lastWordsTime is how long an alert waits for a client to read, who has no right to one.
+const lastWordsTime = time.Second
+
 // wire is the net.Conn below a *tls.Conn: the socket, or memory, which has nothing to be
 // read (buffers.go has what there is) and takes everything that is written.
 type wire struct {
 	below atomic.Pointer[below] // the socket; nil: memory
-	out   []byte                // what was written to memory
+
+	// What a Read writes stays in memory too: it could wait for a client that has
+	// asked for new keys and does not read, whatever the deadline of the Read. The
+	// answer has to come before whatever is written next (RFC 8446 section 4.6.3), and
+	// it need not come before.
+	reading atomic.Bool
+	writers atomic.Int32 // who writes meanwhile waits for the client anyway
+
+	mu      sync.Mutex   // of out, while there is a socket
+	out     []byte       // what was written to memory
+	waiting atomic.Int32 // how much that is, while there is a socket
 }
 
 type below struct{ net.Conn }
@@ -142,11 +189,56 @@ func (w *wire) Read(b []byte) (int, error) {
 }
 
 func (w *wire) Write(b []byte) (int, error) {
-	if c := w.below.Load(); c != nil {
-		return c.Write(b)
+	c := w.below.Load()
+	if c == nil {
+		w.out = append(w.out, b...)
+		return len(b), nil
 	}
-	w.out = append(w.out, b...)
-	return len(b), nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.reading.Load() && w.writers.Load() == 0 {
+		w.hold(append(w.out, b...))
+		return len(b), nil
+	}
+	if err := w.flush(c); err != nil {
+		return 0, err
+	}
+	return c.Write(b)
+}
+
+// hold has w hold what is written later. The caller holds mu.
+func (w *wire) hold(out []byte) {
+	w.out = out
+	w.waiting.Store(int32(len(out)))
+}
+
+// flush writes what is held. The caller holds mu.
+func (w *wire) flush(c net.Conn) error {
+	if len(w.out) == 0 {
+		return nil
+	}
+	n, err := c.Write(w.out)
+	if w.hold(w.out[n:]); len(w.out) == 0 {
+		w.out = nil
+	}
+	return err
+}
+
+// write says that what is written from now on is no Read's, and done that it is over.
+func (w *wire) write() *wire { w.writers.Add(1); return w }
+func (w *wire) done()        { w.writers.Add(-1) }
+
+// lastWords writes what a Read has left that has failed: an alert.
+func (w *wire) lastWords() {
+	if w.waiting.Load() == 0 {
+		return
+	}
+	if c := w.below.Load(); c != nil {
+		c.SetWriteDeadline(time.Now().Add(lastWordsTime))
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.flush(c)
+	}
 }
 
 func (w *wire) Close() error {

@@ -93,8 +93,14 @@ func (f *forger) update(message string) []byte {
 
 func forge(t testing.TB) (*pair, *forger) {
 	t.Helper()
+	p, f := forgeConn(t)
+	return p.lift(t, nil, new(layer.Room)), f
+}
+
+func forgeConn(t testing.TB) (*pair, *forger) {
+	t.Helper()
 	var log bytes.Buffer
-	p := connect(t, tls.VersionTLS13, "", &log).lift(t, nil, new(layer.Room))
+	p := connect(t, tls.VersionTLS13, "", &log)
 	return p, newForger(t, p, &log, 0)
 }
 
@@ -162,6 +168,59 @@ func TestAFloodOfNewKeysIsBounded(t *testing.T) {
 	}
 	if p.state != layer.Wrong {
 		t.Errorf("state %d after %d", p.state, n)
+	}
+}
+
+// Whoever waits for what a client sends would else wait for the client to read.
+func TestAReadWritesNothing(t *testing.T) {
+	p, f := forgeConn(t)
+	p.down.take() // tickets
+	b := make([]byte, 10)
+	for range 3 {
+		p.up.write(append(f.update(keyUpdateRequest), f.record(applicationType, "x")...))
+		if n, err := p.server.Read(b); n != 1 || err != nil {
+			t.Fatalf("read %q, %v", b[:n], err)
+		}
+		if said := p.down.take(); len(said) > 0 {
+			t.Fatalf("%d bytes were written", len(said))
+		}
+	}
+	p.server.Write([]byte("answer"))
+	if _, err := io.ReadFull(p.client, b[:6]); err != nil || string(b[:6]) != "answer" {
+		t.Fatalf("%q, %v", b[:6], err)
+	}
+	// It goes on as well in memory.
+	p.up.write(append(f.update(keyUpdateRequest), f.record(applicationType, "x")...))
+	p.server.Read(b)
+	if p.lift(t, nil, new(layer.Room)); !p.Due() {
+		t.Error("nothing is due")
+	}
+	p.down.write(p.Back(nil))
+	p.say([]byte("behind"))
+	if _, err := io.ReadFull(p.client, b[:6]); err != nil || string(b[:6]) != "behind" {
+		t.Fatalf("%q, %v", b[:6], err)
+	}
+
+	// What it would have written is bounded.
+	p, f = forgeConn(t)
+	var err error
+	n := 0
+	for ; err == nil && n < waitingMax; n++ {
+		p.up.write(append(f.update(keyUpdateRequest), f.record(applicationType, "x")...))
+		_, err = p.server.Read(b)
+	}
+	if n < 100 || err != errDeaf || cap(p.server.layer.wire.out) > 2*waitingMax {
+		t.Errorf("%v after %d, with room for %d bytes", err, n, cap(p.server.layer.wire.out))
+	}
+
+	// An alert is, once it has failed.
+	p, f = forgeConn(t)
+	p.up.write(append(f.update(keyUpdateRequest), f.record(99, "x")...))
+	_, err = p.server.Read(b)
+	p.down.close()
+	var alert *net.OpError
+	if _, got := p.client.Read(b); err == nil || !errors.As(got, &alert) || alert.Op != "remote error" {
+		t.Errorf("%v, and the client read %v, no alert", err, got)
 	}
 }
 
