@@ -243,7 +243,7 @@ class Tunnel:
                 if self._session.over():
                     return
             if not data:
-                self._pump(deadline, quiet=True)
+                self._pump(min(deadline, time.monotonic() + 0.05), quiet=True)
 
     def abort(self):
         """Ends the tunnel at once: the game server sees a reset."""

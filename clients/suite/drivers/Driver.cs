@@ -120,7 +120,7 @@ static class Driver
         Ignore(reading);
         if (stuck && args[0] != "silent")
         {
-            for (int last = -1, rests = 0; rests < 30; last = Volatile.Read(ref written))
+            for (int last = -1, rests = 0; rests < 100; last = Volatile.Read(ref written))
             {
                 rests = Volatile.Read(ref written) == last ? rests + 1 : 0;
                 await Task.Delay(10);

@@ -225,7 +225,7 @@ func stick(mode, text string, c *tunnel.Conn) (string, error) {
 		done <- nil
 	}()
 	if mode != "silent" {
-		for last, rests := int64(-1), 0; rests < 30; {
+		for last, rests := int64(-1), 0; rests < 100; {
 			if rests++; read.Load() != last {
 				rests = 0
 			}

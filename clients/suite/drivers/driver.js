@@ -189,7 +189,7 @@ async function stick(tunnel, want) {
   all.catch(() => {});
   for (let at = 0; at < want.length; at += 4096) tunnel.send(want.subarray(at, at + 4096));
   if (mode !== "silent") {
-    for (let last = -1, rests = 0; rests < 30; last = tunnel.bufferedAmount) {
+    for (let last = -1, rests = 0; rests < 100; last = tunnel.bufferedAmount) {
       rests = tunnel.bufferedAmount === last ? rests + 1 : 0;
       await new Promise((resolve) => { setTimeout(resolve, 10); });
     }

@@ -124,7 +124,7 @@ def stick(t, mode, n):
         thread.start()
     if mode != "silent":
         last, rests = -1, 0
-        while rests < 30:
+        while rests < 100:
             rests = rests + 1 if written == last else 0
             last = written
             time.sleep(0.01)
@@ -160,7 +160,7 @@ async def stick_async(t, mode, n):
     tasks = [asyncio.create_task(write()), asyncio.create_task(read())]
     if mode != "silent":
         last, rests = -1, 0
-        while rests < 30:
+        while rests < 100:
             rests = rests + 1 if written == last else 0
             last = written
             await asyncio.sleep(0.01)

@@ -137,7 +137,7 @@ final class Driver {
         writing.setDaemon(true);
         writing.start();
         if (stuck && !args[0].equals("silent")) {
-            for (int last = -1, rests = 0; rests < 30; last = written.get()) {
+            for (int last = -1, rests = 0; rests < 100; last = written.get()) {
                 rests = written.get() == last ? rests + 1 : 0;
                 Thread.sleep(10);
             }

@@ -194,7 +194,7 @@ public final class Tunnel implements Closeable {
                     synchronized (state) {
                         if (session.over()) break;
                     }
-                    if (n == 0) pump(closing);
+                    if (n == 0) pump(Math.min(closing, now() + 50)); // what is stuck meanwhile is seen
                 }
             } catch (IOException e) {
                 // It is over in any case.
