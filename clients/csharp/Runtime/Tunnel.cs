@@ -211,7 +211,7 @@ namespace Gateway.Client
             }
         }
 
-        /// <summary>Ends the tunnel at once: the game server sees a reset.</summary>
+        /// <summary>Ends the tunnel at once: the game server of a resumable one sees a reset.</summary>
         public async Task AbortAsync()
         {
             Link l = null;

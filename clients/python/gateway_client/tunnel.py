@@ -246,7 +246,7 @@ class Tunnel:
                 self._pump(min(deadline, time.monotonic() + 0.05), quiet=True)
 
     def abort(self):
-        """Ends the tunnel at once: the game server sees a reset."""
+        """Ends the tunnel at once: the game server of a resumable one sees a reset."""
         said = False
         with self._state:
             link = self._link

@@ -203,7 +203,7 @@ public final class Tunnel implements Closeable {
         end(null);
     }
 
-    /** Ends the tunnel at once: the game server sees a reset. */
+    /** Ends the tunnel at once: the game server of a resumable one sees a reset. */
     public void abort() {
         boolean said = false;
         Link l;
