@@ -328,7 +328,8 @@ const ackAfter = time.Second
 func (m *mover) passed(t *tunnel) {
 	r := t.layer.roams
 	r.session.Now = time.Duration(m.reactor.Now)
-	if r.session.Passed(len(t.flows[clientSide].unsent)) && !r.reminding {
+	// Without a client there is nobody to be told; the next one is, before anything else.
+	if r.session.Passed(len(t.flows[clientSide].unsent)) && !r.reminding && r.session.Attached() {
 		r.reminding = true
 		m.acks.Push(t, m.reactor.Now)
 	}

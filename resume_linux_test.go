@@ -197,3 +197,31 @@ func TestACloseWaitsForRoom(t *testing.T) {
 		t.Errorf("CLOSE %v", why)
 	}
 }
+
+// There is nothing to do for it until then, and its loop sleeps.
+func TestATunnelWithoutItsClientIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	g := startLoops(t, 1, func(cfg *Config) { cfg.Resume = true })
+	r := openRoamer(t, g.addr, startEcho(t))
+	r.echo(t, "x")
+	r.Detach()
+	r.conn.Close()
+	eventually(t, "its client is away", func() bool { return g.owner.Stats().Detached == 1 })
+	l := g.engine.(*loops).all[0]
+	eventually(t, "nobody is to be told anything", func() (quiet bool) {
+		inLoop(t, l, func() {
+			_, due := l.acks.Next()
+			quiet = !due
+		})
+		return quiet
+	})
+	if got := r.resume(t, g.addr); got != string(handshake.OK) {
+		t.Fatalf("answered %q", got)
+	}
+	r.echo(t, "y")
+	if r.Unacked() > 1 {
+		t.Errorf("%d bytes are not acknowledged", r.Unacked())
+	}
+	r.CloseNow(resume.ByApplication) // its backend need not wait for the hold
+	send(t, r.conn, string(r.Output(nil, 100, 0)))
+}
