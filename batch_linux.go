@@ -241,10 +241,13 @@ func (b *batch) send() {
 // that has no room for goes by pump: it is returned.
 func (e *entry) transform(slot []byte) (kept []byte) {
 	var made []byte
-	if e.from == clientSide {
+	switch {
+	case e.from == clientSide:
 		e.told = e.layer.Finished()
 		made, e.state = e.layer.In(slot[:e.received])
-	} else {
+		e.layer.finished = e.state.Over()
+	case e.layer.finished: // since this batch: it is dropped
+	default:
 		made = e.layer.Out(slot[:int(e.room)+e.received])
 		if e.layer.roams == nil {
 			e.layer.owed += int32(len(made) - e.received)
@@ -383,7 +386,6 @@ func (e *entry) moveOn(l *tunnels) {
 		return
 	}
 	if e.state != layer.Open {
-		e.layer.finished = e.state.Over()
 		l.say(e.t)
 		l.layerEnded(e.t, e.state, e.told)
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gateway/internal/harness"
+	"gateway/internal/layer"
 	"gateway/internal/sys"
 	"gateway/internal/websocket"
 )
@@ -453,5 +454,37 @@ func (s *schedule) closeAll() {
 	}
 	for _, b := range s.unnamed {
 		unix.Close(b.fd)
+	}
+}
+
+// doneLayer is a layer whose client has finished with the first that it says, and from
+// then on makes nothing of what is for it.
+type doneLayer struct {
+	layer.Transform
+	state layer.State
+}
+
+func (l *doneLayer) In([]byte) ([]byte, layer.State) { return nil, l.state }
+func (*doneLayer) Out([]byte) []byte                 { return nil }
+
+func TestWhatComesInOneBatchWithTheClientsEndDoesNotCountAsSent(t *testing.T) {
+	runtime.LockOSThread() // for ever: the thread ends with this
+	d := drive(t, true, slog.DiscardHandler)
+	for _, state := range []layer.State{layer.Wrong, layer.Failed, layer.Finished} {
+		client, backend := d.layeredTunnelOf(t, &doneLayer{websocket.New(1 << 20), state})
+		defer unix.Close(client)
+		defer unix.Close(backend)
+		for range 3 {
+			d.poll()
+			d.deal()
+		}
+		unix.Write(client, []byte("the end"))
+		unix.Write(backend, []byte("on its way"))
+		taken := 0
+		eventually(t, "both are dealt with", func() bool { d.poll(); n := d.deal(); taken += n; return n > 0 })
+		d.publish()
+		if n := d.totalCopied[backendSide].Load(); n != 0 || taken != 2 {
+			t.Errorf("state %d: %d bytes count, of %d events", state, n, taken)
+		}
 	}
 }

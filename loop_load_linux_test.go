@@ -136,7 +136,10 @@ func TestOthersDoNotWaitForALayerThatTakesItsTime(t *testing.T) {
 	d := drive(t, false, slog.DiscardHandler)
 	d.bufferSize = 512
 	slow := &slowLayer{Transform: websocket.New(1 << 20)}
-	slow.client, _ = d.layeredTunnelOf(t, slow)
+	client, backend := d.layeredTunnelOf(t, slow)
+	defer unix.Close(client)
+	defer unix.Close(backend)
+	slow.client = client
 	unix.Write(slow.client, make([]byte, 4<<10))
 	eventually(t, "it is bulk", func() bool { d.poll(); d.deal(); return slow.count > 1 })
 	before := slow.count
