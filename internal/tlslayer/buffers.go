@@ -102,6 +102,17 @@ func (b *buffers) keep(part []byte, room *layer.Room) {
 	*b.raw = *bytes.NewBuffer(append(own, part...))
 }
 
+// drop has a connection that has sent its part of a handshake rest without the buffers that
+// a ClientHello has made grow.
+func (b buffers) drop() {
+	if b.raw.Len() == 0 {
+		*b.raw = bytes.Buffer{}
+	}
+	if b.hand.Len() == 0 {
+		*b.hand = bytes.Buffer{}
+	}
+}
+
 // rest leaves a connection no buffer, unless it is within a record or a message.
 func (b *buffers) rest(room *layer.Room) {
 	if b.hand.Len() == 0 {

@@ -80,7 +80,11 @@ func (c *Conn) RemoteAddr() net.Addr { return c.below.RemoteAddr() }
 
 // Handshake is that of *tls.Conn. It comes before everything else.
 func (c *Conn) Handshake() error {
+	if known {
+		c.layer.wire.shaking = c.Conn
+	}
 	err := c.Conn.Handshake()
+	c.layer.wire.shaking = nil
 	if err == nil {
 		c.state.Or(shaken)
 	}
@@ -165,7 +169,8 @@ const lastWordsTime = time.Second
 // wire is the net.Conn below a *tls.Conn: the socket, or memory, which has nothing to be
 // read (buffers.go has what there is) and takes everything that is written.
 type wire struct {
-	below atomic.Pointer[below] // the socket; nil: memory
+	below   atomic.Pointer[below] // the socket; nil: memory
+	shaking *tls.Conn             // shakes hands, and has buffers to be dropped
 
 	// What a Read writes stays in memory too: it could wait for a client that has
 	// asked for new keys and does not read, whatever the deadline of the Read. The
@@ -193,6 +198,9 @@ func (w *wire) Write(b []byte) (int, error) {
 	if c == nil {
 		w.out = append(w.out, b...)
 		return len(b), nil
+	}
+	if w.shaking != nil {
+		buffersOf(w.shaking).drop()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -420,6 +420,16 @@ func TestALayerAtRestHoldsLittle(t *testing.T) {
 	runtime.KeepAlive(all)
 }
 
+// Who waits for the client's Finished has no use for room for a ClientHello, which is large.
+func TestAHandshakeLeavesNoLargeBuffers(t *testing.T) {
+	eachVersion(t, func(t *testing.T, version uint16) {
+		b := buffersOf(connect(t, version, "", nil).server.Conn)
+		if n := b.raw.Cap() + b.hand.Cap(); n > 1<<10 {
+			t.Errorf("%d bytes are left", n)
+		}
+	})
+}
+
 // BenchmarkMessage is a message and its answer. Nothing is allocated.
 func BenchmarkMessage(b *testing.B) { benchmark(b, 64) }
 
