@@ -81,10 +81,10 @@ func (c *Conn) RemoteAddr() net.Addr { return c.below.RemoteAddr() }
 // Handshake is that of *tls.Conn. It comes before everything else.
 func (c *Conn) Handshake() error {
 	if known {
-		c.layer.wire.shaking = c.Conn
+		c.layer.wire.shaking.Store(c.Conn)
 	}
 	err := c.Conn.Handshake()
-	c.layer.wire.shaking = nil
+	c.layer.wire.shaking.Store(nil)
 	if err == nil {
 		c.state.Or(shaken)
 	}
@@ -169,8 +169,8 @@ const lastWordsTime = time.Second
 // wire is the net.Conn below a *tls.Conn: the socket, or memory, which has nothing to be
 // read (buffers.go has what there is) and takes everything that is written.
 type wire struct {
-	below   atomic.Pointer[below] // the socket; nil: memory
-	shaking *tls.Conn             // shakes hands, and has buffers to be dropped
+	below   atomic.Pointer[below]    // the socket; nil: memory
+	shaking atomic.Pointer[tls.Conn] // shakes hands, and has buffers to be dropped
 
 	// What a Read writes stays in memory too: it could wait for a client that has
 	// asked for new keys and does not read, whatever the deadline of the Read. The
@@ -199,8 +199,9 @@ func (w *wire) Write(b []byte) (int, error) {
 		w.out = append(w.out, b...)
 		return len(b), nil
 	}
-	if w.shaking != nil {
-		buffersOf(w.shaking).drop()
+	// Who closes the connection, in a goroutine of his own, is one of the writers.
+	if shaking := w.shaking.Load(); shaking != nil && w.writers.Load() == 0 {
+		buffersOf(shaking).drop()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
