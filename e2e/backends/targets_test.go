@@ -105,6 +105,10 @@ func (b *target) stop() {
 	if b.ln != nil {
 		b.ln.Close()
 		b.ln = nil
+		// A process that another test is starting holds the listener until it runs its program.
+		for until := time.Now().Add(harness.Patience); harness.IsListening(b.addr) && time.Now().Before(until); {
+			time.Sleep(time.Millisecond)
+		}
 	}
 }
 
