@@ -161,7 +161,8 @@ func TestALogThatIsRotatedDuringAnUpgradeIsTheNewProcesssToo(t *testing.T) {
 // The channel of signals has room for so many.
 func TestAFloodOfReloadsDoesNotHideASignalThatEndsTheGateway(t *testing.T) {
 	t.Parallel()
-	u := harness.StartUpgradable(t, "-pprof=127.0.0.1:0")
+	u := harness.StartUpgradable(t, "-pprof=127.0.0.1:0", "-handover=0")
+	stays := harness.OpenTunnel(t, u.Addr, harness.StartEcho(t)) // and the old process with it
 	url := u.Log.WaitLine(t, "pprof is on", 1)["url"].(string)
 	// Whom pprof serves has a second to finish, for which the old process waits.
 	c := harness.Connect(t, strings.Split(url, "/")[2])
@@ -179,6 +180,7 @@ func TestAFloodOfReloadsDoesNotHideASignalThatEndsTheGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.Log.WaitLine(t, "draining", 1)
+	harness.Finish(t, stays)
 	harness.WaitGone(t, old)
 	c.Close()
 	harness.Eventually(t, "the pid file changes hands", func() bool { u.Main = u.InFile(t); return u.Main != old })
