@@ -38,7 +38,7 @@ func CheckField(name, value string) error {
 	switch {
 	case name == "" || strings.ContainsFunc(name, isNoTokenRune):
 		return errors.New("a name has letters, digits and !#$%&'*+-.^_`|~ only")
-	case strings.Contains(name, "_") && (isOwn(name) || hopByHop[http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))]),
+	case cgiName(canonical) != canonical && (isOwn(canonical) || hopByHop[cgiName(canonical)]),
 		hopByHop[canonical], fixed[canonical]:
 		return fmt.Errorf("%s concerns a connection or frames what is sent, and is the gateway's own", canonical)
 	case canonical == originHeader || canonical == identHeader:
@@ -185,13 +185,13 @@ func (b *trailed) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// dropSpellings takes away what CGI takes for a field of that name (see isOwn): what is
+// dropSpellings takes away what CGI takes for a field of that name (see cgiName): what is
 // set in its place would not be the only one, and a client could pass for another.
 func dropSpellings(name string, all ...http.Header) {
-	name = strings.ReplaceAll(name, "_", "-")
+	name = cgiName(name)
 	for _, h := range all {
 		for other := range h {
-			if strings.EqualFold(strings.ReplaceAll(other, "_", "-"), name) {
+			if strings.EqualFold(cgiName(other), name) {
 				delete(h, other)
 			}
 		}

@@ -98,6 +98,9 @@ func TestWhatCanBeReadInTwoWaysIsRefusedAndEndsTheConnection(t *testing.T) {
 		{"asterisk", "GET * HTTP/1.1\r\n" + to + "\r\n", 400},
 		{"no slash", "GET x HTTP/1.1\r\n" + to + "\r\n", 400},
 		{"another scheme", "GET file:///etc/passwd HTTP/1.1\r\n" + to + "\r\n", 400},
+		{"no host in the URI", "GET http:///x HTTP/1.1\r\n" + to + "\r\n", 400},
+		{"a port alone in the URI's place for it", "GET http://?x HTTP/1.1\r\n" + to + "\r\n", 400},
+		{"a user without a host", "GET http://a@/ HTTP/1.1\r\n" + to + "\r\n", 400},
 		{"a control character in the target", "GET /\x7f HTTP/1.1\r\n" + to + "\r\n", 400},
 		// Section 3.2.
 		{"two hosts", "GET / HTTP/1.1\r\n" + to + "Host: b\r\n\r\n", 400},
@@ -318,6 +321,7 @@ func TestTheNamesOfTheGatewayAreNobodyElsesHoweverSpelled(t *testing.T) {
 	f.rawGet(t, "GET / HTTP/1.1\r\nHost: a\r\nX-Cipher-Origin: ok\r\nX-Fine: 1\r\nSnake_case: 1\r\n"+
 		"X_Forwarded_For: evil\r\nX-Forwarded_For: evil\r\nx_forwarded-for: evil\r\nX_FORWARDED_PROTO: evil\r\n"+
 		"X_Forwarded-Host: evil\r\nX_Cipher_Origin: evil\r\nServer_Identify: evil\r\nForwarded: evil\r\n"+
+		"X.Forwarded.For: evil\r\nX~Forwarded!For: evil\r\nX-Real.IP: evil\r\nTransfer.Encoding: evil\r\nProxy_Connection: evil\r\n"+
 		"X-Real-IP: evil\r\nX_Real_Ip: evil\r\nX-Forwarded-Port: evil\r\nX_Forwarded_Port: evil\r\nProxy: evil\r\n"+
 		"Transfer_Encoding: evil\r\nContent_Length: 5\r\nHost_: 1\r\nKeep_Alive: evil\r\nTE_: 1\r\n\r\n")
 	got := strings.Join(receive(t, heads), "\n")

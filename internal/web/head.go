@@ -92,7 +92,13 @@ func isTarget(method, target string) bool {
 	scheme, rest, found := strings.Cut(strings.ToLower(target), "://")
 	switch scheme {
 	case "http", "https", "ws", "wss":
-		return found && rest != ""
+		// There must be a host (RFC 9110 section 4.2.1).
+		host := rest
+		if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+			host = rest[:end]
+		}
+		host = host[strings.LastIndexByte(host, '@')+1:]
+		return found && host != "" && isHost(host)
 	}
 	return false
 }

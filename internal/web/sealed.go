@@ -147,12 +147,12 @@ var hopByHop = map[string]bool{
 // same and are set by nobody here, so that what a client says there does not
 // pass for it. Proxy would be HTTP_PROXY to a CGI program.
 //
-// CGI and its heirs (WSGI, PHP, Rack) take '_' for '-': "X_Forwarded_For" would
-// be another X-Forwarded-For. In that spelling nothing passes that means
+// CGI and its heirs take other names for the same (see cgiName): "X_Forwarded_For"
+// would be another X-Forwarded-For. In such a spelling nothing passes that means
 // something to a proxy.
 func isOwn(name string) bool {
-	if strings.Contains(name, "_") {
-		name = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	if cgi := cgiName(name); cgi != name {
+		name = cgi
 		if name == "X-Forwarded-For" || hopByHop[name] {
 			return true
 		}
@@ -164,6 +164,25 @@ func isOwn(name string) bool {
 		return false
 	}
 	return strings.HasPrefix(name, "X-Forwarded-")
+}
+
+// cgiName returns the canonical one of the names that CGI and its heirs (WSGI, PHP,
+// Rack) take for the same: all have '_' for '-', and some, lighttpd for one, for
+// whatever is neither a letter nor a digit.
+func cgiName(name string) string {
+	if !strings.ContainsFunc(name, isOdd) {
+		return name
+	}
+	return http.CanonicalHeaderKey(strings.Map(func(r rune) rune {
+		if isOdd(r) {
+			return '-'
+		}
+		return r
+	}, name))
+}
+
+func isOdd(r rune) bool {
+	return r != '-' && !('0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z')
 }
 
 // stripOwn removes what a backend would take for the gateway's word.
