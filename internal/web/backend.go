@@ -25,13 +25,17 @@ const (
 // errStale is why nothing was sent on a kept connection.
 var errStale = errors.New("the backend may be closing the connection")
 
+// errStatus is why a status below 100 is not passed on: there are none (RFC 9110
+// section 15), and net/http panics when it is to write one.
+var errStatus = errors.New("the backend answers with a status below 100")
+
 // errSwitch is why a 101 is not passed on.
 var errSwitch = errors.New("the backend switches to what it was not asked for")
 
 // backendConn is a connection that the transport has dialed.
 //
 // A kept one may be closed by its backend at any moment. Where a request can be
-// repeated the transport does so. The others are sent only if nothing tells
+// repeated the transport does so, which begin bounds to once. The others are sent only if nothing tells
 // that the end is near, and on another connection if nothing has been sent.
 //
 // A backend may answer before it has read the body, and reset what is still
@@ -77,18 +81,26 @@ func newBackendConn(c net.Conn) *backendConn {
 func (b *backendConn) begin(x *exchange, r *http.Request, info httptrace.GotConnInfo, fresh time.Duration) {
 	b.resting.Store(false)
 	stale := info.WasIdle && info.IdleTime >= fresh && !isRepeatable(r)
+	// What was lost on a kept connection is sent once more, on a fresh one (RFC 9112
+	// section 9.3.1). It may be what makes the backend close.
+	stale = stale || info.Reused && x.lost.Load()
 	if allowed := b.keepFor.Load(); info.WasIdle && allowed != 0 {
 		stale = stale || int64(info.IdleTime) >= allowed
 	}
 	b.x.Store(x)
+	x.sent.Store(0)
+	x.reused.Store(info.Reused)
 	b.reused.Store(info.Reused)
 	b.sent.Store(0)
 	b.stale.Store(stale)
 }
 
-// mayGoElsewhere tells that nothing of the request was sent, since the
-// connection was about to close.
-func (b *backendConn) mayGoElsewhere() bool { return b.reused.Load() && b.sent.Load() == 0 }
+// mayGoElsewhere tells that nothing of the request was sent, since the connection was
+// about to close. The connection does not know: it may be another request's before the
+// outcome of this one is told.
+func (x *exchange) mayGoElsewhere() bool {
+	return x.via.Load() != nil && x.reused.Load() && x.sent.Load() == 0
+}
 
 // keep takes the backend's word on how long the connection may rest.
 func (b *backendConn) keep(h http.Header) {
@@ -115,8 +127,12 @@ func (b *backendConn) Write(p []byte) (int, error) {
 			return 0, errStale
 		}
 	}
+	x := b.x.Load()
 	n, err := b.Conn.Write(p)
 	b.sent.Add(int64(n))
+	if x != nil {
+		x.sent.Add(int64(n))
+	}
 	if err != nil && b.sent.Load() > 0 {
 		<-b.ended
 	}
@@ -210,10 +226,10 @@ func isSwitch(r *http.Request, resp *http.Response) bool {
 		len(upgrade) == 1 && strings.EqualFold(upgrade[0], "websocket")
 }
 
-// cleanSwitch takes from a 101 what is between the backend and the gateway
-// alone. The proxy does so with all other answers. A 101 has no body that a
-// field could speak of (RFC 9110 section 8.6).
-func cleanSwitch(h http.Header) {
+// cleanInterim takes from a 1xx what is between the backend and the gateway
+// alone. The proxy does so with final answers only. There is no body that a field
+// could speak of (RFC 9110 section 8.6).
+func cleanInterim(h http.Header) {
 	for _, list := range h["Connection"] {
 		for name := range strings.SplitSeq(list, ",") {
 			h.Del(strings.TrimSpace(name))
@@ -222,6 +238,11 @@ func cleanSwitch(h http.Header) {
 	for name := range hopByHop {
 		h.Del(name)
 	}
+}
+
+// cleanSwitch is cleanInterim for a 101.
+func cleanSwitch(h http.Header) {
+	cleanInterim(h)
 	h.Set("Connection", "Upgrade")
 	h.Set("Upgrade", "websocket")
 }

@@ -64,6 +64,9 @@ type exchange struct {
 	unread     atomic.Bool // there is more of the body, or nobody knows
 
 	via      atomic.Pointer[backendConn] // the last that the transport chose
+	reused   atomic.Bool                 // by this request
+	sent     atomic.Int64                // bytes of it, there
+	lost     atomic.Bool                 // it was sent where no answer came, and may be repeated
 	answered atomic.Bool                 // the transport waits for no answer
 
 	dialing sync.Mutex // held while the Gate dials
@@ -394,6 +397,7 @@ func (w *response) WriteHeader(status int) {
 	x := w.x
 	if status < 200 && status != http.StatusSwitchingProtocols {
 		if !x.isOld { // RFC 9110 section 15.2
+			cleanInterim(w.Header())
 			x.dropChanged(w.Header())
 			w.ResponseWriter.WriteHeader(status)
 		}

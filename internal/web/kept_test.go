@@ -1,11 +1,13 @@
 package web
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -240,5 +242,99 @@ func TestHowLongABackendConnectionIsKept(t *testing.T) {
 	}
 	if defaultBackendIdle >= 5*time.Second {
 		t.Error("Node.js closes after 5 s")
+	}
+}
+
+// deadly answers what asks for /warm, once as many ask at a time as it is told to wait
+// for, and breaks off what asks for more.
+type deadly struct {
+	together sync.WaitGroup
+	fatal    atomic.Int32
+}
+
+func (d *deadly) serve(c *net.TCPConn) {
+	for br := bufio.NewReader(c); ; {
+		r, err := http.ReadRequest(br)
+		if err != nil {
+			return
+		}
+		if r.URL.Path != "/warm" {
+			d.fatal.Add(1)
+			return
+		}
+		d.together.Done()
+		d.together.Wait()
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	}
+}
+
+// A request may be what makes the backend close, and each repetition does so again.
+func TestARequestThatWasLostIsSentOnceMoreAtMost(t *testing.T) {
+	for name, tt := range map[string]struct {
+		method, header string
+		want           int32
+	}{
+		"a GET":                            {"GET", "X-Other", 2},
+		"a POST":                           {"POST", "X-Other", 1},
+		"a POST with an idempotency key":   {"POST", "Idempotency-Key", 1},
+		"a DELETE with the other spelling": {"DELETE", "X-Idempotency-Key", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const kept = 8
+			var d deadly
+			d.together.Add(kept)
+			f := start(t, testOptions, map[string]string{"ok": tcpBackend(t, d.serve)})
+			var warm sync.WaitGroup
+			for range kept {
+				warm.Go(func() { text(t, f.do(t, client(t), "GET", "/warm", nil, "X-Cipher-Origin", "ok")) })
+			}
+			warm.Wait()
+			resp := f.do(t, client(t), tt.method, "/fatal", nil, "X-Cipher-Origin", "ok", tt.header, "1")
+			if n := d.fatal.Load(); resp.StatusCode != 502 || n != tt.want {
+				t.Errorf("%s, and the backend got it %d times; want 502, %d times", resp.Status, n, tt.want)
+			}
+		})
+	}
+}
+
+func TestAnIdempotencyKeyReachesTheBackend(t *testing.T) {
+	keys := make(chan []string, 1)
+	f := start(t, testOptions, map[string]string{"ok": httpBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		keys <- append(r.Header["Idempotency-Key"], r.Header["X-Idempotency-Key"]...)
+	})})
+	text(t, f.do(t, client(t), "POST", "/", nil, "X-Cipher-Origin", "ok", "Idempotency-Key", "a", "X-Idempotency-Key", "b"))
+	if got := receive(t, keys); len(got) != 2 || got[0] != "a" || got[1] != "b" {
+		t.Errorf("the backend got %q", got)
+	}
+}
+
+// A connection may have been given to the next request before a request is told what
+// became of its own, which was sent there.
+func TestWhatWasSentIsNotSentAgainAlthoughTheConnectionServesTheNext(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	go io.Copy(io.Discard, far)
+	r, err := http.NewRequest("POST", "http://a/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBackendConn(near)
+	var first, next exchange
+	first.Server, next.Server = &Server{}, &Server{}
+	for _, x := range []*exchange{&first, &next} {
+		b.begin(x, r, httptrace.GotConnInfo{Reused: true}, freshFor)
+		x.via.Store(b)
+		if !x.mayGoElsewhere() {
+			t.Error("nothing was sent, and it may not be sent elsewhere")
+		}
+		if x == &first {
+			io.WriteString(b, "POST / HTTP/1.1\r\n\r\n")
+		}
+	}
+	if first.mayGoElsewhere() {
+		t.Error("what was sent may be sent once more")
+	}
+	if !next.mayGoElsewhere() {
+		t.Error("what was not sent is lost")
 	}
 }

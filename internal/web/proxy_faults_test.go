@@ -231,3 +231,38 @@ type panicGate struct{ *fakeGate }
 func (panicGate) Open(context.Context, []byte, *Request) (address.Route, *Changes, error) {
 	panic("a bug")
 }
+
+// net/http panics when it is to write such a status.
+func TestAStatusThatCannotBeIsTheBackendsFault(t *testing.T) {
+	for _, status := range []string{"000", "099", "001"} {
+		backend := tcpBackend(t, func(c *net.TCPConn) {
+			c.Read(make([]byte, 4096))
+			io.WriteString(c, "HTTP/1.1 "+status+" Odd\r\nContent-Length: 0\r\n\r\n")
+			io.Copy(io.Discard, c)
+		})
+		f := start(t, testOptions, map[string]string{"ok": backend})
+		if resp := f.rawGet(t, "GET / HTTP/1.1\r\nHost: a\r\nX-Cipher-Origin: ok\r\n\r\n"); resp.StatusCode != 502 {
+			t.Errorf("%s became %s", status, resp.Status)
+		}
+		if e := receive(t, f.served); e.Status != 502 || e.Err != errNoResponse {
+			t.Errorf("account %+v", e)
+		}
+		if log := f.log.String(); strings.Contains(log, "panic") {
+			t.Error(log)
+		}
+	}
+}
+
+func TestWhatConcernsTheBackendsConnectionIsTakenFromA1xxToo(t *testing.T) {
+	backend := tcpBackend(t, func(c *net.TCPConn) {
+		c.Read(make([]byte, 4096))
+		io.WriteString(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=7\r\n"+
+			"Proxy-Authenticate: Basic\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\nContent-Length: 7\r\nTrailer: X\r\n\r\n"+
+			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+	})
+	f := start(t, testOptions, map[string]string{"ok": backend})
+	_, br := f.raw(t, "GET / HTTP/1.1\r\nHost: a\r\nX-Cipher-Origin: ok\r\n\r\n")
+	if got := headerLines(br); len(got) != 2 || got[1] != "Link: </a>" {
+		t.Errorf("the client got %q", got)
+	}
+}

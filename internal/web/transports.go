@@ -3,6 +3,7 @@ package web
 import (
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync"
 	"time"
 )
@@ -22,7 +23,7 @@ func (t *transports) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := x.roundTrip(t.shared, r, &t.seen)
 	// Each time, one connection that was kept is gone.
 	for range maxIdlePerBackend {
-		if b := x.via.Load(); err == nil || x.ctx.Err() != nil || b == nil || !b.mayGoElsewhere() {
+		if err == nil || x.ctx.Err() != nil || !x.mayGoElsewhere() {
 			break
 		}
 		resp, err = x.roundTrip(t.shared, r, &t.seen)
@@ -37,6 +38,9 @@ func (x *exchange) roundTrip(t *http.Transport, r *http.Request, seen *lifetimes
 		GotConn: func(info httptrace.GotConnInfo) {
 			b := info.Conn.(*backendConn)
 			idle = info.IdleTime
+			if x.via.Load() != nil && x.sent.Load() > 0 {
+				x.lost.Store(true)
+			}
 			b.begin(x, r, info, seen.fresh(r.URL.Host))
 			x.via.Store(b)
 		},
@@ -50,17 +54,22 @@ func (x *exchange) roundTrip(t *http.Transport, r *http.Request, seen *lifetimes
 	if r.Body != nil && r.Body != http.NoBody {
 		out.Body = unclosed{r.Body} // for the next connection
 	}
+	hideIdempotencyKeys(out.Header)
 	x.via.Store(nil)
 	x.answered.Store(false)
 	resp, err := t.RoundTrip(out)
 	x.answered.Store(true)
 	if err != nil {
-		if b := x.via.Load(); b != nil && b.reused.Load() && b.sent.Load() > 0 && x.ctx.Err() == nil {
+		if x.via.Load() != nil && x.reused.Load() && x.sent.Load() > 0 && x.ctx.Err() == nil {
 			seen.add(r.URL.Host, idle)
 		}
 		return nil, err
 	}
 	x.via.Load().keep(resp.Header)
+	if resp.StatusCode < 100 {
+		resp.Body.Close()
+		return nil, errStatus
+	}
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		// Whoever dials closes: the proxy does not (golang/go#80875).
 		if !isSwitch(r, resp) {
@@ -70,6 +79,18 @@ func (x *exchange) roundTrip(t *http.Transport, r *http.Request, seen *lifetimes
 		cleanSwitch(resp.Header)
 	}
 	return resp, nil
+}
+
+// hideIdempotencyKeys spells them so that the transport does not know them: it would
+// repeat whatever has one, which is the client's word and not the backend's, and a
+// proxy must not (RFC 9110 section 9.2.2). The case of a name means nothing.
+func hideIdempotencyKeys(h http.Header) {
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if values, ok := h[name]; ok {
+			delete(h, name)
+			h[strings.ToLower(name)] = values
+		}
+	}
 }
 
 // lifetimes remembers after what rest backends were seen to close connections.
