@@ -55,15 +55,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	switch cfg.Action {
 	case actionVersion:
-		fmt.Fprintln(stdout, versionLine())
-		return exitOK
+		return tell(stdout, stderr, versionLine())
 	case actionKeygen:
 		keys, err := token.Generate()
 		if err != nil {
 			return fail(stderr, exitFailure, err)
 		}
-		stdout.Write(keys)
-		return exitOK
+		return tell(stdout, stderr, strings.TrimSuffix(string(keys), "\n"))
 	case actionStatus, actionTunnels, actionCut:
 		return askAdmin(cfg, stdout, stderr)
 	case actionProbe:
@@ -71,8 +69,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		if err != nil {
 			return fail(stderr, exitFailure, fmt.Errorf("-probe: %w", err))
 		}
-		fmt.Fprintln(stdout, says)
-		return exitOK
+		return tell(stdout, stderr, says)
 	case actionSeal, actionOpen:
 		if err := cfg.load(slog.New(slog.DiscardHandler)); err != nil {
 			return fail(stderr, exitUsage, err)
@@ -99,8 +96,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 			}
 		}
 		cfg.warn(slog.New(logwriter.Handler(stderr, cfg.LogFormat, cfg.level)))
-		fmt.Fprintln(stdout, "the configuration is valid")
-		return exitOK
+		return tell(stdout, stderr, "the configuration is valid")
 	}
 	return serveLogged(args, cfg, stderr)
 }
@@ -197,8 +193,7 @@ func sealRoute(cfg *Config, stdout, stderr io.Writer) int {
 	} else if text, err = cfg.tokens.Seal(route.String(), cfg.TTL, time.Now()); err != nil {
 		return fail(stderr, exitUsage, fmt.Errorf("-seal: %w", err))
 	}
-	fmt.Fprintln(stdout, text)
-	return exitOK
+	return tell(stdout, stderr, text)
 }
 
 // openLine prints the route in the line or token of -open.
@@ -213,8 +208,7 @@ func openLine(cfg *Config, stdout, stderr io.Writer) int {
 	case err != nil:
 		return fail(stderr, exitFailure, fmt.Errorf("-open: the line does not open (%w): is it whole, and sealed with this secret and one of -kdf, or made with one of -token-keys?", err))
 	}
-	fmt.Fprintln(stdout, route)
-	return exitOK
+	return tell(stdout, stderr, route)
 }
 
 // askAdmin asks the gateway at -admin, which runs already.
@@ -257,6 +251,15 @@ func isTerminal(w io.Writer) bool {
 	}
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// tell prints what an action was asked for. Keys or a line that nobody gets, on a full
+// disk for one, are a failure.
+func tell(stdout, stderr io.Writer, says any) int {
+	if _, err := fmt.Fprintln(stdout, says); err != nil {
+		return fail(stderr, exitFailure, err)
+	}
+	return exitOK
 }
 
 // fail prints an error on a line of its own.

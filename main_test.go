@@ -124,6 +124,22 @@ func TestActionsPrintToStandardOutputAndEndWithZero(t *testing.T) {
 	}
 }
 
+// full is a disk without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+func TestAnActionWhoseOutcomeNobodyGetsHasFailed(t *testing.T) {
+	line := newKeyring([][]byte{[]byte(testSecret)}, []kdf{kdfMD5}).seal(address.Address{Host: "backend", Port: 1})
+	for _, action := range []string{"-keygen", "-seal=127.0.0.1:80", "-open=" + line, "-check", "-version"} {
+		var stderr strings.Builder
+		code := run([]string{action, "-secret=" + testSecret, "-pidfile=", "-addr=127.0.0.1:0"}, full{}, &stderr)
+		if want := "gateway: " + syscall.ENOSPC.Error() + "\n"; code != exitFailure || !strings.HasSuffix(stderr.String(), want) {
+			t.Errorf("%s: %d and %q, want %d and %q", action, code, stderr.String(), exitFailure, want)
+		}
+	}
+}
+
 func TestHelpListsEveryFlag(t *testing.T) {
 	t.Parallel()
 	stdout, _, _ := runGateway(t, nil, "-help")

@@ -83,8 +83,8 @@ func checkPIDFile(path string) error {
 	if err != nil {
 		return explain(err)
 	}
-	tmp.Close()
-	return os.Remove(tmp.Name())
+	_, err = tmp.WriteString(strconv.Itoa(os.Getpid()) + "\n") // for which a full disk has no room
+	return errors.Join(err, tmp.Close(), os.Remove(tmp.Name()))
 }
 
 // explain says of an error what to do about it; nil for none.

@@ -206,11 +206,17 @@ func TestWhatIsNotPermittedNamesARemedy(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
+	private := filepath.Join(dir, "private")
+	if err := os.WriteFile(private, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		args  []string
 		code  int
 		words []string
 	}{
+		{[]string{"-addr=127.0.0.1:0", "-secret-file=" + private, "-check"}, harness.ExitUsage, []string{"-secret-file", "permission denied", "allowed to read it"}},
+		{[]string{"-addr=127.0.0.1:0", "-pidfile=", "-admin=unix:" + dir + "/admin.sock", "-check"}, harness.ExitUsage, []string{"-admin", "permission denied", "in a folder"}},
 		{[]string{"-addr=127.0.0.1:80", "-pidfile="}, harness.ExitFailure, []string{"-addr", "CAP_NET_BIND_SERVICE", "ip_unprivileged_port_start"}},
 		{[]string{"-addr=127.0.0.1:80", "-check"}, harness.ExitUsage, []string{"-addr", "CAP_NET_BIND_SERVICE"}},
 		{[]string{"-addr=127.0.0.1:0", "-listen=127.0.0.1:81=sealed", "-check"}, harness.ExitUsage, []string{"-listen", "CAP_NET_BIND_SERVICE"}},

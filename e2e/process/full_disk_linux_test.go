@@ -28,6 +28,23 @@ func fill(t testing.TB, dir string) (file string) {
 	return file
 }
 
+func TestCheckFindsThatADiskIsFull(t *testing.T) {
+	if !harness.InNamespaces(t, unix.CLONE_NEWNS) {
+		return
+	}
+	dir := t.TempDir()
+	harness.Mount(t, "none", dir, "tmpfs", 0, "size=64k")
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	fill(t, dir)
+	for _, setting := range []string{"-pidfile", "-log-file"} {
+		p := harness.Launch(t, harness.Command(t, nil, "-check", "-secret=x", "-addr=127.0.0.1:0", "-pidfile=", setting+"="+filepath.Join(dir, "file")))
+		if code := p.Wait(t); code != harness.ExitUsage || !strings.Contains(p.Log.String(), setting+": ") || !strings.Contains(p.Log.String(), "no space left on device") {
+			t.Errorf("%s: exit code %d, and it says %q", setting, code, p.Log.String())
+		}
+	}
+	wantFiles(t, dir, "filler")
+}
+
 func TestOnAFullDiskNobodyLosesItsLine(t *testing.T) {
 	if !harness.InNamespaces(t, unix.CLONE_NEWNS) {
 		return

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -50,12 +51,24 @@ func ParseURL(s string) (string, error) {
 	switch {
 	case err != nil, u.Hostname() == "", u.Scheme != "http" && u.Scheme != "https":
 		return "", errURL
+	case !isPort(u):
+		return "", errors.New("want a port from 1 to 65535, or none")
 	case u.User != nil:
 		return "", errors.New("want a URL without user or password: a bearer token is for a file")
 	case u.Fragment != "":
 		return "", errors.New("want a URL without a fragment")
 	}
 	return u.String(), nil
+}
+
+// isPort tells whether a URL's port can be one. url.Parse takes any number, and nothing
+// behind the colon.
+func isPort(u *url.URL) bool {
+	if u.Port() == "" {
+		return !strings.HasSuffix(u.Host, ":")
+	}
+	n, err := strconv.ParseUint(u.Port(), 10, 16)
+	return err == nil && n > 0
 }
 
 // ParseHeader checks the name of a header for a Question, and returns it in its usual

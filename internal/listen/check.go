@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"strings"
 	"syscall"
@@ -90,5 +91,15 @@ func PrivateRemedy(setting string, err error) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("-%s: %w (stop who uses it, or give each process a -%s of its own: -reuse=1 does not share it)", setting, err, setting)
 	}
+	if isPath(err) && errors.Is(err, syscall.EACCES) {
+		return fmt.Errorf("-%s: %w (name a path in a folder that this user may write to)", setting, err)
+	}
 	return fmt.Errorf("-%s: %w", setting, Remedy(err, true))
+}
+
+// isPath tells whether an error is about a Unix socket, or what is to become one.
+func isPath(err error) bool {
+	var file *fs.PathError
+	var op *net.OpError
+	return errors.As(err, &file) || errors.As(err, &op) && op.Net == "unix"
 }

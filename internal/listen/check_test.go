@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"syscall"
@@ -93,6 +94,21 @@ func TestWhatIsPrivateIsNotShared(t *testing.T) {
 	}
 	if err := PrivateRemedy("pprof", fmt.Errorf("listen: %w", syscall.EACCES)); !strings.HasPrefix(err.Error(), "-pprof: ") || !strings.Contains(err.Error(), "1024") {
 		t.Errorf("told %v", err)
+	}
+}
+
+func TestWhoMayNotMakeASocketIsNotToldOfPorts(t *testing.T) {
+	for _, err := range []error{
+		&os.PathError{Op: "open", Path: "/x", Err: syscall.EACCES},
+		&net.OpError{Op: "listen", Net: "unix", Err: os.NewSyscallError("bind", syscall.EACCES)},
+	} {
+		if got := PrivateRemedy("admin", err).Error(); strings.Contains(got, "1024") || !strings.Contains(got, "in a folder") || !strings.HasPrefix(got, "-admin: ") {
+			t.Errorf("told %q", got)
+		}
+	}
+	tcp := &net.OpError{Op: "listen", Net: "tcp", Err: os.NewSyscallError("bind", syscall.EACCES)}
+	if got := PrivateRemedy("admin", tcp).Error(); !strings.Contains(got, "1024") {
+		t.Errorf("of a port: %q", got)
 	}
 }
 

@@ -58,7 +58,8 @@ func checkFolder(path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(tmp.Close(), os.Remove(tmp.Name()))
+	_, err = tmp.WriteString("\n") // for which a full disk has no room
+	return errors.Join(err, tmp.Close(), os.Remove(tmp.Name()))
 }
 
 // torn tells whether a file ends within a line, as that of a process does which was

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"gateway/internal/smallfile"
 )
@@ -25,6 +27,9 @@ func Lines(name string) ([][]byte, error) {
 	if bytes.IndexByte(text, 0) >= 0 { // UTF-16 without its mark is full of them
 		return nil, fmt.Errorf("%s holds a zero byte: save it as UTF-8", name)
 	}
+	if isMac(string(text)) {
+		return nil, fmt.Errorf("%s has lines that end in CR alone, and would be one secret: save it with LF or CRLF", name)
+	}
 	var secrets [][]byte
 	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
 		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
@@ -40,6 +45,13 @@ func Lines(name string) ([][]byte, error) {
 		return nil, fmt.Errorf("%s holds %d secrets, want at most %d: a line that does not open costs an attempt for each", name, len(secrets), maxLines)
 	}
 	return secrets, nil
+}
+
+// isMac tells whether a text has the lines of old Macs. Random bytes that hold a CR are
+// no text.
+func isMac(s string) bool {
+	return strings.Contains(strings.TrimSuffix(s, "\r"), "\r") && !strings.ContainsRune(s, '\n') && utf8.ValidString(s) &&
+		!strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) && r != '\r' && r != '\t' })
 }
 
 // Word reads a file that holds a token in one word, of at least so many ASCII

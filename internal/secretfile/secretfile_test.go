@@ -22,6 +22,7 @@ func TestAFileHasASecretALine(t *testing.T) {
 		"one":                           "[one]",
 		"\ufeffone\r\n\n# two\nthree\n": "[one three]",
 		" spaces count \n":              "[ spaces count ]",
+		"random\r\x80\x01":              "[random\r\x80\x01]",
 	} {
 		got, err := Lines(write(t, text))
 		if err != nil || fmt.Sprintf("%s", got) != want {
@@ -35,6 +36,7 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 		"":                              "holds no secret",
 		"# hidden\n":                    "holds no secret",
 		"h\x00i\x00":                    "holds a zero byte: save it as UTF-8",
+		"hidden\rhidden two\r":          "end in CR alone",
 		strings.Repeat("hidden\n", 101): "holds 101 secrets, want at most 100",
 	} {
 		_, err := Lines(write(t, text))

@@ -5,10 +5,14 @@ package smallfile
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"time"
+	"unicode"
+	"unicode/utf16"
 )
 
 // patience is how long a pipe has to bring all.
@@ -20,6 +24,9 @@ const patience = 5 * time.Second
 func Read(name string, most int) ([]byte, error) {
 	// Without O_NONBLOCK the open of a pipe waits for a writer (fifo(7)).
 	f, err := os.OpenFile(name, os.O_RDONLY|nonblock, 0)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w (the user that runs the gateway must be allowed to read it, and to search its folders)", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -42,6 +49,30 @@ func Read(name string, most int) ([]byte, error) {
 // isUTF16 tells whether a text begins with the byte order mark that editors on
 // Windows write, and is not something else that begins alike.
 func isUTF16(text []byte) bool {
-	marked := bytes.HasPrefix(text, []byte{0xff, 0xfe}) || bytes.HasPrefix(text, []byte{0xfe, 0xff})
-	return marked && bytes.IndexByte(text, 0) >= 0
+	order := binary.ByteOrder(binary.LittleEndian)
+	switch {
+	case bytes.HasPrefix(text, []byte{0xff, 0xfe}):
+	case bytes.HasPrefix(text, []byte{0xfe, 0xff}):
+		order = binary.BigEndian
+	default:
+		return false
+	}
+	return bytes.IndexByte(text, 0) >= 0 || reads(text[2:], order)
+}
+
+// reads tells whether UTF-16 without a zero byte, as Chinese is, makes sense.
+func reads(text []byte, order binary.ByteOrder) bool {
+	if len(text) == 0 || len(text)%2 != 0 {
+		return false
+	}
+	units := make([]uint16, 0, len(text)/2)
+	for ; len(text) > 0; text = text[2:] {
+		units = append(units, order.Uint16(text))
+	}
+	for _, r := range utf16.Decode(units) {
+		if r == unicode.ReplacementChar || !unicode.IsGraphic(r) {
+			return false
+		}
+	}
+	return true
 }

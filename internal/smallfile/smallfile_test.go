@@ -35,7 +35,8 @@ func TestWhatIsNoFileIsAnErrorThatNamesIt(t *testing.T) {
 func TestUTF16IsAnErrorThatSaysWhatToDo(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
 	for text, want := range map[string]bool{
-		"\xff\xfea\x00": false, "\xfe\xff\x00a": false, "\xff\xfe\n": true, "\xef\xbb\xbfa": true, "0\x82\x00\xff\xfe": true, "": true,
+		"\xff\xfea\x00": false, "\xfe\xff\x00a": false, "\xff\xfe\n": true, "\xff\xfe": true,
+		"\xff\xfe\xc6\x5b\x01\x78": false, "\xfe\xff\x5b\xc6\x78\x01": false, "\xff\xfe\x01\xd8\x02\xd8": true, "\xef\xbb\xbfa": true, "0\x82\x00\xff\xfe": true, "": true,
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
