@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -47,32 +48,71 @@ func (c *client) query(ctx context.Context, name string, qtype uint16) (*dns.Msg
 	for i := range order {
 		order[i] = (first + i) % len(servers)
 	}
+	// A question that was asked again stays open: a server that is slow, time and
+	// again, would else never be in time.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	replies := make(chan reply, rounds*len(order))
+	open := 0
 	for round := range rounds {
 		var silent []int
 		for i, s := range order {
 			left := len(order)*(rounds-round) - i // tries, at most
-			var m *dns.Msg
-			if m, err = ask(ctx, left, servers[s], name, qtype); err == nil {
-				c.first.Store(uint32(s))
-				return m, nil
+			go func() {
+				m, err := ask(ctx, servers[s], name, qtype)
+				replies <- reply{s, m, err}
+			}()
+			open++
+			next := time.NewTimer(share(ctx, left))
+			for waiting := true; waiting; {
+				select {
+				case <-next.C:
+					silent, waiting = append(silent, s), false
+				case r := <-replies:
+					open--
+					if err = r.err; err == nil {
+						next.Stop()
+						c.first.Store(uint32(r.server))
+						return r.m, nil
+					}
+					// Another's that is late, or what was asked for now.
+					if waiting = r.server != s; waiting {
+						silent = slices.DeleteFunc(silent, func(s int) bool { return s == r.server })
+					} else if layer.IsTimeout(err) {
+						silent = append(silent, s)
+					}
+				}
 			}
-			if layer.IsTimeout(err) {
-				silent = append(silent, s)
-			}
+			next.Stop()
 		}
 		order = silent // who has refused will refuse at once again
+	}
+	for ; open > 0; open-- {
+		r := <-replies
+		if r.err == nil {
+			c.first.Store(uint32(r.server))
+			return r.m, nil
+		}
+		err = r.err
 	}
 	return nil, err
 }
 
-// ask asks one server, in an equal share of the time that is left for so many
-// tries.
-func ask(ctx context.Context, tries int, server, name string, qtype uint16) (*dns.Msg, error) {
-	deadline, _ := ctx.Deadline()
-	share := time.Until(deadline) / time.Duration(tries)
-	ctx, cancel := context.WithTimeout(ctx, share)
-	defer cancel()
+// reply is what came of one question to a server.
+type reply struct {
+	server int
+	m      *dns.Msg
+	err    error
+}
 
+// share returns an equal share of the time that is left for so many tries.
+func share(ctx context.Context, tries int) time.Duration {
+	deadline, _ := ctx.Deadline()
+	return time.Until(deadline) / time.Duration(tries)
+}
+
+// ask asks one server.
+func ask(ctx context.Context, server, name string, qtype uint16) (*dns.Msg, error) {
 	q := new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype) // with a random id
 	q.SetEdns0(udpSize, false)
 	m, err := exchange(ctx, "udp", server, q)

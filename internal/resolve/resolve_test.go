@@ -253,6 +253,18 @@ func TestALostDatagramIsSentAgain(t *testing.T) {
 	list(t, r, "a.test")
 }
 
+// Each question is asked again in a half of the time.
+func TestAServerThatIsSlowEachTimeIsWaitedFor(t *testing.T) {
+	const timeout = 2 * time.Second
+	s := serve(t, "slow.test. 60 A 10.0.0.7")
+	s.behave(func(w dns.ResponseWriter, q *dns.Msg) {
+		time.Sleep(timeout * 6 / 10) // the server's pace
+		s.answer(w, q)
+	})
+	r, _ := start(t, Options{Server: s.addr, Timeout: timeout})
+	want(t, "addresses", lookup(t, r, "slow.test"), "10.0.0.7")
+}
+
 func TestTheNextServerIsAsked(t *testing.T) {
 	for name, respond := range map[string]func(dns.ResponseWriter, *dns.Msg){
 		"SERVFAIL": fails(dns.RcodeServerFailure), "REFUSED": fails(dns.RcodeRefused), "silence": silence,
