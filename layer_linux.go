@@ -37,6 +37,23 @@ func (m *mover) pumpLayer(t *tunnel) {
 	m.pumpIn(t)
 	m.pumpOut(t)
 	m.say(t)
+	m.hangUp(t)
+}
+
+// hangUp ends the connection of a client that has finished and has been told so, however
+// long its backend stays: it waits for that before it closes (RFC 6455 section 7.1.1).
+func (m *mover) hangUp(t *tunnel) {
+	l, down := t.layer, &t.flows[backendSide]
+	if !l.finished || l.hungUp || l.HalfCloses() || t.roams() || t.broken || down.done || down.holds() || l.Due() {
+		return
+	}
+	l.hungUp = true
+	if l.Leave(); l.Due() {
+		m.say(t)
+	}
+	if !down.holds() {
+		sys.ShutdownWrite(t.sockets[clientSide].fd)
+	}
 }
 
 // pumpIn is pump from the client.

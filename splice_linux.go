@@ -114,6 +114,7 @@ func (s *socket) noteEvents(events uint32) {
 type layered struct {
 	layer.Transform
 	owed     int32 // bytes on their way to the client that are the layer's, not the backend's
+	hungUp   bool  // see hangUp
 	by       int64 // when the client is not waited for any more; 0: no bound
 	lookAt   int64 // when to look after the client
 	finished bool  // the client has; what is for it is dropped

@@ -322,6 +322,21 @@ func TestAWebSocketsEndIsTheBackendsEnd(t *testing.T) {
 	})
 }
 
+func TestAWebSocketThatHasClosedIsHungUpThoughItsBackendStays(t *testing.T) {
+	t.Parallel()
+	flags, trusting := harness.TLSFlags(t)
+	p := harness.Start(t, flags...)
+	stay := make(chan struct{})
+	backend := harness.StartBackend(t, func(c *net.TCPConn) { <-stay })
+	t.Cleanup(func() { close(stay) })
+	inForms(t, trusting, harness.Form.IsWebSocket, func(t *testing.T, v harness.Form, config *tls.Config) {
+		c := harness.ConnectWith(t, p.Addr, config)
+		harness.Send(t, c, v.Text(backend)+v.Say+harness.Masked(harness.CloseFrame, closeNormal))
+		harness.ExpectAnswer(t, c, v.Welcome)
+		harness.ExpectAll(t, c, harness.Frame(harness.CloseFrame, closeNormal))
+	})
+}
+
 func TestTheBackendsEndIsAWebSocketsEnd(t *testing.T) {
 	t.Parallel()
 	flags, trusting := harness.TLSFlags(t)
