@@ -47,11 +47,10 @@ func (m *mover) hangUp(t *tunnel) {
 	if !l.finished || l.hungUp || l.HalfCloses() || t.roams() || t.broken || down.done || down.holds() || l.Due() {
 		return
 	}
-	l.hungUp = true
 	if l.Leave(); l.Due() {
 		m.say(t)
 	}
-	if !down.holds() {
+	if l.hungUp = !down.holds(); l.hungUp { // else once there is room
 		sys.ShutdownWrite(t.sockets[clientSide].fd)
 	}
 }
