@@ -68,6 +68,10 @@ type Conn struct {
 	dropUntil time.Time     // the client has closed; what is written until then is dropped
 	dropped   int64         // bytes that were
 
+	// violation is what Read fails with where the client keeps to no rules. It is the end
+	// for Write too, which may be the first to tell of it.
+	violation atomic.Pointer[error]
+
 	// pong is the payload of a ping to be answered. Whoever unlocks writeMu
 	// answers it, so that a stalled Write never stops Read.
 	pong atomic.Pointer[[]byte]
@@ -181,6 +185,8 @@ func (c *Conn) readFailed(err error) error {
 		if c.wire.wrong == websocket.StatusMessageTooBig {
 			c.readErr = errTooBig
 		}
+		violation := c.readErr
+		c.violation.Store(&violation)
 		c.sendClose(cmp.Or(c.wire.wrong, websocket.StatusProtocolError))
 	}
 	return c.readErr
@@ -202,6 +208,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 	switch {
 	case c.isClosed():
 		return 0, net.ErrClosed
+	case c.violation.Load() != nil:
+		return 0, *c.violation.Load()
 	case c.wire.muted.Load():
 		return 0, errGone
 	case c.torn:

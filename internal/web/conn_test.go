@@ -273,6 +273,23 @@ func TestWhatIsWrittenToAClientThatHasClosedIsDropped(t *testing.T) {
 	c.finish()
 }
 
+// Whichever of the two directions comes to it first.
+func TestAClientThatKeepsToNoRulesIsSaidToByReadAndWrite(t *testing.T) {
+	client, server := loopback(t)
+	c := pipeConn(server)
+	io.WriteString(client, frame(0x02, "x")+frame(0x82, "a message within a message"))
+	for range 2 { // the first is well
+		_, err := c.Read(make([]byte, 1))
+		if err != nil && err != errProtocol {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Write([]byte("late")); err != errProtocol {
+		t.Errorf("%v, want %v", err, errProtocol)
+	}
+	c.finish()
+}
+
 func TestWhatComesAfterCloseWriteIsStillRead(t *testing.T) {
 	client, server := loopback(t)
 	c := pipeConn(server)
