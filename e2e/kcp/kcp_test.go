@@ -122,7 +122,12 @@ func openKCP(t testing.TB, gateway, backend string) *session {
 // that closes.
 func startKCPBackend(t testing.TB, code kcpCode, serve func(*kcpgo.UDPSession)) string {
 	t.Helper()
-	ln, err := kcpgo.ListenWithOptions("127.0.0.1:0", code.block(t), code.data, code.parity)
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := &lastRead{PacketConn: conn, over: make(chan struct{})}
+	ln, err := kcpgo.ServeConn(code.block(t), code.data, code.parity, socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,6 +146,8 @@ func startKCPBackend(t testing.TB, code kcpCode, serve func(*kcpgo.UDPSession)) 
 	})
 	t.Cleanup(func() {
 		ln.Close() // which ends the reads of its sessions
+		socket.Close()
+		<-socket.over // it makes no more of them
 		ended := make(chan struct{})
 		go func() { serving.Wait(); close(ended) }()
 		select {
@@ -157,6 +164,21 @@ func startKCPBackend(t testing.TB, code kcpCode, serve func(*kcpgo.UDPSession)) 
 		}
 	})
 	return "kcp://" + ln.Addr().String()
+}
+
+// lastRead tells when the one who reads has been told of the end.
+type lastRead struct {
+	net.PacketConn
+	once sync.Once
+	over chan struct{}
+}
+
+func (c *lastRead) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, err := c.PacketConn.ReadFrom(b)
+	if err != nil {
+		c.once.Do(func() { close(c.over) })
+	}
+	return n, from, err
 }
 
 func kcpEcho(s *kcpgo.UDPSession) { io.Copy(s, s) }
